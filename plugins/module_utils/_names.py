@@ -1,0 +1,130 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: BSD-3-Clause
+"""The one policy for names: usernames, keys, hosts, directories, path components.
+
+The hook, the apply program, the playbook and the modules all ask here, so that none of them is
+more generous than the next. Plain Python >= 3.9, standard library only: it runs on storage hosts.
+
+Every rule is an allow-list. A username may hold letters and digits of any script, and ``. _ - @ +``,
+an apostrophe or a space inside. That leaves out, without naming them, template markers, slashes,
+quotes, shell syntax, control characters, escape sequences and lone surrogates.
+
+Rejected: percent-style escaping as JupyterHub's spawners do it (two names can collide:
+``al\\x020x`` and ``al x``), and a short hash (32 bits collide after some 58,000 tries).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import posixpath
+import re
+import unicodedata
+
+MAX_NAME = 128
+"""Most characters in a username; and at most 255 bytes of UTF-8, a path component's limit."""
+
+_INSIDE = frozenset("._-@+' ")
+_PLAIN = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,62}\Z")
+_SLUG = re.compile(r".*-[a-z2-7]{26}\Z")
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?\Z")
+_NOT_HOSTS = frozenset({"all", "ungrouped"})
+
+STATE_DIRECTORY = ".ansible_bootstrap"
+"""Below each storage root: stages, locks and records, root-owned, mode 0700."""
+
+
+class NameRefused(ValueError):
+    """The name breaks a rule; the text says which, and never repeats the name."""
+
+
+def check_name(name):
+    # type: (object) -> str
+    """Return ``name`` if it is an acceptable username, else raise :class:`NameRefused`."""
+    if not isinstance(name, str):
+        raise NameRefused("a username must be a string")
+    if not name:
+        raise NameRefused("a username must not be empty")
+    if len(name) > MAX_NAME:
+        raise NameRefused("a username has at most %d characters" % MAX_NAME)
+    for char in name:
+        if not (char in _INSIDE or unicodedata.category(char)[0] in "LNM"):
+            raise NameRefused("a username has only letters, digits and . _ - @ + ' or a space")
+    if not (unicodedata.category(name[0])[0] in "LN" or name[0] == "_"):
+        raise NameRefused("a username begins with a letter, a digit or _")
+    if name[-1] in " '":
+        raise NameRefused("a username does not end with a space or an apostrophe")
+    if unicodedata.normalize("NFC", name) != name:
+        raise NameRefused("a username is in Unicode normal form C")
+    if len(name.encode("utf-8")) > 255:
+        raise NameRefused("a username has at most 255 bytes of UTF-8")
+    if name == "root":
+        raise NameRefused("root is not a user of the hub")
+    return name
+
+
+def check_key(key):
+    # type: (object) -> str
+    """Return ``key`` if it can stand in logs and JSON as it is, else raise :class:`NameRefused`."""
+    if not isinstance(key, str) or not 0 < len(key) <= 512:
+        raise NameRefused("a key or group is a string of 1 to 512 characters")
+    if not key.isprintable():
+        raise NameRefused("a key or group has only printable characters")
+    return key
+
+
+def check_host(host):
+    # type: (object) -> str
+    """Return ``host`` if it can only be one inventory host, never a pattern or ``all``."""
+    if not isinstance(host, str) or not _HOST.match(host) or host in _NOT_HOSTS:
+        raise NameRefused("a storage host is the name of one host of the inventory, no group and no pattern")
+    return host
+
+
+def check_directory(directory):
+    # type: (object) -> str
+    """Return ``directory`` if it is an absolute, normal path that nothing can be hidden in.
+
+    Whether it lies below the storage root is for :func:`below` to say.
+    """
+    if not isinstance(directory, str) or not directory.startswith("/"):
+        raise NameRefused("a directory is an absolute path")
+    if len(directory.encode("utf-8", "surrogatepass")) > 4000:
+        raise NameRefused("a directory's path has at most 4000 bytes")
+    if posixpath.normpath(directory) != directory or directory.startswith("//") or directory == "/":
+        raise NameRefused("a directory's path has no '..', no '.', no empty part and no trailing slash")
+    if not directory.isprintable():
+        raise NameRefused("a directory's path has only printable characters")
+    if STATE_DIRECTORY in directory.split("/"):
+        raise NameRefused("%s is not a user's directory" % STATE_DIRECTORY)
+    return directory
+
+
+def below(root, directory):
+    # type: (str, str) -> list[str]
+    """Return the components of ``directory`` below ``root``.
+
+    Raises:
+        NameRefused: if it is not strictly below.
+    """
+    root = posixpath.normpath(root)
+    prefix = root if root == "/" else root + "/"
+    if not directory.startswith(prefix) or directory == prefix:
+        raise NameRefused("the directory is not below the storage root")
+    return directory[len(prefix) :].split("/")
+
+
+def component(name):
+    # type: (str) -> str
+    """Return the path component for a username: itself if it is plain, else a slug.
+
+    Plain is lower-case ASCII, so that no two plain names meet on a file system that folds case. A
+    slug is a readable stem and 130 bits of the name's sha256; a plain name that looks like a slug
+    becomes one, so the two kinds cannot meet either.
+    """
+    if _PLAIN.match(name) and not _SLUG.match(name):
+        return name
+    digest = hashlib.sha256(name.encode("utf-8")).digest()
+    tail = base64.b32encode(digest).decode("ascii").lower()[:26]
+    stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:24].strip("-")
+    return "%s-%s" % (stem or "user", tail)
