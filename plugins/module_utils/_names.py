@@ -34,88 +34,84 @@ STATE_DIRECTORY = ".ansible_bootstrap"
 """Below each storage root: stages, locks and records, root-owned, mode 0700."""
 
 
-class NameRefused(ValueError):
+class NameRefusedError(ValueError):
     """The name breaks a rule; the text says which, and never repeats the name."""
 
 
-def check_name(name):
-    # type: (object) -> str
-    """Return ``name`` if it is an acceptable username, else raise :class:`NameRefused`."""
+def check_name(name: object) -> str:
+    """Return ``name`` if it is an acceptable username, else raise :class:`NameRefusedError`."""
     if not isinstance(name, str):
-        raise NameRefused("a username must be a string")
+        raise NameRefusedError("a username must be a string")
     if not name:
-        raise NameRefused("a username must not be empty")
+        raise NameRefusedError("a username must not be empty")
     if len(name) > MAX_NAME:
-        raise NameRefused("a username has at most %d characters" % MAX_NAME)
+        raise NameRefusedError(f"a username has at most {MAX_NAME} characters")
     for char in name:
         if not (char in _INSIDE or unicodedata.category(char)[0] in "LNM"):
-            raise NameRefused("a username has only letters, digits and . _ - @ + ' or a space")
+            raise NameRefusedError("a username has only letters, digits and . _ - @ + ' or a space")
     if not (unicodedata.category(name[0])[0] in "LN" or name[0] == "_"):
-        raise NameRefused("a username begins with a letter, a digit or _")
+        raise NameRefusedError("a username begins with a letter, a digit or _")
     if name[-1] in " '":
-        raise NameRefused("a username does not end with a space or an apostrophe")
+        raise NameRefusedError("a username does not end with a space or an apostrophe")
     if unicodedata.normalize("NFC", name) != name:
-        raise NameRefused("a username is in Unicode normal form C")
+        raise NameRefusedError("a username is in Unicode normal form C")
     if len(name.encode("utf-8")) > 255:
-        raise NameRefused("a username has at most 255 bytes of UTF-8")
+        raise NameRefusedError("a username has at most 255 bytes of UTF-8")
     if name == "root":
-        raise NameRefused("root is not a user of the hub")
+        raise NameRefusedError("root is not a user of the hub")
     return name
 
 
-def check_key(key):
-    # type: (object) -> str
-    """Return ``key`` if it can stand in logs and JSON as it is, else raise :class:`NameRefused`."""
+def check_key(key: object) -> str:
+    """Return ``key`` if it can stand in logs and JSON as it is, else raise :class:`NameRefusedError`."""
     if not isinstance(key, str) or not 0 < len(key) <= 512:
-        raise NameRefused("a key or group is a string of 1 to 512 characters")
+        raise NameRefusedError("a key or group is a string of 1 to 512 characters")
     if not key.isprintable():
-        raise NameRefused("a key or group has only printable characters")
+        raise NameRefusedError("a key or group has only printable characters")
     return key
 
 
-def check_host(host):
-    # type: (object) -> str
+def check_host(host: object) -> str:
     """Return ``host`` if it can only be one inventory host, never a pattern or ``all``."""
     if not isinstance(host, str) or not _HOST.match(host) or host in _NOT_HOSTS:
-        raise NameRefused("a storage host is the name of one host of the inventory, no group and no pattern")
+        raise NameRefusedError(
+            "a storage host is the name of one host of the inventory, no group and no pattern"
+        )
     return host
 
 
-def check_directory(directory):
-    # type: (object) -> str
+def check_directory(directory: object) -> str:
     """Return ``directory`` if it is an absolute, normal path that nothing can be hidden in.
 
     Whether it lies below the storage root is for :func:`below` to say.
     """
     if not isinstance(directory, str) or not directory.startswith("/"):
-        raise NameRefused("a directory is an absolute path")
+        raise NameRefusedError("a directory is an absolute path")
     if len(directory.encode("utf-8", "surrogatepass")) > 4000:
-        raise NameRefused("a directory's path has at most 4000 bytes")
+        raise NameRefusedError("a directory's path has at most 4000 bytes")
     if posixpath.normpath(directory) != directory or directory.startswith("//") or directory == "/":
-        raise NameRefused("a directory's path has no '..', no '.', no empty part and no trailing slash")
+        raise NameRefusedError("a directory's path has no '..', no '.', no empty part and no trailing slash")
     if not directory.isprintable():
-        raise NameRefused("a directory's path has only printable characters")
+        raise NameRefusedError("a directory's path has only printable characters")
     if STATE_DIRECTORY in directory.split("/"):
-        raise NameRefused("%s is not a user's directory" % STATE_DIRECTORY)
+        raise NameRefusedError(f"{STATE_DIRECTORY} is not a user's directory")
     return directory
 
 
-def below(root, directory):
-    # type: (str, str) -> list[str]
+def below(root: str, directory: str) -> list[str]:
     """Return the components of ``directory`` below ``root``.
 
     Raises:
-        NameRefused: if it is not strictly below.
+        NameRefusedError: if it is not strictly below.
     """
     root = posixpath.normpath(root)
     prefix = root if root == "/" else root + "/"
     if not directory.startswith(prefix) or directory == prefix:
-        raise NameRefused("the directory is not below the storage root")
+        raise NameRefusedError("the directory is not below the storage root")
     return directory[len(prefix) :].split("/")
 
 
-def component(name):
-    # type: (str) -> str
+def component(name: str) -> str:
     """Return the path component for a username: itself if it is plain, else a slug.
 
     Plain is lower-case ASCII, so that no two plain names meet on a file system that folds case. A
@@ -127,4 +123,4 @@ def component(name):
     digest = hashlib.sha256(name.encode("utf-8")).digest()
     tail = base64.b32encode(digest).decode("ascii").lower()[:26]
     stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:24].strip("-")
-    return "%s-%s" % (stem or "user", tail)
+    return f"{stem or 'user'}-{tail}"
