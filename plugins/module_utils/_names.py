@@ -1,6 +1,6 @@
 # Copyright (c) 2026, the ansible_bootstrap contributors
 # SPDX-License-Identifier: BSD-3-Clause
-"""The one policy for names: usernames, keys, hosts, directories, path components.
+r"""The one policy for names: usernames, keys, hosts, directories, path components.
 
 The hook, the apply program, the playbook and the modules all ask here, so that none of them is
 more generous than the next. Plain Python >= 3.9, standard library only: it runs on storage hosts.
@@ -10,7 +10,7 @@ an apostrophe or a space inside. That leaves out, without naming them, template 
 quotes, shell syntax, control characters, escape sequences and lone surrogates.
 
 Rejected: percent-style escaping as JupyterHub's spawners do it (two names can collide:
-``al\\x020x`` and ``al x``), and a short hash (32 bits collide after some 58,000 tries).
+``al\x020x`` and ``al x``), and a short hash (32 bits collide after some 58,000 tries).
 """
 
 from __future__ import annotations
