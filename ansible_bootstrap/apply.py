@@ -1,0 +1,324 @@
+"""The apply program: the one place where anything is done with privileges.
+
+``python -I -m ansible_bootstrap.apply`` reads one request (see ``protocol.py``) from stdin, runs
+the playbook, and writes events to stdout and its log to stderr. It trusts nothing in the request,
+takes nothing from its environment or working directory, and knows one argument, ``--settings FILE``,
+for a hub that is the same user; whoever puts it behind sudo or ssh fixes its arguments there.
+
+**Stop protocol.** stdin stays open while the caller wants the run. Its end (also by the caller's
+death), SIGTERM, SIGINT or SIGHUP stops the run: every descendant gets TERM, a second later KILL,
+and only then does this program exit.
+
+**Exit status.** 0 all converged, 1 some user failed, 2 refused, 3 stopped, 4 a fault of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+import uuid
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn
+
+from . import runner
+from .descendants import become_subreaper, end_descendants
+from .errors import AnsibleBootstrapError, RefusedError, SettingsError
+from .protocol import (
+    MAX_REQUEST_BYTES,
+    Accepted,
+    End,
+    Event,
+    Outcome,
+    OutcomeEvent,
+    Refused,
+    Request,
+    RoleStarted,
+    User,
+    parse_request,
+    parse_users,
+)
+from .run_directory import run_directory
+from .settings import SYSTEM_FILE, ApplySettings, load_settings
+
+EXIT_OK: Final = 0
+EXIT_SOME_FAILED: Final = 1
+EXIT_REFUSED: Final = 2
+EXIT_STOPPED: Final = 3
+EXIT_FAULT: Final = 4
+
+REQUEST_TIMEOUT: Final = 30.0
+"""Seconds in which the whole request line must have come."""
+
+_POLL: Final = 0.02
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve one request and return the exit status."""
+    _harden()
+    try:
+        settings = load_settings(_settings_file(sys.argv[1:] if argv is None else argv))
+        request = parse_request(_read_line(0, REQUEST_TIMEOUT))
+        return _serve(settings, request)
+    except AnsibleBootstrapError as error:
+        _emit(Refused(reason=error.reason, message=error.details or error.message))
+        log(f"refused: {error.details or error.message}")
+        return EXIT_REFUSED
+    except (_Stopped, BrokenPipeError) as stop:
+        log(f"stopped: {stop}")
+        return EXIT_STOPPED
+    except Exception:
+        log(traceback.format_exc())
+        return EXIT_FAULT
+
+
+def log(text: str) -> None:
+    """Write to the admin's log, one line a line, control characters escaped."""
+    for line in text.splitlines():
+        safe = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+        with contextlib.suppress(OSError):
+            os.write(2, f"{safe}\n".encode("utf-8", "backslashreplace"))
+
+
+def _serve(settings: ApplySettings, request: Request) -> int:
+    if request.operation == "describe":
+        raise RefusedError("describe is not known to this version")
+    users, refused = parse_users(request.users)
+    storage_host = _only_host(users)
+    run = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
+    _emit(Accepted(run=run, storage_host=storage_host))
+    batch = _Batch(run, storage_host, users)
+    for outcome in refused:
+        batch.finish(outcome.model_copy(update={"run": run, "storage_host": storage_host}))
+    if users:
+        with run_directory(run) as directory:
+            _run(settings, request, batch, directory)
+    return batch.end()
+
+
+def _run(settings: ApplySettings, request: Request, batch: _Batch, directory: Path) -> None:
+    """Run the playbook in a thread; meanwhile pass its outcomes on and watch for the stop."""
+    _stop_on_end_of_stdin()
+    fault: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            runner.run_playbook(
+                settings,
+                request.operation,
+                list(batch.users.values()),
+                batch.storage_host,
+                directory,
+                check=request.check,
+                diff=request.diff,
+            )
+        except BaseException as error:
+            fault.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    lines = _Tail(runner.outcomes_file(directory))
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL)
+            batch.take(lines.read())
+    finally:
+        end_descendants()
+    batch.take(lines.read())
+    if fault:
+        batch.give_up(f"ansible-runner: {fault[0]}")
+    elif batch.waiting:
+        batch.give_up(_last_words(directory))
+
+
+class _Batch:
+    """The users of this run and what has become of them; each gets exactly one outcome."""
+
+    def __init__(self, run: str, storage_host: str, users: list[User]) -> None:
+        self.run = run
+        self.storage_host = storage_host
+        self.users = {user.key: user for user in users}
+        self.waiting = dict(self.users)
+        self._start = time.monotonic()
+        self._ok = 0
+        self._failed = 0
+
+    def take(self, lines: list[bytes]) -> None:
+        """Take lines of the outcomes file."""
+        for line in lines:
+            data = json.loads(line)
+            kind = data.pop("type")
+            if kind == "role":
+                _emit(RoleStarted(role=data["role"], users=data["users"]))
+            elif kind == "diff":
+                log(data["text"])
+            elif kind == "outcome" and data["key"] in self.waiting:
+                seconds = self._seconds()
+                self.finish(Outcome(run=self.run, storage_host=self.storage_host, seconds=seconds, **data))
+
+    def finish(self, outcome: Outcome) -> None:
+        """Pass one user's outcome on."""
+        self.waiting.pop(outcome.key, None)
+        if outcome.status == "ok":
+            self._ok += 1
+        else:
+            self._failed += 1
+        for note in outcome.notes:
+            log(f"{self.run}: {outcome.name}: {note}")
+        _emit(OutcomeEvent(outcome=outcome))
+
+    def give_up(self, message: str) -> None:
+        """Fail whoever has no outcome: silence is never success."""
+        for user in list(self.waiting.values()):
+            self.finish(
+                Outcome(
+                    key=user.key,
+                    name=user.name,
+                    status="failed",
+                    reason="apply_failed",
+                    message=message,
+                    run=self.run,
+                    storage_host=self.storage_host,
+                    directory=user.directory or "",
+                    seconds=self._seconds(),
+                )
+            )
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._start, 3)
+
+    def end(self) -> int:
+        """Say that this was all; return the exit status."""
+        _emit(End(run=self.run, ok=self._ok, failed=self._failed))
+        return EXIT_SOME_FAILED if self._failed else EXIT_OK
+
+
+class _Tail:
+    """The whole lines that have been added to a growing file since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: int | None = None
+        self._rest = b""
+
+    def read(self) -> list[bytes]:
+        if self._file is None:
+            try:
+                self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return []
+        while chunk := os.read(self._file, 1 << 20):
+            self._rest += chunk
+        *lines, self._rest = self._rest.split(b"\n")
+        return lines
+
+
+def _only_host(users: list[User]) -> str:
+    """Return the one storage host of a request; different hosts never wait for one another."""
+    hosts = {user.storage_host or "localhost" for user in users}
+    if len(hosts) > 1:
+        raise RefusedError("the users of one request have one storage host")
+    return hosts.pop() if hosts else "localhost"
+
+
+def _last_words(directory: Path) -> str:
+    """Return the end of Ansible's own output, for the admin, where no outcome says more."""
+    try:
+        text = (directory / "artifacts" / "run" / "stdout").read_text("utf-8", "replace")
+    except OSError:
+        text = ""
+    lines = [line for line in text.splitlines() if "ERROR" in line or "fatal" in line] or text.splitlines()
+    return (
+        f"Ansible ended early: {' | '.join(lines[-3:])[-1500:]}" if lines else "Ansible ended without a word"
+    )
+
+
+def _settings_file(argv: list[str]) -> Path:
+    match argv:
+        case []:
+            return SYSTEM_FILE
+        case ["--settings", name]:
+            path = Path(name)
+            if not path.is_absolute():
+                raise SettingsError("--settings takes an absolute path")
+            if path.stat().st_uid != os.geteuid() or path.stat().st_mode & 0o077:
+                raise SettingsError(f"{path}: must belong to uid {os.geteuid()} alone: `chmod 600 {path}`")
+            return path
+        case _:
+            raise RefusedError("usage: python -I -m ansible_bootstrap.apply [--settings FILE]")
+
+
+def _harden() -> None:
+    """Take nothing from the caller: environment, directory, descriptors, signals, limits of size."""
+    environment = runner.scrubbed_environment()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.umask(0o077)
+    os.chdir("/")
+    os.closerange(3, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 65536))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in (signal.SIGCHLD, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    for number in _STOP_SIGNALS:
+        signal.signal(number, _stop)
+    become_subreaper()
+
+
+def _read_line(descriptor: int, timeout: float) -> bytes:
+    """Read the request line, unbuffered, so that what follows it stays in the pipe."""
+    deadline = time.monotonic() + timeout
+    data = bytearray()
+    while not data.endswith(b"\n"):
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+            raise RefusedError(f"no whole request line within {timeout:.0f} s")
+        chunk = os.read(descriptor, 1 << 16)
+        if not chunk:
+            break
+        data += chunk
+        if len(data) > MAX_REQUEST_BYTES:
+            raise RefusedError(f"the request is longer than {MAX_REQUEST_BYTES} bytes")
+        _line, newline, rest = data.partition(b"\n")
+        if newline and rest:
+            raise RefusedError("something follows the request line")
+    return bytes(data)
+
+
+class _Stopped(BaseException):
+    """The caller wants no more of this run; raised in the main thread, wherever it is."""
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    for other in _STOP_SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise _Stopped(signal.Signals(number).name)
+
+
+def _stop_on_end_of_stdin() -> None:
+    def watch() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _emit(event: Event) -> None:
+    sys.stdout.write(json.dumps(event.model_dump(mode="json"), ensure_ascii=True) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # without waiting for threads that wait for others

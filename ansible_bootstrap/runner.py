@@ -1,0 +1,159 @@
+"""Run a playbook of the collection with ansible-runner. Nothing else imports ansible_runner.
+
+ansible-runner gives the run its process, terminal and artifacts. It is trusted with nothing else:
+its events are parsed out of what tasks print, and printed text can forge them, so who converged is
+read from the file of the ``outcomes`` callback instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from . import __path__ as _package_path
+from .protocol import Operation, User
+from .settings import ApplySettings
+
+PLAYBOOKS: Final[dict[Operation, str]] = {
+    "bootstrap": "ansible_bootstrap.jupyterhub.bootstrap",
+    "cleanup": "ansible_bootstrap.jupyterhub.cleanup",
+}
+
+_LOCALHOST: Final = {
+    "all": {
+        "hosts": {
+            "localhost": {
+                "ansible_connection": "local",
+                "ansible_python_interpreter": "{{ ansible_playbook_python }}",
+            }
+        }
+    }
+}
+
+_SSH_ARGS: Final = (
+    "-C -o ControlMaster=auto -o ControlPersist=60s -o BatchMode=yes -o StrictHostKeyChecking=yes "
+    "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+)
+"""Without ServerAlive a frozen storage host would hang a run for ever."""
+
+_MAX_SSH_FORKS: Final = 8
+"""More sessions over one connection are refused by sshd (MaxSessions is 10)."""
+
+
+def scrubbed_environment() -> dict[str, str]:
+    """Return the environment of everything this program starts: nothing of the caller's."""
+    return {
+        "HOME": pwd.getpwuid(os.geteuid()).pw_dir,
+        "LANG": "C.UTF-8",
+        "LC_ALL": "C.UTF-8",
+        "PATH": f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "PYTHONUTF8": "1",
+    }
+
+
+def run_playbook(
+    settings: ApplySettings,
+    operation: Operation,
+    users: list[User],
+    storage_host: str,
+    directory: Path,
+    *,
+    check: bool,
+    diff: bool,
+) -> int:
+    """Run the playbook of ``operation`` for a batch and return ansible-playbook's exit status.
+
+    Args:
+        settings: the admin's.
+        operation: ``bootstrap`` or ``cleanup``.
+        users: the batch, validated.
+        storage_host: a host of the inventory.
+        directory: the run's own, mode 0700; holds everything that Ansible writes here.
+        check: predict only.
+        diff: have differences written to the outcomes file.
+
+    Raises:
+        OSError: the directory cannot be written (a full disk, say).
+    """
+    import ansible_runner  # noqa: PLC0415 - 0.2 s that a refused request need not pay
+
+    (directory / "ansible.cfg").write_text("")
+    inventory = directory / "localhost.json"
+    inventory.write_text(json.dumps(_LOCALHOST))
+    result = ansible_runner.run(
+        private_data_dir=str(directory),
+        ident="run",
+        playbook=PLAYBOOKS[operation],
+        inventory=[str(inventory), *([settings.inventory] if settings.inventory else [])],
+        extravars=_extra_vars(settings, operation, users, storage_host),
+        envvars=_ansible_environment(settings, directory),
+        cmdline=" ".join([*(["--check"] if check else []), *(["--diff"] if diff else [])]) or None,
+        forks=settings.forks if storage_host == "localhost" else min(settings.forks, _MAX_SSH_FORKS),
+        settings={"pexpect_timeout": 1, "idle_timeout": 0, "job_timeout": 0, "suppress_ansible_output": True},
+        quiet=True,
+        # Given, runner leaves this process's signal handlers alone.
+        cancel_callback=lambda: False,
+    )
+    return int(result.rc)
+
+
+def outcomes_file(directory: Path) -> Path:
+    """Return where the ``outcomes`` callback of a run writes."""
+    return directory / "outcomes"
+
+
+def _extra_vars(
+    settings: ApplySettings, operation: Operation, users: list[User], storage_host: str
+) -> dict[str, Any]:
+    roles = settings.roles if operation == "bootstrap" else settings.cleanup_roles
+    optional = {"bootstrap_gid": settings.gid} if settings.gid is not None else {}
+    return {
+        **settings.extra_vars,
+        **optional,
+        "bootstrap_batch": [_unsafe(user.model_dump()) for user in users],
+        "bootstrap_roles": [role.model_dump(exclude_unset=True) for role in roles],
+        "bootstrap_root": settings.storage_root,
+        "bootstrap_storage_host": storage_host,
+        "bootstrap_task_timeout": settings.task_timeout,
+        "bootstrap_uid": settings.uid,
+        "bootstrap_uid_min": settings.uid_min,
+        "bootstrap_uid_max": settings.uid_max,
+        "bootstrap_gid_min": settings.gid_min,
+    }
+
+
+def _unsafe(value: Any) -> Any:
+    """Mark every string leaf as text that is never a template (around a dict the mark does not hold)."""
+    if isinstance(value, str):
+        return {"__ansible_unsafe": value}
+    if isinstance(value, dict):
+        return {key: _unsafe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_unsafe(item) for item in value]
+    return value
+
+
+def _ansible_environment(settings: ApplySettings, directory: Path) -> dict[str, str]:
+    ours = Path(next(iter(_package_path))).parent
+    return {
+        "ANSIBLE_BOOTSTRAP_OUTCOMES": str(outcomes_file(directory)),
+        "ANSIBLE_CALLBACKS_ENABLED": "ansible_bootstrap.jupyterhub.outcomes",
+        "ANSIBLE_COLLECTIONS_PATH": ":".join([str(ours), *settings.collections_path]),
+        "ANSIBLE_CONFIG": str(directory / "ansible.cfg"),
+        "ANSIBLE_DEPRECATION_WARNINGS": "False",
+        "ANSIBLE_GATHERING": "explicit",
+        "ANSIBLE_HOME": str(directory / "ansible"),
+        "ANSIBLE_HOST_KEY_CHECKING": "True",
+        "ANSIBLE_LOCAL_TEMP": str(directory / "tmp"),
+        "ANSIBLE_NOCOLOR": "True",
+        "ANSIBLE_PIPELINING": "True",
+        "ANSIBLE_RETRY_FILES_ENABLED": "False",
+        "ANSIBLE_ROLES_PATH": ":".join(settings.roles_path) or str(directory / "roles"),
+        "ANSIBLE_SSH_ARGS": _SSH_ARGS,
+        "ANSIBLE_SSH_CONTROL_PATH_DIR": str(directory / "cp"),
+        "ANSIBLE_TIMEOUT": "10",
+    }

@@ -1,0 +1,169 @@
+"""The apply side's settings: one model, two sources.
+
+* Embedded (the hub and the apply program are the same user): the hub writes its values to a file
+  of mode 0600 and passes ``--settings FILE``.
+* Behind a boundary (sudo, ssh): ``/etc/ansible-bootstrap/settings.yml`` and nothing from the caller.
+
+The file is believed only if nobody but its owner could have written it, and its owner is root or
+the user the program runs as. Both sources hold the same keys, those of ``c.AnsibleBootstrap``.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import SettingsError
+from .protocol import MAX_ID, describe_validation
+from .storage._names import NameRefusedError, check_directory
+
+SYSTEM_FILE: Final = Path("/etc/ansible-bootstrap/settings.yml")
+"""Owned by root, not writable by group or others, like every directory above it."""
+
+Id = Annotated[int, Field(ge=1, le=MAX_ID)]
+
+
+class RoleSetting(BaseModel):
+    """One entry of ``roles``; a bare string is short for ``{"role": string}``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
+    """A built-in role by its short name, a site role on ``roles_path``, or any role by FQCN."""
+    on_failure: Literal["block", "continue"] = "block"
+    """``continue``: the user may work without it, and is told so."""
+    per: Literal["user", "batch"] = "user"
+    """Site roles only: applied once for each user, or once with ``bootstrap_users``."""
+
+
+class ApplySettings(BaseModel):
+    """What the apply program does and to whom; the admin's alone, never the caller's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    storage_root: str
+    """The directory on the storage host below which all users' directories lie. It must exist."""
+    roles: tuple[RoleSetting, ...] = (RoleSetting(role="user_dir"),)
+    """The roles that bootstrap a user, in order."""
+    cleanup_roles: tuple[RoleSetting, ...] = ()
+    """The roles that clean up after a server stopped, in order."""
+    roles_path: tuple[str, ...] = ()
+    """Directories with site roles."""
+    collections_path: tuple[str, ...] = ()
+    """Directories with other collections that site roles use."""
+    extra_vars: dict[str, Any] = Field(default_factory=dict)
+    """Extra vars for the roles, templated as usual."""
+    inventory: str | None = None
+    """Any Ansible inventory; ``localhost`` is always there."""
+    uid: Id | Literal["nss", "request"] = "nss"
+    """Owner of the directories: one uid for all, ``nss`` (the system user of that name), or
+    ``request`` (what the hub says, within ``uid_min`` and ``uid_max``)."""
+    gid: Id | Literal["nss", "request"] | None = None
+    """Group of the directories; by default as ``uid`` says."""
+    uid_min: Id = 1000
+    """Root never works for a uid below this."""
+    uid_max: Id = MAX_ID
+    gid_min: Id = 100
+    """With ``gid = "request"``, the smallest gid a request may name."""
+    forks: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: 2 * (os.cpu_count() or 2))
+    """Users to whom site roles are applied at the same time."""
+    task_timeout: Annotated[int, Field(ge=1, le=86400)] = 300
+    """Seconds after which Ansible ends a task of a site role; a built-in role has its own bounds."""
+
+    @field_validator("roles", "cleanup_roles", mode="before")
+    @classmethod
+    def _short_roles(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple({"role": item} if isinstance(item, str) else item for item in value)
+        return value
+
+    @field_validator("storage_root")
+    @classmethod
+    def _root(cls, value: str) -> str:
+        try:
+            return check_directory(value)
+        except NameRefusedError as error:
+            raise ValueError(f"{error} (storage_root)") from None
+
+    @field_validator("extra_vars")
+    @classmethod
+    def _extra_vars(cls, value: dict[str, Any]) -> dict[str, Any]:
+        reserved = sorted(key for key in value if key == "username" or key.startswith("bootstrap_"))
+        if reserved:
+            raise ValueError(f"{', '.join(reserved)}: names that the playbook sets itself")
+        return value
+
+    @field_validator("roles_path", "collections_path")
+    @classmethod
+    def _paths(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for path in value:
+            if not path.startswith("/") or ":" in path:
+                raise ValueError(f"{path!r} is not an absolute path without ':'")
+        return value
+
+    @model_validator(mode="after")
+    def _bounds(self) -> ApplySettings:
+        if self.uid_max < self.uid_min:
+            raise ValueError("uid_max is below uid_min")
+        return self
+
+
+def load_settings(path: Path = SYSTEM_FILE) -> ApplySettings:
+    """Read the settings of the apply program.
+
+    Args:
+        path: a YAML (or JSON) file, owned by root or the effective user, not writable by others;
+            if it holds for an embedded hub it is 0600, for it may hold the admin's secrets.
+
+    Raises:
+        SettingsError: the file is missing, could have been written by another, or is wrong; the
+            details say what to do.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}; see the README's section on settings") from None
+    with open(descriptor, encoding="utf-8") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise SettingsError(f"{path}: not a regular file")
+        if status.st_uid not in (0, os.geteuid()):
+            raise SettingsError(f"{path}: owned by uid {status.st_uid}; `chown root {path}`")
+        if status.st_mode & 0o022:
+            raise SettingsError(f"{path}: writable by others; `chmod go-w {path}`")
+        _refuse_writable_parents(path)
+        try:
+            raw = yaml.safe_load(file)
+        except (yaml.YAMLError, ValueError) as error:
+            raise SettingsError(f"{path}: not YAML: {error}") from None
+    return make_settings(raw, str(path))
+
+
+def make_settings(raw: object, source: str) -> ApplySettings:
+    """Validate settings that are already in memory.
+
+    Args:
+        raw: a mapping of the keys above.
+        source: where they come from, for the error's text.
+
+    Raises:
+        SettingsError: naming the setting that is wrong.
+    """
+    try:
+        return ApplySettings.model_validate(raw)
+    except ValidationError as error:
+        raise SettingsError(f"{source}: {describe_validation(error)}") from None
+
+
+def _refuse_writable_parents(path: Path) -> None:
+    """Refuse a file that somebody else could have replaced."""
+    for parent in path.absolute().parents:
+        status = parent.stat()
+        sticky = status.st_mode & stat.S_ISVTX
+        if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not sticky):
+            raise SettingsError(f"{path}: {parent} could be written by others; move the file or `chmod go-w`")

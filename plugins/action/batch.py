@@ -1,0 +1,96 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The control node's half of the module ``batch``: parse, order the roles, resolve where the users are."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ansible import constants
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _names, _plan, _users
+
+_POLICY = ("uid", "gid", "uid_min", "uid_max", "gid_min")
+
+
+class ActionModule(ActionBase):
+    """See the module's documentation."""
+
+    _supports_check_mode = True
+    _supports_diff = False
+
+    def run(self, tmp: object = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return users, failures and plan; fail only where nobody could be worked for."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        task_vars = task_vars or {}
+        args = dict(self._task.args)
+        try:
+            host = _names.check_host(args.get("storage_host", "localhost"))
+            root = _names.check_directory(args.get("root"))
+            plan = _plan.make_plan(args.get("roles") or [])
+        except ValueError as error:
+            raise AnsibleActionFail(str(error)) from None
+        self._refuse_ambiguity(task_vars, host)
+        self._refuse_shadows(plan)
+
+        users, failures = _users.parse_users(args.get("users") or [], host)
+        policy = {field: args[field] for field in _POLICY if field in args}
+        resolved = self._resolve(users, {"root": root, **policy}, task_vars)
+        if resolved.get("failed") or resolved.get("unreachable"):
+            return resolved
+        result.update(
+            changed=False,
+            users=resolved["users"],
+            failures=failures + resolved["failures"],
+            continued=[],
+            plan=plan,
+        )
+        return result
+
+    def _resolve(
+        self, users: list[dict[str, Any]], policy: dict[str, Any], task_vars: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Ask the storage host's name service; without a module call where that is this process's own."""
+        if self._connection.transport == "local" and not self._task.become:
+            whole, failures = _users.resolve_users(users, _users.Policy(**_as_policy(policy)))
+            return {"users": whole, "failures": failures}
+        return self._execute_module(
+            module_args={"users": users, **_as_policy(policy)},
+            task_vars=task_vars,
+        )
+
+    def _refuse_ambiguity(self, task_vars: dict[str, Any], host: str) -> None:
+        """Bootstrap one host, and only with roles that see the list this action returns."""
+        if len(task_vars.get("ansible_play_hosts_all", [host])) != 1:
+            raise AnsibleActionFail(
+                "bootstrap_storage_host names more than one host: give one host, no group"
+            )
+        if task_vars.get("inventory_hostname") != host:
+            raise AnsibleActionFail("bootstrap_storage_host is not the name of a host of the inventory")
+
+    def _refuse_shadows(self, plan: _plan.Plan) -> None:
+        """Refuse a site role that has the short name of one of ours: somebody would mean the other."""
+        for path in constants.DEFAULT_ROLES_PATH:
+            for name in _plan.BUILT_IN_ROLES:
+                if os.path.isdir(os.path.join(path, name)):
+                    raise AnsibleActionFail(
+                        f"the roles path has a role called {name}, as this collection has: rename the site's"
+                    )
+
+
+def _as_policy(policy: dict[str, Any]) -> dict[str, Any]:
+    """Turn extra vars' text (``-e bootstrap_uid=1000``) into integers."""
+    whole = {}
+    for field, value in policy.items():
+        text = str(value)
+        if value is None or value == "":
+            continue
+        if text.isascii() and text.isdigit():
+            whole[field] = int(text)
+        elif field in ("uid", "gid") and text not in ("nss", "request"):
+            raise AnsibleActionFail(f"bootstrap_{field} is a number, nss or request")
+        else:
+            whole[field] = text
+    return whole

@@ -1,0 +1,208 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Write what became of each user to a file that only the apply program reads."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: outcomes
+type: notification
+short_description: Write what became of each user of a batch to a file
+version_added: "0.1.0"
+description:
+  - One JSON object a line, in the private directory of the run. It believes the results of this collection's own
+    actions, told by their resolved names, and never anything that a task printed; so no output of a role, a script or
+    a user's file can pass for an outcome.
+  - Does nothing where the file is not named.
+requirements:
+  - enable in configuration
+options:
+  path:
+    description: The file, in a directory of mode 0700.
+    type: str
+    default: ""
+    env:
+      - name: ANSIBLE_BOOTSTRAP_OUTCOMES
+author: the ansible_bootstrap contributors
+"""
+
+import json
+from typing import Any
+
+from ansible.plugins.callback import CallbackBase
+
+COLLECTION = "ansible_bootstrap.jupyterhub."
+MAX_MESSAGE = 2000
+
+_NOTHING_SEEN = {
+    "reason": "apply_failed",
+    "msg": "the run ended before this user was done",
+    "role": "",
+    "task": "",
+}
+
+
+class CallbackModule(CallbackBase):
+    """Follow the batch through the playbook; every user gets one line, as soon as it is known."""
+
+    CALLBACK_VERSION = 2.0
+    CALLBACK_TYPE = "notification"
+    CALLBACK_NAME = "ansible_bootstrap.jupyterhub.outcomes"
+    CALLBACK_NEEDS_ENABLED = True
+
+    def set_options(self, *args: Any, **kwargs: Any) -> None:
+        """Open the file, or stand aside."""
+        super().set_options(*args, **kwargs)
+        path = self.get_option("path")
+        self.disabled = not path
+        self._file = open(path, "a", encoding="ascii", buffering=1) if path else None  # noqa: SIM115
+        self._users: dict[str, dict[str, Any]] = {}
+        self._changed: dict[str, dict[str, None]] = {}
+        self._notes: dict[str, list[str]] = {}
+        self._continued: dict[str, list[str]] = {}
+        self._final: set[str] = set()
+        self._last: dict[str | None, dict[str, str]] = {}
+        self._role = ""
+
+    # What Ansible tells.
+
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
+        """Tell which role begins."""
+        role = _role_of(task)
+        if role and role != self._role and self._users:
+            self._role = role
+            self._write(type="role", role=role, users=len(self._users) - len(self._final))
+
+    def v2_runner_on_ok(self, result: Any) -> None:
+        """Take up our own actions' results, and note who was changed by which role."""
+        data, ours = result._result, self._our_action(result)
+        if ours == "batch":
+            self._begin(data)
+        elif ours == "outcome":
+            self._account(data)
+        elif ours:
+            self._module(result, data)
+        elif data.get("changed"):
+            for key in self._keys(result):
+                self._note_change(key, _role_of(result._task))
+
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
+        """Remember the failure; whether it ends a user's bootstrap is for the playbook to say."""
+        data, ours = result._result, self._our_action(result)
+        if ours == "outcome":
+            self._account(data)
+            return
+        if ours and ours != "batch":
+            self._module(result, data)
+        if not ignore_errors:
+            self._remember(result, "role_failed", _message(data))
+
+    def v2_runner_on_unreachable(self, result: Any) -> None:
+        """Remember that the storage host did not answer."""
+        self._remember(result, "unreachable", _message(result._result))
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """Whoever has no outcome yet has failed, for the last reason seen."""
+        for key in self._users:
+            if key not in self._final:
+                self._fail(key, {})
+
+    # What we make of it.
+
+    def _begin(self, data: dict[str, Any]) -> None:
+        for user in data["users"]:
+            self._users[user["key"]] = user
+        for failure in data["failures"]:
+            self._users[failure["key"]] = {"key": failure["key"], "name": failure["name"], "directory": ""}
+            self._fail(failure["key"], failure)
+
+    def _module(self, result: Any, data: dict[str, Any]) -> None:
+        role = _role_of(result._task) or self._our_action(result)
+        for user in data.get("users") or []:
+            if user["changed"]:
+                self._note_change(user["key"], role)
+            notes = self._notes.setdefault(user["key"], [])
+            notes.extend(f"{role}: {note}" for note in user.get("notes") or [])
+
+    def _account(self, data: dict[str, Any]) -> None:
+        for failure in data.get("continued") or []:
+            roles = self._continued.setdefault(failure["key"], [])
+            if failure["role"] not in roles:
+                roles.append(failure["role"])
+                why = failure["msg"] or self._last_seen(failure["key"])["msg"]
+                self._notes.setdefault(failure["key"], []).append(f"{failure['role']} failed: {why}")
+        for failure in data.get("failures") or []:
+            self._fail(failure["key"], failure)
+        for key in data.get("finished") or []:
+            self._finish(key, status="ok")
+
+    def _fail(self, key: str, failure: dict[str, Any]) -> None:
+        last = self._last_seen(key)
+        reason = failure.get("reason", last["reason"])
+        self._finish(
+            key,
+            status="failed",
+            reason="unreachable" if reason == "role_failed" and last["reason"] == "unreachable" else reason,
+            failed_role=failure.get("role") or last["role"] or None,
+            failed_task=failure.get("task") or last["task"] or None,
+            message=failure.get("msg") or last["msg"],
+        )
+
+    def _finish(self, key: str, **outcome: Any) -> None:
+        if key in self._final or key not in self._users:
+            return
+        self._final.add(key)
+        self._write(
+            type="outcome",
+            key=key,
+            name=self._users[key]["name"],
+            directory=self._users[key].get("directory") or "",
+            changed=list(self._changed.get(key, ())),
+            notes=[note[:MAX_MESSAGE] for note in self._notes.get(key, [])[:20]],
+            continued=self._continued.get(key, []),
+            **outcome,
+        )
+
+    def _remember(self, result: Any, reason: str, message: str) -> None:
+        user = result._host.get_vars().get("bootstrap_user")
+        self._last[user["key"] if user else None] = {
+            "reason": reason,
+            "msg": message,
+            "role": _role_of(result._task),
+            "task": result._task.get_name().rpartition(" : ")[2],
+        }
+
+    def _last_seen(self, key: str) -> dict[str, str]:
+        return self._last.get(key) or self._last.get(None) or _NOTHING_SEEN
+
+    def _keys(self, result: Any) -> list[str]:
+        """Whom a result concerns: one user, or in the storage host's own plays everybody left."""
+        user = result._host.get_vars().get("bootstrap_user")
+        return [user["key"]] if user else [key for key in self._users if key not in self._final]
+
+    def _note_change(self, key: str, role: str) -> None:
+        if role:
+            self._changed.setdefault(key, {})[role] = None
+
+    def _our_action(self, result: Any) -> str:
+        action = result._task.resolved_action or ""
+        return action[len(COLLECTION) :] if action.startswith(COLLECTION) else ""
+
+    def _write(self, **line: Any) -> None:
+        if self._file:
+            self._file.write(json.dumps(line, default=str) + "\n")
+
+
+def _role_of(task: Any) -> str:
+    """Return the role as the admin wrote it: ours by short name."""
+    name = task._role.get_name() if task._role else ""
+    return name[len(COLLECTION) :] if name.startswith(COLLECTION) else name
+
+
+def _message(data: dict[str, Any]) -> str:
+    """Return the result's message, with the end of stderr where a command said why."""
+    text = str(data.get("msg") or "failed without a message")
+    said = data.get("stderr") or (data.get("stdout") if data.get("rc") else "")
+    if isinstance(said, str) and said.strip():
+        text = f"{text}: {said.strip()[-500:]}"
+    return text[:MAX_MESSAGE]
