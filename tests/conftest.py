@@ -1,0 +1,44 @@
+"""Fixtures and rules for the whole suite.
+
+Rules
+    A test that needs root or a real part of the system (sshd, network namespaces, …) asks for it
+    with ``needs(…)`` below. On a laptop it is then skipped with the reason; where the environment
+    variable ``ANSIBLE_BOOTSTRAP_REQUIRE_ALL`` is set, as in CI, the skip is a failure.
+
+Fixtures
+    (none here; see the ``conftest.py`` of each suite)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+REQUIRE_ALL = bool(os.environ.get("ANSIBLE_BOOTSTRAP_REQUIRE_ALL"))
+
+
+def needs(*, root: bool = False, programs: tuple[str, ...] = ()) -> None:
+    """Skip the test that calls this unless the real parts are here; fail it where all are required."""
+    missing = ["root"] if root and os.geteuid() != 0 else []
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    missing += [program for program in programs if not shutil.which(program, path=path)]
+    if missing:
+        reason = f"needs {', '.join(missing)}"
+        if REQUIRE_ALL:
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the marker ``root`` the same meaning as ``needs(root=True)``."""
+    if os.geteuid() != 0 and not REQUIRE_ALL:
+        for item in items:
+            if item.get_closest_marker("root"):
+                item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if REQUIRE_ALL and item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.fail("needs root")
