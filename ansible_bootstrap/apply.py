@@ -31,7 +31,7 @@ from typing import Final, NoReturn
 
 from . import runner
 from .descendants import become_subreaper, end_descendants
-from .errors import AnsibleBootstrapError, RefusedError, SettingsError
+from .errors import AnsibleBootstrapError, RefusedError
 from .protocol import (
     MAX_REQUEST_BYTES,
     Accepted,
@@ -47,7 +47,7 @@ from .protocol import (
     parse_users,
 )
 from .run_directory import run_directory
-from .settings import SYSTEM_FILE, ApplySettings, load_settings
+from .settings import ApplySettings, load_settings
 
 EXIT_OK: Final = 0
 EXIT_SOME_FAILED: Final = 1
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     """Serve one request and return the exit status."""
     _harden()
     try:
-        settings = load_settings(_settings_file(sys.argv[1:] if argv is None else argv))
+        settings = _settings(sys.argv[1:] if argv is None else argv)
         request = parse_request(_read_line(0, REQUEST_TIMEOUT))
         return _serve(settings, request)
     except AnsibleBootstrapError as error:
@@ -242,17 +242,12 @@ def _last_words(directory: Path) -> str:
     )
 
 
-def _settings_file(argv: list[str]) -> Path:
+def _settings(argv: list[str]) -> ApplySettings:
     match argv:
         case []:
-            return SYSTEM_FILE
+            return load_settings()
         case ["--settings", name]:
-            path = Path(name)
-            if not path.is_absolute():
-                raise SettingsError("--settings takes an absolute path")
-            if path.stat().st_uid != os.geteuid() or path.stat().st_mode & 0o077:
-                raise SettingsError(f"{path}: must belong to uid {os.geteuid()} alone: `chmod 600 {path}`")
-            return path
+            return load_settings(Path(name), private=True)
         case _:
             raise RefusedError("usage: python -I -m ansible_bootstrap.apply [--settings FILE]")
 

@@ -113,30 +113,26 @@ class ApplySettings(BaseModel):
         return self
 
 
-def load_settings(path: Path = SYSTEM_FILE) -> ApplySettings:
+def load_settings(path: Path = SYSTEM_FILE, *, private: bool = False) -> ApplySettings:
     """Read the settings of the apply program.
 
     Args:
-        path: a YAML (or JSON) file, owned by root or the effective user, not writable by others;
-            if it holds for an embedded hub it is 0600, for it may hold the admin's secrets.
+        path: absolute path of a YAML (or JSON) file that its owner alone can write. The admin's belongs
+            to root, as does every directory above it (or to the effective user).
+        private: the file of an embedded hub instead: 0600 and the effective user's own, wherever it is.
 
     Raises:
         SettingsError: the file is missing, could have been written by another, or is wrong; the
             details say what to do.
     """
+    if not path.is_absolute():
+        raise SettingsError(f"{path}: not an absolute path")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}; see the README's section on settings") from None
     with open(descriptor, encoding="utf-8") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise SettingsError(f"{path}: not a regular file")
-        if status.st_uid not in (0, os.geteuid()):
-            raise SettingsError(f"{path}: owned by uid {status.st_uid}; `chown root {path}`")
-        if status.st_mode & 0o022:
-            raise SettingsError(f"{path}: writable by others; `chmod go-w {path}`")
-        _refuse_writable_parents(path)
+        _refuse_foreign(path, os.fstat(descriptor), private)
         try:
             raw = yaml.safe_load(file)
         except (yaml.YAMLError, ValueError) as error:
@@ -160,10 +156,21 @@ def make_settings(raw: object, source: str) -> ApplySettings:
         raise SettingsError(f"{source}: {describe_validation(error)}") from None
 
 
-def _refuse_writable_parents(path: Path) -> None:
-    """Refuse a file that somebody else could have replaced."""
-    for parent in path.absolute().parents:
-        status = parent.stat()
-        sticky = status.st_mode & stat.S_ISVTX
-        if status.st_uid not in (0, os.geteuid()) or (status.st_mode & 0o022 and not sticky):
-            raise SettingsError(f"{path}: {parent} could be written by others; move the file or `chmod go-w`")
+def _refuse_foreign(path: Path, status: os.stat_result, private: bool) -> None:
+    """Refuse a file that anybody but the admin could have written or put in its place."""
+    own = os.geteuid()
+    if not stat.S_ISREG(status.st_mode):
+        raise SettingsError(f"{path}: not a regular file")
+    if private:
+        if status.st_uid != own or status.st_mode & 0o077:
+            raise SettingsError(f"{path}: must belong to uid {own} alone: `chmod 600 {path}`")
+        return
+    if status.st_uid not in (0, own):
+        raise SettingsError(f"{path}: owned by uid {status.st_uid}: `chown root {path}`")
+    if status.st_mode & 0o022:
+        raise SettingsError(f"{path}: writable by others: `chmod go-w {path}`")
+    for parent in path.parents:
+        above = parent.stat()
+        sticky = above.st_mode & stat.S_ISVTX
+        if above.st_uid not in (0, own) or (above.st_mode & 0o022 and not sticky):
+            raise SettingsError(f"{path}: {parent} could be written by others: `chmod go-w {parent}`")

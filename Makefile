@@ -1,0 +1,36 @@
+# Everything is installed into .venv and .demo below this directory.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help demo test test-full lint bench clean
+help: ## Say what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed-demo ## Run a real hub on loopback with the hook (ARGS=--once: try it by itself and report)
+	@$(BIN)/ansible-bootstrap demo $(ARGS)
+
+test: $(VENV)/.installed-test ## Run the tests
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-full: $(VENV)/.installed-test ## Run the tests, the slow ones too
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-lint ## Run ruff, mypy, yamllint and ansible-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/yamllint --strict .
+	$(BIN)/ansible-lint --offline --profile production
+
+bench: $(VENV)/.installed-test ## Run the benchmarks; results go to benchmarks/results
+	$(BIN)/python benchmarks/run.py $(ARGS)
+
+$(VENV)/.installed-%: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+clean: ## Remove what the targets above installed
+	rm -rf $(VENV) .demo
