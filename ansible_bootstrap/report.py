@@ -1,0 +1,105 @@
+"""What ``ansible-bootstrap`` prints: progress on a terminal, outcomes, history."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Any, Final
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from .protocol import Outcome
+
+LISTED: Final = 50
+"""Up to so many users each gets a line; beyond, only those who failed."""
+
+
+class Progress:
+    """A bar on stderr while outcomes come in; only on a terminal.
+
+    Args:
+        total: how many outcomes there will be.
+        show: whether there is somebody to see it.
+    """
+
+    def __init__(self, total: int, *, show: bool) -> None:
+        self._bar = Bar(
+            TextColumn("bootstrapping"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[failed]} failed"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=not show,
+        )
+        self._task = self._bar.add_task("", total=total, failed=0)
+        self._failed = 0
+        self._start = time.monotonic()
+        self.seconds = 0.0
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        self.seconds = time.monotonic() - self._start
+
+    def advance(self, outcome: Outcome) -> None:
+        """One more user is final."""
+        self._failed += outcome.status == "failed"
+        self._bar.update(self._task, advance=1, failed=self._failed)
+
+
+def print_outcomes(outcomes: list[Outcome], *, check: bool, seconds: float) -> None:
+    """Print a line a user (all of a small batch, else who failed) and a summary."""
+    console = Console(highlight=False, soft_wrap=True)
+    for outcome in outcomes:
+        if outcome.status == "failed":
+            where = f"{outcome.failed_role}: " if outcome.failed_role else ""
+            task = f" (task: {outcome.failed_task})" if outcome.failed_task else ""
+            console.print(f"[red]failed[/]  {_safe(outcome.name)}: {_safe(where + outcome.message + task)}")
+        elif outcome.changed:
+            if len(outcomes) <= LISTED:
+                verb = "would change" if check else "changed"
+                console.print(
+                    f"[yellow]{verb}[/]  {_safe(outcome.name)}: {_safe(', '.join(outcome.changed))}"
+                )
+        elif len(outcomes) <= LISTED:
+            console.print(f"[green]ok[/]  {_safe(outcome.name)}")
+        for note in outcome.notes if len(outcomes) <= LISTED else ():
+            console.print(f"        {_safe(note)}")
+    console.print(_summary(outcomes, check=check, seconds=seconds))
+
+
+def _summary(outcomes: list[Outcome], *, check: bool, seconds: float) -> str:
+    ok = [outcome for outcome in outcomes if outcome.status == "ok"]
+    changed = Counter(role for outcome in ok for role in outcome.changed)
+    reasons = Counter(str(outcome.reason) for outcome in outcomes if outcome.status == "failed")
+    parts = [f"{len(outcomes)} users: {len(ok)} ok, {len(outcomes) - len(ok)} failed in {seconds:.1f} s"]
+    if changed:
+        verb = "would change" if check else "changed"
+        parts.append(f"{verb}: " + ", ".join(f"{_safe(role)} {count}" for role, count in changed.items()))
+    if reasons:
+        parts.append("failed: " + ", ".join(f"{reason} {count}" for reason, count in reasons.items()))
+    return "\n".join(parts)
+
+
+def _safe(text: str) -> str:
+    """Text for a terminal: no control characters, no markup."""
+    return escape("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))
+
+
+def print_json(data: Any) -> None:
+    """Print data as JSON on stdout."""
+    json.dump(data, sys.stdout, indent=1)
+    print()

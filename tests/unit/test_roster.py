@@ -1,0 +1,71 @@
+"""A class list comes as it comes: from a text editor, a spreadsheet, another system's export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ansible_bootstrap.errors import RefusedError
+from ansible_bootstrap.roster import read_roster
+
+
+def roster(tmp_path: Path, text: str) -> list[dict[str, object]]:
+    path = tmp_path / "class"
+    path.write_text(text, encoding="utf-8")
+    return read_roster(path)
+
+
+def test_a_text_roster_is_one_name_a_line(tmp_path: Path) -> None:
+    assert roster(tmp_path, "# winter term\nalice\n\n  bob  \nanna.schmidt@example.org\nalice\n") == [
+        {"name": "alice"},
+        {"name": "bob"},
+        {"name": "anna.schmidt@example.org"},
+    ]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_csv_roster_has_typed_columns(tmp_path: Path, delimiter: str) -> None:
+    rows = [
+        ["Username", "uid", "gid", "groups", "directory"],
+        ["alice", "2001", "100", "a|b", "/v/alice"],
+        ["bob"],
+    ]
+    text = "\r\n".join(delimiter.join(row) for row in rows) + "\r\n"
+    text = text.replace("a|b", '"a;b"')
+    assert roster(tmp_path, text) == [
+        {"name": "alice", "uid": 2001, "gid": 100, "groups": ["a", "b"], "directory": "/v/alice"},
+        {"name": "bob"},
+    ]
+
+
+def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "class.csv"
+    path.write_bytes("name,uid\nзоя,2001\n".encode("utf-8-sig"))
+    assert read_roster(path) == [{"name": "зоя", "uid": 2001}]
+
+
+def test_a_bad_cell_is_kept_for_the_policy_to_refuse_with_its_row(tmp_path: Path) -> None:
+    assert roster(tmp_path, "name,uid\nalice,2001\nbob,ten\n,5\n") == [
+        {"name": "alice", "uid": 2001},
+        {"name": "bob", "uid": "ten"},
+        {"name": "", "uid": 5},
+    ]
+
+
+def test_a_column_that_means_nothing_is_an_error_that_lists_those_that_do(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="column 'quota' is none of name, key"):
+        roster(tmp_path, "name,quota\nalice,5\n")
+
+
+def test_the_same_name_on_two_hosts_is_two_users(tmp_path: Path) -> None:
+    assert len(roster(tmp_path, "name,storage_host\nalice,a\nalice,b\nalice,b\n")) == 2
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
+def test_a_roster_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "class.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RefusedError, match=r"class\.txt"):
+        read_roster(path)
