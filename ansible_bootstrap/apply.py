@@ -32,9 +32,11 @@ from typing import Final, NoReturn
 from . import runner
 from .descendants import become_subreaper, end_descendants
 from .errors import AnsibleBootstrapError, RefusedError
+from .fingerprints import describe
 from .protocol import (
     MAX_REQUEST_BYTES,
     Accepted,
+    Described,
     End,
     Event,
     Outcome,
@@ -91,7 +93,8 @@ def log(text: str) -> None:
 
 def _serve(settings: ApplySettings, request: Request) -> int:
     if request.operation == "describe":
-        raise RefusedError("describe is not known to this version")
+        _emit(Described(roles=describe(settings)))
+        return EXIT_OK
     users, refused = parse_users(request.users)
     storage_host = _only_host(users)
     run = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"

@@ -7,6 +7,7 @@ stdin open: its end means *stop*. The apply program answers on stdout with one J
 ``accepted``    the request is valid; the run begins. Has ``run`` (the run's id).
 ``role``        a role begins for ``users`` users of the batch: progress, decides nothing.
 ``outcome``     the final :class:`Outcome` of one user, as soon as it is known, once per key.
+``described``   the answer to ``describe``, and the only line.
 ``refused``     nothing was or will be done; has ``reason`` and ``message``.
 ``end``         the last line, after every user's outcome; has the counts.
 ==============  ===========================================================================
@@ -174,12 +175,20 @@ class Refused(_Wire):
     message: str
 
 
+class RoleFingerprint(_Wire):
+    """What a role's being done depends on, as a hash; equal means nothing we can see has changed."""
+
+    role: str
+    fingerprint: str
+    revised: bool
+    """Whether that covers all content too; if not, the role must look for itself."""
+
+
 class Described(_Wire):
-    """The answer to ``describe``: what a user's being complete depends on."""
+    """The answer to ``describe``."""
 
     event: Literal["described"] = "described"
-    fingerprint: str
-    roles: tuple[str, ...] = Field(default=(), strict=False)
+    roles: tuple[RoleFingerprint, ...] = Field(strict=False)
 
 
 class End(_Wire):

@@ -122,8 +122,8 @@ def main() -> None:
         "# Batches of new users, directory only",
         "",
         f"{platform.system()} {platform.release()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
-        f"medians of {args.rounds} alternating rounds. Naive: one `ansible_runner.run` per user, {threads} at a time, measured on "
-        f"{NAIVE_SAMPLE} users ({per_user:.2f} s a user) and extrapolated.",
+        f"medians of {args.rounds} alternating rounds. Naive: one `ansible_runner.run` per user, {threads} at a time, "
+        f"measured on {NAIVE_SAMPLE} users ({per_user:.2f} s a user) and extrapolated.",
         "",
         "| users | one run | naive hook (extrapolated) | times faster |",
         "|---:|---:|---:|---:|",
