@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from .apply_client import ApplyClient
 from .config import AnsibleBootstrap
 from .errors import AnsibleBootstrapError, ApplyError, UnresolvedError
+from .history import History, RunRecord
 from .protocol import Event, Outcome, OutcomeEvent, Request, User, parse_users
 from .threads import in_thread
 
@@ -58,6 +61,7 @@ async def bootstrap_all(
     for user in users:
         hosts.setdefault(user.storage_host or _default_host(settings), []).append(user)
     client = ApplyClient(lambda: in_thread(settings.apply_argv, timeout=10), _LOG)
+    history = History(settings.state_dir, settings.history_days)
 
     async def bootstrap_host(host: str, theirs: list[User]) -> None:
         for begin in range(0, len(theirs), settings.batch_size):
@@ -68,9 +72,11 @@ async def bootstrap_all(
                 check=check,
                 diff=diff,
             )
+            began = time.time()
             error = await _one_run(client, request, take)
             for user in batch:  # Only those without an outcome are taken: silence is never success.
                 take(_failed(user, host, error))
+            _keep(history, [outcomes[user.key] for user in batch], host, began, check)
 
     async with asyncio.TaskGroup() as group:
         for host, theirs in hosts.items():
@@ -93,6 +99,24 @@ async def _one_run(
     except AnsibleBootstrapError as error:
         return error
     return ApplyError("the run ended without an outcome for this user")
+
+
+def _keep(history: History, outcomes: list[Outcome], host: str, began: float, check: bool) -> None:
+    """Note the run for ``ansible-bootstrap status``; that it cannot be noted fails nobody."""
+    record = RunRecord(
+        run=next((outcome.run for outcome in outcomes if outcome.run), ""),
+        operation="bootstrap",
+        storage_host=host,
+        started=began,
+        users=len(outcomes),
+        seconds=time.time() - began,
+        check=check,
+        outcomes=outcomes,
+    )
+    try:
+        history.record(record)
+    except (AnsibleBootstrapError, OSError, sqlite3.Error) as error:
+        _LOG.warning("the history cannot be written: %s", error)
 
 
 def _failed(user: User, host: str, error: AnsibleBootstrapError) -> Outcome:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import __version__
 from .errors import AnsibleBootstrapError, RefusedError, SettingsError
 from .roster import read_roster
+
+if TYPE_CHECKING:
+    from .config import AnsibleBootstrap
 
 EXIT_OK: Final = 0
 EXIT_SOME_FAILED: Final = 1
@@ -27,6 +29,10 @@ EXIT_INTERRUPTED: Final = 130
 
 CONFIG_FILES: Final = (Path("jupyterhub_config.py"), Path("/etc/jupyterhub/jupyterhub_config.py"))
 """Where the hub's configuration is looked for, if ``--config`` does not say."""
+
+
+LAST_RUNS: Final = 20
+LAST_OUTCOMES: Final = 5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,18 +134,20 @@ def _run(args: argparse.Namespace) -> int:
         outcomes = asyncio.run(
             bootstrap_all(settings, records, check=args.check, diff=args.diff, on_outcome=progress.advance)
         )
-    if args.json:
-        json.dump([outcome.model_dump(mode="json") for outcome in outcomes], sys.stdout, indent=1)
-        print()
-    else:
-        print_outcomes(outcomes, check=args.check, seconds=progress.seconds)
+    print_outcomes(outcomes, check=args.check, as_json=args.json, seconds=progress.seconds)
     return EXIT_SOME_FAILED if any(outcome.status == "failed" for outcome in outcomes) else EXIT_OK
 
 
 def _status(args: argparse.Namespace) -> int:
-    from .report import print_status  # noqa: PLC0415
+    from .history import History  # noqa: PLC0415
+    from .report import print_past, print_runs  # noqa: PLC0415
 
-    return print_status(_load_config(args.config), args.name, as_json=args.json)
+    history = History(_load_config(args.config).state_dir)
+    if args.name:
+        print_past(args.name, history.outcomes(args.name, LAST_OUTCOMES), as_json=args.json)
+    else:
+        print_runs(history.runs(LAST_RUNS), as_json=args.json)
+    return EXIT_OK
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -155,7 +163,7 @@ def _demo(args: argparse.Namespace) -> int:
         raise SettingsError(str(error)) from None
 
 
-def _load_config(path: Path | None) -> Any:
+def _load_config(path: Path | None) -> AnsibleBootstrap:
     """Return ``AnsibleBootstrap`` as the hub's configuration file sets it.
 
     Raises:

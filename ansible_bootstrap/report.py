@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
+from .history import PastOutcome, RunSummary
 from .protocol import Outcome
 
 LISTED: Final = 50
@@ -60,24 +62,15 @@ class Progress:
         self._bar.update(self._task, advance=1, failed=self._failed)
 
 
-def print_outcomes(outcomes: list[Outcome], *, check: bool, seconds: float) -> None:
-    """Print a line a user (all of a small batch, else who failed) and a summary."""
+def print_outcomes(outcomes: list[Outcome], *, check: bool, as_json: bool, seconds: float) -> None:
+    """Print a line a user (all of a small batch, else who failed) and a summary; or a JSON list."""
+    if as_json:
+        _print_json([outcome.model_dump(mode="json") for outcome in outcomes])
+        return
     console = Console(highlight=False, soft_wrap=True)
     for outcome in outcomes:
-        if outcome.status == "failed":
-            where = f"{outcome.failed_role}: " if outcome.failed_role else ""
-            task = f" (task: {outcome.failed_task})" if outcome.failed_task else ""
-            console.print(f"[red]failed[/]  {_safe(outcome.name)}: {_safe(where + outcome.message + task)}")
-        elif outcome.changed:
-            if len(outcomes) <= LISTED:
-                verb = "would change" if check else "changed"
-                console.print(
-                    f"[yellow]{verb}[/]  {_safe(outcome.name)}: {_safe(', '.join(outcome.changed))}"
-                )
-        elif len(outcomes) <= LISTED:
-            console.print(f"[green]ok[/]  {_safe(outcome.name)}")
-        for note in outcome.notes if len(outcomes) <= LISTED else ():
-            console.print(f"        {_safe(note)}")
+        if outcome.status == "failed" or len(outcomes) <= LISTED:
+            _print_outcome(console, outcome, check=check)
     console.print(_summary(outcomes, check=check, seconds=seconds))
 
 
@@ -94,12 +87,69 @@ def _summary(outcomes: list[Outcome], *, check: bool, seconds: float) -> str:
     return "\n".join(parts)
 
 
+def print_runs(runs: list[RunSummary], *, as_json: bool) -> None:
+    """Print the last runs, the newest first."""
+    if as_json:
+        _print_json([run.as_dict() for run in runs])
+        return
+    table = Table("began", "run", "operation", "storage host", "users", "failed", "seconds", box=None)
+    for run in runs:
+        operation = f"{run.operation} (check)" if run.check else run.operation
+        table.add_row(
+            _when(run.started),
+            _safe(run.run),
+            operation,
+            _safe(run.storage_host),
+            str(run.users),
+            f"[red]{run.failed}[/]" if run.failed else "0",
+            f"{run.seconds:.1f}",
+        )
+    width = None if sys.stdout.isatty() else 160  # in a pipe nothing is cut
+    Console(highlight=False, width=width).print(table if runs else "No run yet.")
+
+
+def print_past(name: str, past: list[PastOutcome], *, as_json: bool) -> None:
+    """Print what became of one user, the newest first."""
+    if as_json:
+        _print_json(
+            [
+                {"started": item.started, "operation": item.operation, "check": item.check}
+                | item.outcome.model_dump(mode="json")
+                for item in past
+            ]
+        )
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for item in past:
+        console.print(f"{_when(item.started)}  {item.operation}{' (check)' if item.check else ''}")
+        _print_outcome(console, item.outcome, check=item.check)
+    if not past:
+        console.print(f"Nothing is known of {_safe(name)}.")
+
+
+def _print_outcome(console: Console, outcome: Outcome, *, check: bool) -> None:
+    if outcome.status == "failed":
+        where = f"{outcome.failed_role}: " if outcome.failed_role else ""
+        task = f" (task: {outcome.failed_task})" if outcome.failed_task else ""
+        console.print(f"[red]failed[/]  {_safe(outcome.name)}: {_safe(where + outcome.message + task)}")
+    elif outcome.changed:
+        verb = "would change" if check else "changed"
+        console.print(f"[yellow]{verb}[/]  {_safe(outcome.name)}: {_safe(', '.join(outcome.changed))}")
+    else:
+        console.print(f"[green]ok[/]  {_safe(outcome.name)}")
+    for note in outcome.notes:
+        console.print(f"        {_safe(note)}")
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
 def _safe(text: str) -> str:
     """Text for a terminal: no control characters, no markup."""
     return escape("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))
 
 
-def print_json(data: Any) -> None:
-    """Print data as JSON on stdout."""
+def _print_json(data: Any) -> None:
     json.dump(data, sys.stdout, indent=1)
     print()

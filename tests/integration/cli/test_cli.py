@@ -1,0 +1,196 @@
+"""``ansible-bootstrap`` as an admin types it, with the real apply program and the real roles."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OWNER = (20001, 100) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+
+
+class Admin:
+    """An admin in a directory with a ``jupyterhub_config.py``."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.root = directory / "storage"
+        self.root.mkdir(mode=0o755)
+        self.configure()
+
+    def configure(self, **settings: Any) -> None:
+        settings = {
+            "storage_root": str(self.root),
+            "state_dir": str(self.directory / "state"),
+            "uid": OWNER[0],
+            "gid": OWNER[1],
+            **settings,
+        }
+        lines = [f"c.AnsibleBootstrap.{name} = {value!r}" for name, value in settings.items()]
+        (self.directory / "jupyterhub_config.py").write_text("\n".join(["c = get_config()", *lines, ""]))
+
+    def command(self, *args: str) -> list[str]:
+        return [str(Path(sys.executable).parent / "ansible-bootstrap"), *args]
+
+    def types(self, *args: str, status: int = 0) -> str:
+        done = subprocess.run(
+            self.command(*args), cwd=self.directory, capture_output=True, text=True, timeout=100, check=False
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout if status != 2 else done.stderr
+
+    def homes(self) -> set[str]:
+        return {path.name for path in self.root.iterdir() if not path.name.startswith(".")}
+
+
+@pytest.fixture
+def admin(tmp_path: Path) -> Admin:
+    tmp_path.chmod(0o755)
+    return Admin(tmp_path)
+
+
+def test_two_hundred_by_roster_are_one_run_and_a_bad_one_costs_only_itself(admin: Admin) -> None:
+    names = [f"student{number}" for number in range(199)]
+    roster = admin.directory / "class.txt"
+    roster.write_text("\n".join([*names[:100], "{{ lookup('pipe', 'id') }}", *names[100:]]) + "\n")
+    outcomes = json.loads(admin.types("run", "--roster", str(roster), "--json", status=1))
+    assert len(outcomes) == 200
+    assert {outcome["name"] for outcome in outcomes if outcome["status"] == "ok"} == set(names)
+    assert admin.homes() == set(names)
+    assert len({outcome["run"] for outcome in outcomes if outcome["run"]}) == 1
+    (bad,) = (outcome for outcome in outcomes if outcome["status"] == "failed")
+    assert bad["reason"] == "refused"
+    (run,) = json.loads(admin.types("status", "--json"))
+    assert run["users"] == 199
+
+
+def test_check_first_then_do_then_nothing_is_left_to_do(admin: Admin) -> None:
+    assert "would change  alice: user_dir" in admin.types("run", "alice", "--check")
+    assert list(admin.root.iterdir()) == []
+    assert "changed  alice: user_dir" in admin.types("run", "alice")
+    status = (admin.root / "alice").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (*OWNER, 0o755)
+    assert "ok  alice" in admin.types("run", "alice")
+
+
+def test_json_has_the_fields_that_scripts_rely_on(admin: Admin) -> None:
+    (outcome,) = json.loads(admin.types("run", "alice", "--json"))
+    wanted = {
+        "key": "alice",
+        "name": "alice",
+        "status": "ok",
+        "changed": ["user_dir"],
+        "failed_role": None,
+        "message": "",
+        "storage_host": "localhost",
+        "directory": str(admin.root / "alice"),
+    }
+    assert wanted.items() <= outcome.items()
+    assert 0 < outcome["seconds"] < 60
+
+
+def test_diff_shows_what_a_check_would_make(admin: Admin) -> None:
+    done = subprocess.run(
+        admin.command("run", "alice", "--check", "--diff"),
+        cwd=admin.directory,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert str(admin.root / "alice") in done.stderr
+
+
+def test_a_failure_names_the_user_the_role_and_the_cause(admin: Admin) -> None:
+    (admin.root / "bob").write_text("a file where the directory should be\n")
+    said = admin.types("run", "alice", "bob", status=1)
+    assert "changed  alice: user_dir" in said
+    assert "failed  bob: user_dir: " in said
+    assert "2 users: 1 ok, 1 failed" in said
+    assert "bob" in admin.types("status", "bob")
+    assert "Nothing is known of carol" in admin.types("status", "carol")
+
+
+def test_a_missing_storage_root_is_said_so_and_not_made(admin: Admin) -> None:
+    admin.root.rmdir()
+    assert "does not exist" in admin.types("run", "alice", status=1)
+    assert not admin.root.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["run"], "nobody to bootstrap"),
+        (["run", "alice", "--roster", "missing.txt"], "missing.txt: No such file"),
+        (["run", "alice", "--config", "missing.py"], "no missing.py"),
+        (["run", "alice", "--frobnicate"], "unrecognized arguments"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_what_is_wrong(admin: Admin, args: list[str], said: str) -> None:
+    assert said in admin.types(*args, status=2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"roles": ["user_dirr"]}, "user_dirr"),
+        ({"uid": "nobody-knows"}, "uid"),
+        ({"extra_vars": {"bootstrap_root": "/"}}, "bootstrap_root"),
+        ({"storage_rot": "/volumes"}, "did you mean 'storage_root'"),
+    ],
+)
+def test_a_wrong_setting_is_named(admin: Admin, settings: dict[str, Any], said: str) -> None:
+    admin.configure(**settings)
+    done = subprocess.run(
+        admin.command("run", "alice"), cwd=admin.directory, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (1, 2)
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_configuration_that_fails_is_an_error_that_names_it(admin: Admin) -> None:
+    (admin.directory / "jupyterhub_config.py").write_text("1 / 0\n")
+    assert "jupyterhub_config.py: ZeroDivisionError" in admin.types("run", "alice", status=2)
+
+
+def test_ctrl_c_ends_the_run_and_everything_it_started(admin: Admin) -> None:
+    role = admin.directory / "roles/sleeper/tasks"
+    role.mkdir(parents=True)
+    (role / "main.yml").write_text("- ansible.builtin.command: sleep 4711\n")
+    admin.configure(roles=["sleeper"], roles_path=[str(admin.directory / "roles")])
+    process = subprocess.Popen(
+        admin.command("run", "alice"), cwd=admin.directory, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: running("sleep", "4711"))
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "interrupted" in said
+    wait_for(lambda: not running("sleep", "4711"))
+
+
+def running(*command: str) -> bool:
+    """Whether a process has exactly this command line."""
+    wanted = "\0".join(command).encode() + b"\0"
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes() == wanted:
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def wait_for(condition: Any, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.05)

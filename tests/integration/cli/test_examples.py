@@ -1,0 +1,113 @@
+"""Every example is run as it stands, but for its paths; so none can rot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+BIN = Path(sys.executable).parent
+OWNER = (20001, 100) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+
+
+class Example:
+    """A copy of an example in which the system's paths are below a directory of the test's own."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self.directory = directory / name
+        self.system = directory / "system"
+        self.root = self.system / "volumes/jupyterhub"
+        self.root.mkdir(mode=0o755, parents=True)
+        shutil.copytree(EXAMPLES / name, self.directory)
+        (self.system / "srv").mkdir()
+        shutil.copytree(EXAMPLES.parent / "ansible_bootstrap/demo/tutorial", self.system / "srv/course")
+        for path in [*self.directory.rglob("*.py"), *self.directory.rglob("*.yml")]:
+            text = path.read_text()
+            for there in ("/volumes", "/srv"):
+                text = text.replace(f'"{there}', f'"{self.system}{there}').replace(
+                    f" {there}", f" {self.system}{there}"
+                )
+            text = text.replace("/etc/jupyterhub", str(self.directory))
+            text = text.replace("uid = 1000", f"uid = {OWNER[0]}").replace("gid = 100", f"gid = {OWNER[1]}")
+            text = text.replace("uid: 1000", f"uid: {OWNER[0]}").replace("gid: 100", f"gid: {OWNER[1]}")
+            path.write_text(text)
+
+    def runs(self, *command: str) -> str:
+        done = subprocess.run(
+            [str(BIN / command[0]), *command[1:]],
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
+@pytest.fixture
+def example(request: pytest.FixtureRequest, tmp_path: Path) -> Example:
+    tmp_path.chmod(0o755)
+    return Example(request.param, tmp_path)
+
+
+def test_every_example_has_a_test_and_a_line_in_the_readme() -> None:
+    tested = {"quickstart", "site-roles", "remote-storage", "ansible-only"}
+    assert {path.name for path in EXAMPLES.iterdir() if path.is_dir()} == tested
+    for name in tested:
+        assert f"({name})" in (EXAMPLES / "README.md").read_text()
+
+
+@pytest.mark.parametrize("example", ["quickstart"], indirect=True)
+def test_quickstart(example: Example) -> None:
+    assert "would change  alice" in example.runs("ansible-bootstrap", "run", "alice", "--check")
+    assert "changed  alice: user_dir, tutorials" in example.runs("ansible-bootstrap", "run", "alice")
+    assert (example.root / "alice").stat().st_mode & 0o777 == 0o750
+    assert (example.root / "alice/tutorials/welcome.ipynb").is_file()
+    assert "ok  alice" in example.runs("ansible-bootstrap", "run", "alice")
+
+
+@pytest.mark.parametrize("example", ["site-roles"], indirect=True)
+def test_site_roles(example: Example) -> None:
+    (example.system / "srv/notes").mkdir()
+    outcomes = json.loads(example.runs("ansible-bootstrap", "run", "alice", "bob", "--json"))
+    assert [outcome["changed"] for outcome in outcomes] == [["user_dir", "my_datasets", "class_list"]] * 2
+    notes = [path.read_text() for path in (example.system / "srv/notes").iterdir()]
+    assert any("Hello alice" in note for note in notes)
+    listed = (example.system / "srv/class-list.txt").read_text().splitlines()
+    assert listed == [f"{name} {OWNER[0]} {example.root}/{name}" for name in ("alice", "bob")]
+    again = json.loads(example.runs("ansible-bootstrap", "run", "alice", "bob", "--json"))
+    assert [outcome["changed"] for outcome in again] == [[], []]
+
+
+@pytest.mark.parametrize("example", ["ansible-only"], indirect=True)
+def test_ansible_only(example: Example) -> None:
+    command = ("ansible-playbook", "ansible_bootstrap.jupyterhub.bootstrap", "-e", "@class.yml")
+    example.runs(*command, "--check", "--diff")
+    assert list(example.root.iterdir()) == []
+    example.runs(*command)
+    assert (example.root / "alice/tutorials/penguins.csv").is_file()
+    assert (example.root / "staff/bob").stat().st_uid == OWNER[0]
+    assert "changed=0 " in example.runs(*command)
+
+
+@pytest.mark.parametrize("example", ["remote-storage"], indirect=True)
+def test_remote_storage_as_far_as_one_machine_shows_it(example: Example) -> None:
+    """The hosts themselves are in tests/integration/hosts."""
+    hosts = json.loads(example.runs("ansible-inventory", "-i", "storage.yml", "--list"))
+    assert set(hosts["_meta"]["hostvars"]) == {"storage1", "storage2"}
+    shown = subprocess.run(
+        [str(BIN / "ansible-bootstrap"), "run", "alice"],
+        cwd=example.directory,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 2
+    assert "column storage_host" in shown.stderr  # where alice is, only a spawner or a roster can say
