@@ -20,6 +20,9 @@ c.JupyterHub.cookie_secret_file = str(here / "cookie_secret")
 c.JupyterHub.authenticator_class = "dummy"
 c.DummyAuthenticator.password = os.environ["ANSIBLE_BOOTSTRAP_DEMO_PASSWORD"]
 c.Authenticator.allow_all = True
+c.JupyterHub.tornado_settings = {
+    "slow_spawn_timeout": 0
+}  # the API answers at once, and progress tells the rest
 
 # Everybody's server runs under the hub's account, in a directory of their own.
 c.JupyterHub.spawner_class = "simple"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,17 +50,18 @@ class Student:
         asked = self._browser.post(api, headers=headers, timeout=SPAWN_TIMEOUT)
         if asked.status_code not in (requests.codes.created, requests.codes.accepted):
             raise NotAsPromisedError(f"the hub answered {asked.status_code}: {asked.text[:300]}")
-        sentences = []
+        begin = time.monotonic()
+        told = []
         with self._browser.get(
             f"{api}/progress", headers=headers, stream=True, timeout=SPAWN_TIMEOUT
         ) as stream:
             for event in _events(stream):
-                sentences.append(str(event.get("message", "")))
+                told.append(f"{str(event.get('message', '')).rstrip('.')} ({time.monotonic() - begin:.1f} s)")
                 if event.get("failed"):
-                    raise NotAsPromisedError(sentences[-1])
+                    raise NotAsPromisedError(told[-1])
                 if event.get("ready"):
-                    return " > ".join(sentences[:-1])
-        raise NotAsPromisedError(f"the progress ended with {sentences[-1:]}")
+                    return "; ".join(told)
+        raise NotAsPromisedError(f"the progress ended with {told[-1:]}")
 
     def read_back(self, folder: str, original: Path) -> str:
         """Read every file of ``original`` through the user's own server and compare."""
