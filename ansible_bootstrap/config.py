@@ -1,0 +1,268 @@
+"""``c.AnsibleBootstrap``: every setting, as a traitlet with help.
+
+Two kinds live here side by side, because an admin has one configuration file:
+
+* the **hub's own**: whom to ask, how long to wait, where to keep history;
+* the **apply side's** (:data:`APPLY_SIDE`, the keys of ``settings.ApplySettings``): what is done to
+  a user's storage. With the embedded apply program, those that the admin really set are handed over
+  in a file of mode 0600, so that its defaults stay in one place. Behind a boundary (another
+  ``apply_command``) the apply program believes nothing from its caller, and setting one here is an
+  error rather than silently without effect.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from traitlets import Callable, Dict, Enum, Float, Int, List, TraitType, Unicode, Union, default
+from traitlets.config import SingletonConfigurable
+
+from .errors import SettingsError
+from .state import default_state_dir, ensure_state_dir, write_private
+
+EMBEDDED_COMMAND: Final = (sys.executable, "-I", "-m", "ansible_bootstrap.apply")
+"""The apply program as a child of the hub, under the hub's own account."""
+
+SYSTEM_SETTINGS: Final = "/etc/ansible-bootstrap/settings.yml"
+"""Where an apply program behind a boundary reads its settings."""
+
+SETTINGS_FILE: Final = "apply-settings.json"
+"""Below ``state_dir``, mode 0600: what the embedded apply program is handed."""
+
+DEFAULT_CLEANUP_DELAY: Final = 5.0
+
+
+def _apply(trait: TraitType[Any, Any], help: str) -> Any:
+    """A setting of the apply side: None until the admin sets it."""
+    trait.allow_none = True
+    trait.default_value = None
+    trait.help = help
+    return trait.tag(config=True, apply_side=True)
+
+
+def _role() -> Union:
+    return Union([Unicode(), Dict()])
+
+
+class AnsibleBootstrap(SingletonConfigurable):
+    """What happens to a user's storage before the server starts and after it stops."""
+
+    # -- the hub's own ------------------------------------------------------------------------
+
+    storage_host = Union(
+        [Unicode(), Callable()],
+        default_value="localhost",
+        help="""
+        The inventory host on which users' directories live: a name, or ``callable(spawner) -> name``
+        (may be async). Users on different hosts are bootstrapped at the same time, those on one host
+        together in batches. Default: ``localhost``, the machine on which the apply program runs.
+        """,
+    ).tag(config=True)
+
+    apply_command = List(
+        Unicode(),
+        default_value=list(EMBEDDED_COMMAND),
+        minlen=1,
+        help="""
+        The command that applies the roles, as a list; the program by its absolute path. By default it
+        runs under the hub's own account. To cross to another account or machine, put ``sudo -n`` or
+        ``ssh`` in front; the program then reads ``/etc/ansible-bootstrap/settings.yml`` there, and
+        ``storage_root``, ``roles`` and their like must not be set here.
+        """,
+    ).tag(config=True)
+
+    state_dir = Unicode(
+        help="""
+        Directory for the history and for what is handed to the apply program; made with mode 0700 if
+        missing. Default: ``/var/lib/ansible-bootstrap`` as root, else the account's own state
+        directory (``~/.local/state/ansible-bootstrap``).
+        """,
+    ).tag(config=True)
+
+    timeout = Float(
+        120.0,
+        help="""
+        Seconds after which a spawn that still waits for its storage fails with a message to try
+        again. Also the longest that one run may take. Default: 120. The hub has no limit of its own
+        here: ``start_timeout`` begins after it.
+        """,
+    ).tag(config=True)
+
+    mode = Enum(
+        ["enforce", "observe"],
+        default_value="enforce",
+        help="""
+        ``enforce`` (default): a server starts once its storage is ready, and does not start if that
+        fails. ``observe``: Ansible's check mode; nothing is changed, no spawn waits or fails, and the
+        hub's log says what would have been changed or refused.
+        """,
+    ).tag(config=True)
+
+    batch_size = Int(
+        500,
+        min=1,
+        help="Most users in one run. Default: 500. Whoever is beyond it goes into the next run.",
+    ).tag(config=True)
+
+    place = Callable(
+        None,
+        allow_none=True,
+        help="""
+        Where a user's storage is, if the spawner cannot say or says it wrongly:
+        ``callable(spawner) -> Place`` or a dict with any of ``directory``, ``uid``, ``gid``,
+        ``storage_host``, ``groups`` (may be async; it runs on the hub's event loop, so it must not
+        block). What a dict leaves out, the settings fill in. None from it: ask the spawner after all.
+        Default: ask the spawner.
+        """,
+    ).tag(config=True)
+
+    cleanup_delay = Float(
+        None,
+        allow_none=True,
+        help="""
+        Seconds in which servers' stops are gathered into one clean-up; it comes one to two of these
+        after the stop. Default: 5 if ``cleanup_roles`` is set here, else no clean-up at all. Behind another
+        ``apply_command`` the hub cannot see ``cleanup_roles``: set this to have clean-ups run.
+        """,
+    ).tag(config=True)
+
+    history_days = Float(
+        30.0,
+        help="Days for which runs and outcomes are kept for ``ansible-bootstrap status``. Default: 30.",
+    ).tag(config=True)
+
+    # -- the apply side's ---------------------------------------------------------------------
+
+    storage_root = _apply(
+        Unicode(),
+        "Absolute path on the storage host below which all users' directories lie. It must exist.",
+    )
+    roles = _apply(
+        List(_role()),
+        """
+        The roles that bootstrap a user, in order: a name, or a dict with ``role``, ``on_failure``
+        (``block``, the default, or ``continue``: the user may work without it and is told so) and
+        ``per`` (``user`` or ``batch``, for site roles). Default: ``["user_dir"]``.
+        """,
+    )
+    cleanup_roles = _apply(
+        List(_role()),
+        "The roles applied after a server stopped, written like ``roles``. Default: none, and then no run.",
+    )
+    roles_path = _apply(List(Unicode()), "Absolute paths of directories with site roles. Default: none.")
+    collections_path = _apply(
+        List(Unicode()), "Absolute paths of directories with collections that site roles use. Default: none."
+    )
+    extra_vars = _apply(
+        Dict(),
+        "Extra vars for the roles (``user_dir_mode``, …), templated by Ansible. Default: none.",
+    )
+    inventory = _apply(
+        Unicode(), "Path of an Ansible inventory with the storage hosts. Default: ``localhost`` alone."
+    )
+    uid = _apply(
+        Union([Int(), Enum(["nss", "request"])]),
+        """
+        Owner of the directories: one uid for all, ``nss`` (the system user of that name; the default)
+        or ``request`` (what the spawner says, within ``uid_min`` and ``uid_max``).
+        """,
+    )
+    gid = _apply(
+        Union([Int(), Enum(["nss", "request"])]),
+        "Group of the directories, written like ``uid``, and by default as ``uid`` says.",
+    )
+    uid_min = _apply(Int(), "Root never works for a uid below this. Default: 1000.")
+    uid_max = _apply(Int(), "Nor for one above this. Default: no bound.")
+    gid_min = _apply(Int(), 'With ``gid = "request"``, the smallest gid that is accepted. Default: 100.')
+    forks = _apply(
+        Int(), "Users to whom site roles are applied at the same time. Default: twice the number of cores."
+    )
+    task_timeout = _apply(
+        Int(), "Seconds after which Ansible ends a task of a site role. Default: 300, at most 86400."
+    )
+
+    @default("state_dir")
+    def _state_dir(self) -> str:
+        return default_state_dir()
+
+    # -- what the rest of the package asks ----------------------------------------------------
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the apply program is our own child under our own account."""
+        return tuple(self.apply_command) == EMBEDDED_COMMAND
+
+    @property
+    def observing(self) -> bool:
+        """Whether nothing may be changed and no spawn may wait or fail."""
+        return bool(self.mode == "observe")
+
+    def apply_settings(self) -> dict[str, Any]:
+        """The apply side's settings that the admin really set."""
+        given = {name: getattr(self, name) for name in self.traits(apply_side=True)}
+        return {name: _plain(value) for name, value in given.items() if value is not None}
+
+    def effective_cleanup_delay(self) -> float | None:
+        """Seconds before a clean-up; None if there is nothing to clean up."""
+        if self.embedded and not self.cleanup_roles:
+            return None
+        if self.cleanup_delay is not None:
+            return float(self.cleanup_delay)
+        return DEFAULT_CLEANUP_DELAY if self.embedded else None
+
+    def check(self) -> None:
+        """Refuse settings that contradict themselves.
+
+        Raises:
+            SettingsError: naming the setting and the way out.
+        """
+        for name in self.config.get("AnsibleBootstrap", {}):
+            if not self.has_trait(name):
+                near = difflib.get_close_matches(name, self.trait_names(config=True), n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise SettingsError(f"c.AnsibleBootstrap.{name} is not a setting{hint}")
+        given = self.apply_settings()
+        if given and not self.embedded:
+            names = ", ".join(f"c.AnsibleBootstrap.{name}" for name in sorted(given))
+            raise SettingsError(
+                f"{names}: with an apply_command of your own the apply program reads {SYSTEM_SETTINGS} "
+                "and nothing from the hub; move them there"
+            )
+        if self.embedded and "storage_root" not in given:
+            raise SettingsError("c.AnsibleBootstrap.storage_root is not set: where are users' directories?")
+
+    def apply_argv(self) -> list[str]:
+        """The command line of the apply program; writes the settings file that it names.
+
+        Blocks on the local disk for about a millisecond: call it in a thread.
+
+        Raises:
+            SettingsError: as :meth:`check`, or the file cannot be written.
+        """
+        self.check()
+        if not self.embedded:
+            return list(self.apply_command)
+        path = ensure_state_dir(self.state_dir) / SETTINGS_FILE
+        try:
+            text = json.dumps(self.apply_settings(), indent=1, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"c.AnsibleBootstrap.extra_vars cannot be written as JSON: {error}") from None
+        write_private(path, text + "\n")
+        return [*self.apply_command, "--settings", str(path)]
+
+
+APPLY_SIDE: Final = frozenset(AnsibleBootstrap.class_traits(apply_side=True))
+"""The settings that are the apply program's, not the hub's."""
+
+
+def _plain(value: Any) -> Any:
+    """Lists and dicts as JSON knows them; traitlets' config objects are subclasses that it does not."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [_plain(item) for item in value]
+    return value

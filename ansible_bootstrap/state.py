@@ -1,0 +1,77 @@
+"""The hub's own directory, ``c.AnsibleBootstrap.state_dir``: private, and of the hub's account alone."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+
+import platformdirs
+
+from .errors import SettingsError
+
+
+def default_state_dir() -> str:
+    """``/var/lib/ansible-bootstrap`` as root, else the account's own state directory."""
+    if os.geteuid() == 0:
+        return "/var/lib/ansible-bootstrap"
+    return platformdirs.user_state_dir("ansible-bootstrap")
+
+
+def ensure_state_dir(path: str | os.PathLike[str]) -> Path:
+    """Make the directory, mode 0700, if there is none, and return it.
+
+    Raises:
+        SettingsError: it cannot be made, or others could replace what is in it.
+    """
+    directory = Path(path)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = directory.stat()
+    except OSError as error:
+        raise SettingsError(
+            f"c.AnsibleBootstrap.state_dir {str(directory)!r} cannot be made: {error.strerror}"
+        ) from None
+    if info.st_uid != os.geteuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise SettingsError(
+            f"c.AnsibleBootstrap.state_dir {str(directory)!r} must belong to uid {os.geteuid()} "
+            "and be writable by nobody else (chmod 0700)"
+        )
+    return directory
+
+
+def write_private(path: Path, text: str) -> None:
+    """Let ``path`` hold exactly ``text``, mode 0600, atomically; untouched if it already does.
+
+    Raises:
+        SettingsError: it cannot be written.
+    """
+    try:
+        if _holds(path, text):
+            return
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise SettingsError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
+        info = os.fstat(file.fileno())
+        return (
+            stat.S_ISREG(info.st_mode)
+            and info.st_uid == os.geteuid()
+            and stat.S_IMODE(info.st_mode) == 0o600
+            and file.read() == text
+        )

@@ -1,0 +1,122 @@
+"""The configuration of a test's hub; what differs is in the JSON file named by HUB_TEST.
+
+There is no proxy: the tests speak to the hub itself, and the hub to servers directly.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+from jupyterhub.proxy import Proxy
+from jupyterhub.spawner import SimpleLocalProcessSpawner
+
+import ansible_bootstrap.hub
+from ansible_bootstrap import bootstrapped, setup
+
+here = Path(__file__).parent
+test = json.loads(Path(os.environ["HUB_TEST"]).read_text())
+path = Path(test["path"])
+
+
+class NoProxy(Proxy):
+    """Keeps routes in memory and serves none."""
+
+    should_start = False
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.routes = {}
+
+    async def add_route(self, routespec, target, data):
+        self.routes[routespec] = {"routespec": routespec, "target": target, "data": data}
+
+    async def delete_route(self, routespec):
+        self.routes.pop(routespec, None)
+
+    async def get_all_routes(self):
+        return self.routes
+
+
+def note(what, spawner):
+    with (path / "hooks.log").open("a") as log:
+        log.write(f"{what} {spawner.user.name}\n")
+
+
+def spawner_hook(spawner):
+    note("generic", spawner)
+
+
+async def class_hook(spawner):
+    await asyncio.sleep(0)
+    note("chained", spawner)
+
+
+async def stop_hook(spawner):
+    note("stopped", spawner)
+    if spawner.user.name == "raiser":
+        raise RuntimeError("the chained hook fails")
+
+
+async def before_the_hook(spawner, auth_state):
+    if spawner.user.name.startswith("early"):
+        await asyncio.sleep(1)
+
+
+def storage_host(spawner):
+    return "storage2" if spawner.user.name.endswith("-two") else "localhost"
+
+
+resolve = ansible_bootstrap.hub.resolve
+
+
+async def treacherous_resolve(spawner, config=None):
+    if spawner.user.name == "timeouty":
+        raise TimeoutError("from deep inside /srv/secret")
+    if spawner.user.name == "cancelly":
+        raise asyncio.CancelledError
+    if spawner.user.name == "buggy":
+        raise KeyError("/srv/secret")
+    return await resolve(spawner, config)
+
+
+ansible_bootstrap.hub.resolve = treacherous_resolve
+
+c = get_config()  # noqa: F821
+c.JupyterHub.proxy_class = NoProxy
+c.JupyterHub.hub_bind_url = f"http://127.0.0.1:{test['port']}"
+c.JupyterHub.db_url = f"sqlite:///{path}/hub.sqlite"
+c.JupyterHub.cookie_secret_file = str(path / "cookie_secret")
+c.JupyterHub.authenticator_class = "dummy"
+c.JupyterHub.allow_named_servers = True
+c.JupyterHub.services = [{"name": "tester", "api_token": test["token"]}]
+c.JupyterHub.load_roles = [
+    {
+        "name": "tester",
+        "scopes": ["admin:users", "admin:servers", "read:hub", "shutdown", "read:metrics"],
+        "services": ["tester"],
+    }
+]
+c.Authenticator.allow_all = True
+c.DummyAuthenticator.password = "secret"
+c.Spawner.cmd = [sys.executable, str(here / "fake_server.py")]
+c.Spawner.consecutive_failure_limit = 5
+c.Spawner.auth_state_hook = before_the_hook
+c.SimpleLocalProcessSpawner.home_dir_template = f"{path}/storage/{{username}}"
+
+c.Spawner.pre_spawn_hook = spawner_hook
+c.SimpleLocalProcessSpawner.pre_spawn_hook = class_hook
+c.Spawner.post_stop_hook = stop_hook
+
+if test["bootstrapped"]:
+    c.JupyterHub.spawner_class = bootstrapped(SimpleLocalProcessSpawner)
+else:
+    c.JupyterHub.spawner_class = "simple"
+    setup(c)
+    setup(c)
+
+c.AnsibleBootstrap.state_dir = str(path / "state")
+c.AnsibleBootstrap.storage_host = storage_host
+for name, value in test["settings"].items():
+    c.AnsibleBootstrap[name] = value

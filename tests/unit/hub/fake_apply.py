@@ -1,0 +1,119 @@
+"""A stand-in for the apply program: speaks protocol.py, starts no Ansible, misbehaves on demand.
+
+Usage: ``python fake_apply.py CONTROL [--settings FILE]``. CONTROL is a JSON file, read anew by each run:
+
+===============  ==============================================================================
+``delay``        seconds of work before the outcomes
+``roles``        names announced before that (default ``["user_dir", "tutorials"]``)
+``fail``         ``{name: outcome fields}``: these users fail
+``more``         ``{name: outcome fields}``: these succeed with something to say
+``silent``       names that get no outcome
+``behave``       ``ok``, ``die``, ``garbage``, ``overlong``, ``refuse``, ``no_end``, ``hang``, ``linger``
+``ignore_term``  whether SIGTERM and the end of stdin are ignored
+``orphan``       whether a child in a session of its own keeps stdout open for 30 s
+``stderr``       lines for the log
+``cleanup``      the same for clean-ups, which otherwise succeed at once
+===============  ==============================================================================
+
+It appends one JSON line to CONTROL.log when a run begins (with pid, environment and users) and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    control_file = Path(sys.argv[1])
+    control: dict[str, Any] = json.loads(control_file.read_text())
+    if control.get("ignore_term"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    request = json.loads(sys.stdin.buffer.readline())
+    users = request["users"]
+    if request["operation"] == "cleanup":
+        control = control.get("cleanup", {})
+
+    about = {"operation": request["operation"]}
+
+    def note(what: str, **more: Any) -> None:
+        with Path(f"{control_file}.log").open("a") as log:
+            log.write(
+                json.dumps({"what": what, "pid": os.getpid(), "time": time.time(), **about, **more}) + "\n"
+            )
+
+    def emit(event: str, **more: Any) -> None:
+        print(json.dumps({"event": event, **more}), flush=True)
+
+    def watch_stdin() -> None:
+        while sys.stdin.buffer.read1(1 << 16):
+            pass
+        if not control.get("ignore_term"):
+            os._exit(3)
+
+    note(
+        "begin",
+        check=request["check"],
+        users=[user["name"] for user in users],
+        environment=dict(os.environ),
+        argv=sys.argv[2:],
+    )
+    threading.Thread(target=watch_stdin, daemon=True).start()
+    if control.get("orphan"):
+        orphan = subprocess.Popen(["sleep", "30"], start_new_session=True)
+        note("orphan", orphan=orphan.pid)
+    for line in control.get("stderr", []):
+        print(line, file=sys.stderr, flush=True)
+    behave = control.get("behave", "ok")
+    if behave == "refuse":
+        emit("refused", reason="settings", message="storage_root is missing")
+        os._exit(2)
+    run = f"fake-{os.getpid()}"
+    emit("accepted", run=run, storage_host=users[0]["storage_host"] if users else "localhost")
+    for role in control.get("roles", ["user_dir", "tutorials"]):
+        emit("role", role=role, users=len(users))
+    time.sleep(control.get("delay", 0))
+    if behave == "die":
+        print("Traceback: the disk of /srv/secret is gone", file=sys.stderr, flush=True)
+        os._exit(70)
+    if behave == "garbage":
+        print("Welcome to storage.example.org!\x1b[2J", flush=True)
+    if behave == "overlong":
+        print("x" * (2 << 20), flush=True)
+    if behave in {"hang", "garbage", "overlong"}:
+        time.sleep(60)
+    ok = 0
+    for user in users:
+        name = user["name"]
+        if name in control.get("silent", []):
+            continue
+        outcome = {
+            "key": user["key"],
+            "name": name,
+            "status": "ok",
+            "run": run,
+            "storage_host": user["storage_host"],
+        }
+        if name in control.get("fail", {}):
+            outcome |= {"status": "failed", "reason": "role_failed", **control["fail"][name]}
+        else:
+            outcome |= control.get("more", {}).get(name, {})
+            ok += 1
+        emit("outcome", outcome=outcome)
+    note("outcomes")
+    if behave != "no_end":
+        emit("end", run=run, ok=ok, failed=len(users) - ok)
+    if behave == "linger":
+        time.sleep(60)
+    note("end")
+    os._exit(0 if ok == len(users) else 1)
+
+
+main()

@@ -1,0 +1,237 @@
+"""setup(c) and what does not need a whole hub: chaining, copies, the error, the progress log."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from traitlets.config import Config
+
+import ansible_bootstrap
+from ansible_bootstrap import AnsibleBootstrap, BootstrapError, RoleFailedError, hub, setup
+from ansible_bootstrap.hub import bootstrapped, post_stop_hook, pre_spawn_hook
+from ansible_bootstrap.progress import ProgressLog
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(hub, "_chained", {name: {} for name in hub._HOOKS})
+    monkeypatch.setattr(hub, "_core", None)
+    AnsibleBootstrap.clear_instance()
+    yield
+    AnsibleBootstrap.clear_instance()
+
+
+class Spawner:
+    """What the hooks use of a spawner."""
+
+    def __init__(self, tmp_path: Path, name: str = "alice", **settings: Any) -> None:
+        self.user = SimpleNamespace(name=name, groups=[], spawners={})
+        self.name = ""
+        self._log_name = name
+        self.log = logging.getLogger("test.hooks")
+        self.config = Config({"AnsibleBootstrap": {"state_dir": str(tmp_path / "state"), **settings}})
+
+    async def progress(self) -> Any:
+        yield {"progress": 50, "message": "Spawning server..."}
+
+
+class Special(Spawner):
+    pass
+
+
+# setup(c)
+
+
+def test_setup_chains_what_is_there_for_the_class_it_was_for() -> None:
+    def general(spawner: Any) -> None: ...
+    def special(spawner: Any) -> None: ...
+
+    c = Config()
+    c.Spawner.pre_spawn_hook = general
+    c.Special.pre_spawn_hook = special
+    setup(c)
+    setup(c)
+    assert c.Spawner.pre_spawn_hook is c.Special.pre_spawn_hook is pre_spawn_hook
+    assert c.Spawner.post_stop_hook is post_stop_hook
+    assert hub._chained["pre_spawn_hook"] == {"Spawner": general, "Special": special}
+
+
+def test_setup_makes_no_lazy_values() -> None:
+    c = Config()
+    c.Special.pre_spawn_hook  # noqa: B018 - an admin who only looked
+    setup(c)
+    assert hub._chained["pre_spawn_hook"] == {}
+    assert set(c) == {"Spawner", "Special"}
+
+
+def test_the_hooks_are_the_same_after_the_deep_copy_that_every_spawner_gets() -> None:
+    c = Config()
+    c.Spawner.pre_spawn_hook = lambda spawner: threading.Lock()
+    setup(c)
+    copied = copy.deepcopy(c)
+    assert copied.Spawner.pre_spawn_hook is pre_spawn_hook
+    assert copied.Spawner.post_stop_hook is post_stop_hook
+
+
+async def test_a_chained_hook_with_a_lock_is_called_as_it_is(tmp_path: Path) -> None:
+    """Inside the configuration its copy would fail, and with it every spawn."""
+
+    class Hook:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+            self.seen: list[Any] = []
+
+        async def __call__(self, spawner: Any) -> None:
+            self.seen.append(spawner)
+
+    c = Config()
+    c.Spawner.pre_spawn_hook = hook = Hook()
+    setup(c)
+    spawner = Spawner(tmp_path)
+    await hub._call_chained("pre_spawn_hook", spawner)
+    assert hook.seen == [spawner]
+
+
+async def test_the_nearest_class_wins_and_none_means_none(tmp_path: Path) -> None:
+    called: list[str] = []
+    c = Config()
+    c.Spawner.pre_spawn_hook = lambda spawner: called.append("general")
+    setup(c)
+    await hub._call_chained("pre_spawn_hook", Special(tmp_path))
+    c.Special.pre_spawn_hook = None
+    setup(c)
+    await hub._call_chained("pre_spawn_hook", Special(tmp_path))
+    assert called == ["general"]
+
+
+# The error
+
+
+def test_the_error_has_nothing_but_its_sentence() -> None:
+    error = BootstrapError(RoleFailedError("/srv/secret <b>"))
+    sentence = RoleFailedError.message
+    assert error.jupyterhub_message == error.jupyterhub_html_message == sentence
+    assert error.status_code == 503
+    assert error.reason == "role_failed"
+    assert sentence in str(error)
+    assert "/srv" not in str(error) + repr(error.__dict__)
+
+
+async def test_a_contradiction_in_the_settings_fails_the_spawn_not_the_hub(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(BootstrapError) as caught:
+        await pre_spawn_hook(Spawner(tmp_path, timeout="soon", storage_root="/v"))
+    assert caught.value.reason == "settings"
+    assert "timeout" in caplog.text
+
+
+async def test_post_stop_never_raises(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def broken(spawner: Any) -> None:
+        raise RuntimeError("no idea")
+
+    c = Config()
+    c.Spawner.post_stop_hook = broken
+    setup(c)
+    await post_stop_hook(Spawner(tmp_path, storage_root="/v", cleanup_roles=["x"], place=broken))
+    assert "no clean-up for alice" in caplog.text
+    assert "no idea" in caplog.text
+
+
+async def test_post_stop_has_a_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hangs(spawner: Any) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(hub, "POST_STOP_SECONDS", 0.05)
+    spawner = Spawner(tmp_path, storage_root="/v", cleanup_roles=["x"], place=hangs)
+    async with asyncio.timeout(5):
+        await post_stop_hook(spawner)
+    assert "no clean-up for alice" in caplog.text
+
+
+async def test_nothing_to_clean_up_asks_nobody(tmp_path: Path) -> None:
+    asked: list[Any] = []
+    await post_stop_hook(Spawner(tmp_path, storage_root="/v", place=asked.append))
+    assert not asked
+
+
+async def test_the_hook_has_its_own_deadline_also_for_finding_the_place(tmp_path: Path) -> None:
+    async def hangs(spawner: Any) -> None:
+        await asyncio.sleep(60)
+
+    with pytest.raises(BootstrapError) as caught:
+        await pre_spawn_hook(Spawner(tmp_path, storage_root="/v", place=hangs, timeout=0.1))
+    assert caught.value.reason == "timeout"
+
+
+async def test_a_real_cancellation_is_passed_on_at_once(tmp_path: Path) -> None:
+    async def hangs(spawner: Any) -> None:
+        await asyncio.sleep(60)
+
+    task = asyncio.create_task(pre_spawn_hook(Spawner(tmp_path, storage_root="/v", place=hangs)))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.wait({task}, timeout=0.5)
+    assert task.cancelled()
+
+
+def test_bootstrapped_keeps_the_class_and_its_settings() -> None:
+    jupyterhub_spawner = pytest.importorskip("jupyterhub.spawner")
+    made = bootstrapped(jupyterhub_spawner.SimpleLocalProcessSpawner)
+    assert made.__name__ == "BootstrappedSimpleLocalProcessSpawner"
+    c = Config()
+    c.SimpleLocalProcessSpawner.home_dir_template = "/v/{username}"
+    assert made(config=c).home_dir_template == "/v/{username}"
+
+
+# Progress
+
+
+async def test_a_log_is_replayed_to_everybody_whenever_they_come() -> None:
+    log = ProgressLog()
+    early = asyncio.create_task(collect(log))
+    await asyncio.sleep(0)
+    log.say("one")
+    log.say("one")
+    await asyncio.sleep(0)
+    middle = asyncio.create_task(collect(log))
+    log.say("two")
+    log.close()
+    log.say("too late")
+    late = asyncio.create_task(collect(log))
+    async with asyncio.timeout(2):
+        assert [await task for task in (early, middle, late)] == [["one", "two"]] * 3
+
+
+async def collect(log: ProgressLog) -> list[str]:
+    return [sentence async for sentence in log.follow()]
+
+
+# The package
+
+
+def test_every_public_name_is_there() -> None:
+    for name in ansible_bootstrap.__all__:
+        assert getattr(ansible_bootstrap, name) is not None
+    with pytest.raises(AttributeError):
+        _ = ansible_bootstrap.nothing
+
+
+@pytest.mark.parametrize(
+    "module", ["ansible_bootstrap", "ansible_bootstrap.errors", "ansible_bootstrap.dispatcher"]
+)
+def test_what_needs_no_hub_imports_none(module: str) -> None:
+    code = f"import {module}, sys; assert not {{'jupyterhub', 'traitlets', 'tornado'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
