@@ -63,12 +63,22 @@ def check_name(name: object) -> str:
 
 
 def check_key(key: object) -> str:
-    """Return ``key`` if it can stand in logs and JSON as it is, else raise :class:`NameRefusedError`."""
-    if not isinstance(key, str) or not 0 < len(key) <= 512:
+    """Return ``key`` if it can stand in logs and JSON as it is, else raise :class:`NameRefusedError`.
+
+    ``#3`` and the like stand for records that have no usable key.
+    """
+    if check_group(key).startswith("#"):
+        raise NameRefusedError("a key does not begin with #")
+    return str(key)
+
+
+def check_group(group: object) -> str:
+    """Return ``group`` if it can stand in logs and JSON as it is, else raise :class:`NameRefusedError`."""
+    if not isinstance(group, str) or not 0 < len(group) <= 512:
         raise NameRefusedError("a key or group is a string of 1 to 512 characters")
-    if not key.isprintable():
+    if not group.isprintable():
         raise NameRefusedError("a key or group has only printable characters")
-    return key
+    return group
 
 
 def check_host(host: object) -> str:

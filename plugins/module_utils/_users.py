@@ -67,7 +67,7 @@ def parse_user(raw: object) -> dict[str, Any]:
             "uid": _optional(_check_id, raw.get("uid")),
             "gid": _optional(_check_id, raw.get("gid")),
             "storage_host": _optional(_names.check_host, raw.get("storage_host")),
-            "groups": [_names.check_key(group) for group in raw.get("groups") or []],
+            "groups": _check_groups(raw.get("groups")),
         }
     except _names.NameRefusedError as error:
         raise UserRefusedError(str(error)) from None
@@ -156,6 +156,12 @@ def _optional(check: Callable[[object], Any], value: object) -> Any:
     return None if value is None else check(value)
 
 
+def _check_groups(value: object) -> list[str]:
+    if not isinstance(value, (list, tuple, type(None))):
+        raise _names.NameRefusedError("malformed groups: not a list")
+    return [_names.check_group(group) for group in value or []]
+
+
 def _check_id(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32 - 1:
         raise _names.NameRefusedError("a uid or gid is an integer from 0 to 4294967294")
@@ -181,7 +187,7 @@ def parse_users(raw: list[Any], storage_host: str) -> tuple[list[dict[str, Any]]
     """
     good = []
     failures: list[Failure] = []
-    seen = set()
+    seen: set[str] = set()
     for place, item in enumerate(raw, start=1):
         try:
             user = parse_user(item)

@@ -1,0 +1,338 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: BSD-3-Clause
+"""The frame around every built-in role: a batch of users in, one result for each out.
+
+Each user is validated, locked and worked for alone; whatever goes wrong for one is that one's result.
+A user's storage is claimed once, however many servers of theirs are in the batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from ._errors import StorageError, explain, printable
+from ._files import open_root
+from ._names import NameRefusedError, below, check_key
+from ._state import Lock, Record, Records, State, check_owner_name, identity
+from ._users import UserRefusedError, parse_user
+
+LOCK_WAIT = 10.0
+"""Seconds to wait, in all, for directories that another run is still working on."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """One directory and whose it is or shall be."""
+
+    name: str
+    directory: str
+    parts: tuple[str, ...]
+    uid: int
+    gid: int
+
+    @property
+    def id(self) -> str:
+        """The name under which the state directory knows it."""
+        return identity(self.parts)
+
+
+@dataclass
+class Claim:
+    """A home while we work on it, and what comes of that.
+
+    Attributes:
+        keys: the users' keys that get this result.
+        lock: held from before the first look; its descriptor goes to the children that work here.
+        record: what is recorded, None if nothing is.
+        error: why it failed.
+    """
+
+    home: Home
+    keys: list[str] = field(default_factory=list)
+    lock: Lock | None = None
+    record: Record | None = None
+    changed: bool = False
+    error: str | None = None
+    notes: list[str] = field(default_factory=list)
+    diff: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Make what fails in the body this claim's failure, and nobody else's."""
+        try:
+            yield
+        except StorageError as error:
+            self.error = str(error)
+        except OSError as error:
+            self.error = explain(error)
+
+    def differs(self, where: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """Note a change for Ansible's diff mode: states, owners and modes, never contents."""
+        path = printable(where)
+        self.diff.append(
+            {
+                "before_header": path,
+                "after_header": path,
+                "before": {"path": path, **before},
+                "after": {"path": path, **after},
+            }
+        )
+
+    def save(self, storage: Storage, done: Record) -> None:
+        """Record whose directory it is and what is complete; nothing is written if nothing is new."""
+        record = {**done, "name": self.home.name, "directory": "/".join(self.home.parts)}
+        if record != self.record:
+            storage.state.save(self.home.id, record)
+            self.record = record
+
+    @property
+    def keep(self) -> tuple[int, ...]:
+        """The descriptors that a child working here must hold on to."""
+        return () if self.lock is None else (self.lock.fd,)
+
+
+class Storage:
+    """The storage root and our state in it, open for one batch.
+
+    Raises:
+        StorageError: the root cannot be used (:func:`open_root`), or the state is not ours alone.
+    """
+
+    def __init__(self, root: str, *, check: bool) -> None:
+        self.check = check
+        self.root = open_root(root)
+        try:
+            self.records: Union[State, Records] = Records(self.root) if check else State(self.root)
+        except BaseException:
+            os.close(self.root)
+            raise
+
+    @property
+    def state(self) -> State:
+        """The state directory; check mode has none."""
+        if not isinstance(self.records, State):
+            raise TypeError("check mode writes nothing")
+        return self.records
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self.records.close()
+        os.close(self.root)
+
+
+Work = Callable[[Storage, "list[Claim]"], None]
+"""What a role does to the claims of a batch. It fails single claims; what it raises fails them all."""
+
+
+@dataclass
+class Report:
+    """The results of a batch, in the order of its users."""
+
+    users: list[dict[str, Any]]
+    diff: list[dict[str, Any]]
+
+    def as_result(self, *, diff: bool = False) -> dict[str, Any]:
+        """Return what the module returns; a ``msg`` in it means that somebody failed.
+
+        Its arguments are not repeated (``invocation``): they are long, and a url may hold a token.
+        """
+        result: dict[str, Any] = {
+            "changed": any(user["changed"] for user in self.users),
+            "users": self.users,
+            "invocation": {},
+        }
+        if diff:
+            result["diff"] = self.diff
+        failed = [user for user in self.users if user["failed"]]
+        if failed:
+            first = "; ".join(f"{user['key']}: {user['msg']}" for user in failed[:3])
+            more = "; …" if len(failed) > 3 else ""
+            result.update(msg=f"{len(failed)} of {len(self.users)} users failed: {first}{more}")
+        return result
+
+
+def run(
+    users: list[Any], root: str, uid_min: int, work: Work, *, check: bool, lock_wait: float = LOCK_WAIT
+) -> Report:
+    """Do ``work`` for the users' directories and report on each user.
+
+    Args:
+        users: the records as given; a bad one fails alone.
+        root: the storage root.
+        uid_min: root does not work for a uid below this.
+        work: what to do.
+        check: predict, write nothing.
+        lock_wait: seconds, for all busy directories together.
+    """
+    keys, claims, refused = _claim(users, root, uid_min)
+    umask = os.umask(0o022)
+    try:
+        storage = Storage(root, check=check)
+        try:
+            _work_through(storage, claims, work, lock_wait)
+        finally:
+            storage.close()
+    except (StorageError, OSError) as error:
+        _fail_all(claims, error)
+    finally:
+        os.umask(umask)
+    results = {
+        key: _result(key, claim.error, claim.changed, claim.notes) for claim in claims for key in claim.keys
+    }
+    results.update({key: _result(key, msg) for key, msg in refused.items()})
+    return Report([results[key] for key in keys], [entry for claim in claims for entry in claim.diff])
+
+
+def _work_through(storage: Storage, claims: list[Claim], work: Work, lock_wait: float) -> None:
+    """Work for those whose lock is free first, so that nobody waits for another's."""
+    if storage.check:
+        _work(storage, claims, work)
+        return
+    storage.state.sweep()
+    busy: list[Claim] = []
+    size = _claims_at_once()
+    for start in range(0, len(claims), size):
+        some = claims[start : start + size]
+        busy += _work_locked(storage, some, work, until=0.0)
+    until = time.monotonic() + lock_wait
+    for start in range(0, len(busy), size):
+        for claim in _work_locked(storage, busy[start : start + size], work, until):
+            claim.error = "another run is still at work on this directory: try again in a minute"
+
+
+def _work_locked(storage: Storage, claims: list[Claim], work: Work, until: float) -> list[Claim]:
+    """Lock, work, let go; return the claims whose locks were not to be had by ``until``."""
+    held = []
+    busy = []
+    try:
+        for claim in claims:
+            with claim.alone():
+                lock = storage.state.lock(claim.home.id)
+                if lock.acquire(until):
+                    claim.lock = lock
+                    held.append(claim)
+                else:
+                    lock.close()
+                    busy.append(claim)
+        _work(storage, held, work)
+    finally:
+        for claim in held:
+            if claim.lock is not None:
+                claim.lock.close()
+                claim.lock = None
+    return busy
+
+
+def _work(storage: Storage, claims: list[Claim], work: Work) -> None:
+    for claim in claims:
+        with claim.alone():
+            _check_records(storage, claim)
+    claims = [claim for claim in claims if claim.error is None]
+    try:
+        work(storage, claims)
+    except (StorageError, OSError) as error:
+        _fail_all(claims, error)
+
+
+def _check_records(storage: Storage, claim: Claim) -> None:
+    """Load the claim's record; refuse another name's directory, and one inside another user's."""
+    claim.record = storage.records.load(claim.home.id)
+    if claim.record is not None:
+        check_owner_name(claim.record, claim.home.name, claim.home.id)
+    parts = claim.home.parts
+    for depth in range(1, len(parts)):
+        if storage.records.load(identity(parts[:depth])) is not None:
+            raise StorageError("this directory lies inside another user's")
+
+
+def _claim(users: list[Any], root: str, uid_min: int) -> tuple[list[str], list[Claim], dict[str, str]]:
+    """Validate each user alone; return all keys in order, a claim per directory, and the refused."""
+    keys: list[str] = []
+    seen: set[str] = set()
+    refused: dict[str, str] = {}
+    claims: dict[tuple[str, ...], Claim] = {}
+    for place, raw in enumerate(users, start=1):
+        key = _label(raw, f"#{place}")
+        try:
+            home = _home(raw, root, uid_min)
+            if key in seen:
+                raise StorageError("its key repeats an earlier one")
+            claim = claims.setdefault(home.parts, Claim(home))
+            if claim.home.name != home.name:
+                raise StorageError("another user of this batch has the same directory")
+            if claim.home != home:
+                raise StorageError("the same directory is asked for with another uid or gid")
+            claim.keys.append(key)
+        except StorageError as error:
+            key = f"#{place}" if key in seen else key
+            refused[key] = str(error)
+        seen.add(key)
+        keys.append(key)
+    for parts, claim in claims.items():
+        if any(parts[:depth] in claims for depth in range(1, len(parts))):
+            claim.error = "this directory lies inside another user's of this batch"
+            refused.update((key, claim.error) for key in claim.keys)
+    return keys, [claim for claim in claims.values() if claim.error is None], refused
+
+
+def _home(raw: object, root: str, uid_min: int) -> Home:
+    try:
+        user = parse_user(raw)
+        if user["directory"] is None or user["uid"] is None or user["gid"] is None:
+            raise StorageError("directory, uid and gid must be given (the playbook fills them in)")
+        parts = tuple(below(root, user["directory"]))
+    except (UserRefusedError, NameRefusedError) as error:
+        raise StorageError(str(error)) from None
+    except (TypeError, ValueError):
+        raise StorageError("malformed user record") from None
+    home = Home(user["name"], user["directory"], parts, user["uid"], user["gid"])
+    if os.geteuid() == 0:
+        if home.uid < max(1, uid_min):
+            raise StorageError(
+                f"uid {home.uid} is below uid_min {uid_min}: root does not work for system accounts"
+            )
+    elif home.uid != os.geteuid():
+        raise StorageError(f"to work for uid {home.uid} needs root; this process is uid {os.geteuid()}")
+    return home
+
+
+def _label(raw: object, place: str) -> str:
+    """Return the key under which a record is reported: its own if it is usable."""
+    given = raw if isinstance(raw, dict) else {}
+    try:
+        return check_key(given.get("key") or given.get("name"))
+    except NameRefusedError:
+        return place
+
+
+def _claims_at_once() -> int:
+    """Each claim holds a lock and a directory open for a while: as many as the limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return max(16, (soft - 128) // 4) if soft > 0 else 4096
+
+
+def _fail_all(claims: list[Claim], error: Exception) -> None:
+    why = explain(error) if isinstance(error, OSError) else str(error)
+    for claim in claims:
+        claim.error = claim.error or why
+
+
+def _result(
+    key: str, error: str | None, changed: bool = False, notes: list[str] | None = None
+) -> dict[str, Any]:
+    return {
+        "key": key,
+        "changed": changed,
+        "failed": error is not None,
+        "msg": error or "",
+        "notes": list(notes or ()),
+    }

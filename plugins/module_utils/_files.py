@@ -1,0 +1,196 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: BSD-3-Clause
+"""The few steps on the disk that all others are made of: open, make, rename, sync.
+
+Everything goes through descriptors. Below the storage root no symbolic link is ever followed, and
+root never acts on a path that somebody else could change between the look and the act.
+
+Rejected: ``openat2(RESOLVE_NO_SYMLINKS)`` for the walk to a home. The walk is one or two components
+through directories only root can write, so O_NOFOLLOW on each is as strong, and works on every kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import stat
+from collections.abc import Sequence
+
+from ._errors import StorageError, printable
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""How a directory below the storage root is opened: only if it is one, and no link to one."""
+
+_RENAME_NOREPLACE = 1
+_RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "armv7l": 382, "ppc64le": 357, "s390x": 347, "riscv64": 276}
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def open_root(path: str) -> int:
+    """Open the storage root and return its descriptor. The admin's own links to it are followed.
+
+    Raises:
+        StorageError: it does not exist (an unmounted file system must not be filled, so it is never
+            made), is no directory, or somebody other than root and the caller could write to it.
+    """
+    shown = printable(path)
+    try:
+        root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise StorageError(
+            f"storage root {shown} does not exist on this host: mount it, or create it with `install -d -m 755 {shown}`"
+        ) from None
+    except NotADirectoryError:
+        raise StorageError(f"storage root {shown} is not a directory") from None
+    try:
+        _check_trusted(os.fstat(root), f"storage root {shown}", f"`chmod go-w {shown}`")
+    except StorageError:
+        os.close(root)
+        raise
+    return root
+
+
+def open_parent(root: int, parts: Sequence[str], *, make: bool) -> int | None:
+    """Open the directory in which the last of ``parts`` lies, from the storage root's descriptor.
+
+    Args:
+        root: the storage root.
+        parts: path components below it.
+        make: make missing directories, owned by the caller, mode 0755 (the umask is 022).
+
+    Returns:
+        A descriptor for names only (O_PATH), or None if the directory is missing and ``make`` is false.
+
+    Raises:
+        StorageError: a directory on the way is a link, or could be changed by somebody else.
+    """
+    current = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+    try:
+        for depth, part in enumerate(parts[:-1], start=1):
+            shown = printable("/".join(parts[:depth]))
+            if make:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, 0o755, dir_fd=current)
+            try:
+                inner = os.open(
+                    part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current
+                )
+            except FileNotFoundError:
+                os.close(current)
+                return None
+            except OSError as error:
+                if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                    raise StorageError(f"{shown}, below the storage root, is not a directory") from None
+                raise
+            os.close(current)
+            current = inner
+            _check_trusted(os.fstat(current), f"{shown}, below the storage root,", "chown and chmod it")
+    except BaseException:
+        os.close(current)
+        raise
+    return current
+
+
+def _check_trusted(status: os.stat_result, what: str, remedy: str) -> None:
+    if status.st_uid not in (0, os.geteuid()):
+        raise StorageError(
+            f"{what} belongs to uid {status.st_uid}, who could change it under our hands: {remedy}"
+        )
+    if status.st_mode & 0o022:
+        raise StorageError(f"{what} is writable by its group or by others: {remedy}")
+
+
+def kind(mode: int) -> str:
+    """Return what a file of this st_mode is, with its article."""
+    for test, name in (
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISREG, "a file"),
+        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+    ):
+        if test(mode):
+            return name
+    return "a device"
+
+
+def exists(directory: int, name: str) -> bool:
+    """Say whether there is anything of that name, be it a dangling link."""
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def rename_directory(source: int, name: str, target: int, new_name: str) -> None:
+    """Move a directory in one step to a name that does not exist yet.
+
+    Where the file system cannot do that in one step (NFS), rename(2) comes close: it replaces nothing
+    but an empty directory.
+
+    Raises:
+        FileExistsError: there is something of that name; it is untouched.
+    """
+    try:
+        _renameat2(source, name, target, new_name)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):
+            raise
+        if exists(target, new_name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name) from None
+        os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
+
+
+def _renameat2(source: int, name: str, target: int, new_name: str) -> None:
+    arguments = (source, os.fsencode(name), target, os.fsencode(new_name), ctypes.c_uint(_RENAME_NOREPLACE))
+    if hasattr(_libc, "renameat2"):
+        result = _libc.renameat2(*arguments)
+    elif platform.machine() in _RENAMEAT2:  # a C library older than the call
+        result = _libc.syscall(ctypes.c_long(_RENAMEAT2[platform.machine()]), *arguments)
+    else:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), name, None, new_name)
+
+
+def sync(directory: int) -> None:
+    """Bring everything written to the file system of ``directory`` onto the disk (syncfs).
+
+    Raises:
+        OSError: what was written is not safe on the disk.
+    """
+    if not hasattr(_libc, "syncfs"):
+        os.sync()
+    elif _libc.syncfs(directory) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), "writing to the disk")
+
+
+def write_small(directory: int, name: str, data: bytes) -> None:
+    """Write a file of ours whole or not at all: mode 0600, replaced by a rename."""
+    draft = f".{name}.new"
+    fd = os.open(
+        draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
+    )
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)
+    os.rename(draft, name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def read_small(directory: int, name: str) -> bytes | None:
+    """Return the content of a file of ours, or None if there is none."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as file:
+        return file.read()

@@ -1,0 +1,332 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: BSD-3-Clause
+"""The role ``user_dir``: every user has a directory of their own.
+
+A new home is made where nobody can reach it, filled from the skeleton by a process with the user's
+rights, brought onto the disk together with all others of the batch, and only then renamed to its place. So
+a home is absent or whole, whenever the machine stops. An existing home is never changed, unless it is
+the empty directory of root's that Docker leaves when it mounts what does not exist.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from . import _as_user, _batch
+from ._batch import Claim, Home, Report, Storage
+from ._errors import StorageError, explain, printable
+from ._files import DIRECTORY, kind, open_parent, rename_directory, sync
+from ._trees import copy_tree, remove_tree
+
+_MODE = re.compile(r"0[0-7]{3,4}\Z")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the admin wants of homes.
+
+    Attributes:
+        mode: permissions of a new home, in octal.
+        skeleton: path of the directory whose content a new home gets, or "".
+        enforce_mode: repair group and mode of existing homes.
+        child_timeout: seconds for filling one home.
+    """
+
+    mode: str = "0755"
+    skeleton: str = ""
+    enforce_mode: bool = False
+    child_timeout: float = 60
+
+    @property
+    def bits(self) -> int:
+        """The mode as a number; see :func:`parse_mode`."""
+        return parse_mode(self.mode)
+
+
+def parse_mode(text: str) -> int:
+    """Return the mode that a string such as ``"0755"`` means.
+
+    Raises:
+        StorageError: it is none, or shuts the owner out.
+    """
+    if not _MODE.match(text):
+        raise StorageError('mode is four or five octal digits in quotes, beginning with 0, such as "0755"')
+    mode = int(text, 8)
+    if mode & 0o4000:
+        raise StorageError("mode must not have the setuid bit")
+    if mode & 0o700 != 0o700:
+        raise StorageError("mode must let the owner read, write and enter")
+    return mode
+
+
+def ensure(users: list[Any], root: str, uid_min: int, options: Options, *, check: bool) -> Report:
+    """Give every user of the batch a home; see the module ``user_dir``."""
+    return _batch.run(users, root, uid_min, partial(_work, options), check=check)
+
+
+def look(storage: Storage, home: Home) -> tuple[str, int | None]:
+    """Say what there is in a home's place, and open it.
+
+    Returns:
+        ``present`` and a descriptor: the home, owned by its user. ``leftover`` and a descriptor: an empty
+        directory of root's. ``absent`` and None.
+
+    Raises:
+        StorageError: anything else, which is left as it is.
+    """
+    parent = open_parent(storage.root, home.parts, make=False)
+    if parent is None:
+        return "absent", None
+    name = home.parts[-1]
+    try:
+        directory = os.open(name, DIRECTORY, dir_fd=parent)
+    except FileNotFoundError:
+        return "absent", None
+    except OSError as error:
+        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+            raise
+        what = kind(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+        raise StorageError(f"{printable(home.directory)} is {what}, not a directory: left as it is") from None
+    finally:
+        os.close(parent)
+    owner = os.fstat(directory).st_uid
+    if owner == home.uid:
+        return "present", directory
+    if owner == 0 and not os.listdir(directory):
+        return "leftover", directory
+    os.close(directory)
+    what = (
+        "belongs to root and is not empty" if owner == 0 else f"belongs to uid {owner}, not to uid {home.uid}"
+    )
+    raise StorageError(
+        f"{printable(home.directory)} {what}: left as it is; look at it, then chown or move it"
+    )
+
+
+class _Making:
+    """A home that is to be made."""
+
+    def __init__(self, claim: Claim, over: bool) -> None:
+        self.claim = claim
+        self.over = over
+        """An empty directory of root's is in its place."""
+        self.staged: int | None = None
+        """Descriptor of the staged directory."""
+
+    def close(self) -> None:
+        if self.staged is not None:
+            os.close(self.staged)
+            self.staged = None
+
+
+def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
+    parse_mode(options.mode)  # a mistake of the admin's is everybody's
+    making = []
+    for claim in claims:
+        with claim.alone():
+            state, directory = look(storage, claim.home)
+            try:
+                if state == "present" and directory is not None:
+                    _compare(storage, claim, directory, options)
+                else:
+                    making.append(_Making(claim, over=state == "leftover"))
+            finally:
+                if directory is not None:
+                    os.close(directory)
+    if not making:
+        return
+    skeleton = _open_skeleton(options.skeleton, making)
+    try:
+        if storage.check:
+            _predict(storage, making, skeleton, options)
+        else:
+            _make(storage, making, skeleton, options)
+    finally:
+        if skeleton is not None:
+            os.close(skeleton)
+        for item in making:
+            item.close()
+
+
+def _compare(storage: Storage, claim: Claim, directory: int, options: Options) -> None:
+    """Report, or repair if so told, the group and mode of an existing home."""
+    status = os.fstat(directory)
+    mode = stat.S_IMODE(status.st_mode)
+    wrong = []
+    if status.st_gid != claim.home.gid:
+        wrong.append(f"group is {status.st_gid}, not {claim.home.gid}")
+    if mode != options.bits:
+        wrong.append(f"mode is {mode:04o}, not {options.bits:04o}")
+    if wrong and not options.enforce_mode:
+        claim.notes.append(f"{' and '.join(wrong)}: left as it is (user_dir_enforce_mode would repair it)")
+    elif wrong:
+        if not storage.check:
+            os.fchown(directory, -1, claim.home.gid)
+            os.fchmod(directory, options.bits)
+        claim.changed = True
+        claim.differs(
+            claim.home.directory,
+            {"group": status.st_gid, "mode": f"{mode:04o}"},
+            {"group": claim.home.gid, "mode": f"{options.bits:04o}"},
+        )
+    if not storage.check:
+        claim.save(storage, {"user_dir": {"made": False}, **(claim.record or {})})
+
+
+def _open_skeleton(path: str, making: list[_Making]) -> int | None:
+    """Open the skeleton; without it nobody who needs one gets a home."""
+    if not path:
+        return None
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        for item in making:
+            item.claim.error = explain(error, f"skeleton {path}")
+        making.clear()
+        return None
+
+
+def _predict(storage: Storage, making: list[_Making], skeleton: int | None, options: Options) -> None:
+    """Find out whether the homes could be made: root would have to write, each user to read the skeleton."""
+    if skeleton is not None:
+        try_copy = partial(copy_tree, skeleton, None, options.skeleton)
+        tasks = [
+            _as_user.Task(item.claim.home.uid, item.claim.home.gid, storage.root, try_copy, (skeleton,))
+            for item in making
+        ]
+        for item, answer in zip(making, _as_user.run_all(tasks, options.child_timeout)):  # noqa: B905
+            item.claim.error = answer.error
+    for item in making:
+        if item.claim.error is None:
+            _changed(item, options)
+
+
+def _make(storage: Storage, making: list[_Making], skeleton: int | None, options: Options) -> None:
+    """Stage all, bring all onto the disk at once, reveal all."""
+    for item in making:
+        with item.claim.alone():
+            _stage(storage, item)
+    _fill(_left(making), skeleton, options)
+    for item in _left(making):
+        with item.claim.alone():
+            _finish_stage(item, options)
+    staged = _left(making)
+    if staged:
+        try:
+            sync(storage.state.stage)
+        except OSError as error:
+            for item in staged:
+                item.claim.error = explain(error)
+    for item in _left(making):
+        with item.claim.alone():
+            _reveal(storage, item, options)
+            _changed(item, options)
+            item.claim.save(storage, {"user_dir": {"made": True}})
+    for item in making:
+        if item.claim.error is not None and item.staged is not None:
+            item.close()
+            try:
+                remove_tree(storage.state.stage, item.claim.home.id)
+            except OSError as error:
+                item.claim.notes.append(f"its stage is left to the next run: {explain(error)}")
+
+
+def _left(making: list[_Making]) -> list[_Making]:
+    return [item for item in making if item.claim.error is None]
+
+
+def _stage(storage: Storage, item: _Making) -> None:
+    """Make an empty directory for the user where nobody can reach it."""
+    claim = item.claim
+    if claim.record is not None and set(claim.record) - {"name", "directory"}:
+        # What was done to a home that is gone does not count for the new one. Before that appears.
+        claim.save(storage, {})
+    stage = storage.state.stage
+    remove_tree(stage, claim.home.id)
+    os.mkdir(claim.home.id, 0o700, dir_fd=stage)
+    item.staged = os.open(claim.home.id, DIRECTORY, dir_fd=stage)
+    os.fchown(item.staged, claim.home.uid, claim.home.gid)
+
+
+def _fill(making: list[_Making], skeleton: int | None, options: Options) -> None:
+    """Copy the skeleton into each staged home, as its user."""
+    if skeleton is None:
+        return
+    tasks = []
+    for item in making:
+        home, staged = item.claim.home, item.staged
+        if staged is not None:
+            copy = partial(copy_tree, skeleton, staged, options.skeleton)
+            tasks.append(_as_user.Task(home.uid, home.gid, staged, copy, (skeleton, *item.claim.keep)))
+    for item, answer in zip(making, _as_user.run_all(tasks, options.child_timeout)):  # noqa: B905
+        item.claim.error = answer.error
+
+
+def _finish_stage(item: _Making, options: Options) -> None:
+    if item.staged is not None:
+        os.fchmod(item.staged, options.bits)
+
+
+def _reveal(storage: Storage, item: _Making, options: Options) -> None:
+    """Put the staged home in its place, in one step."""
+    home, stage = item.claim.home, storage.state.stage
+    parent = open_parent(storage.root, home.parts, make=True)
+    if parent is None:
+        raise StorageError(f"{printable(home.directory)}: the directory above it disappeared")
+    try:
+        if not item.over:
+            rename_directory(stage, home.id, parent, home.parts[-1])
+            return
+        try:
+            # Replaces an empty directory and nothing else: the kernel looks and acts in one step.
+            os.rename(home.id, home.parts[-1], src_dir_fd=stage, dst_dir_fd=parent)
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            _take_mount_point(parent, item, options)
+            remove_tree(stage, home.id)
+    except FileExistsError:
+        raise StorageError(
+            f"{printable(home.directory)} was made by somebody else at this moment: run again"
+        ) from None
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:
+            raise StorageError(f"{printable(home.directory)} is not empty any more: left as it is") from None
+        if error.errno == errno.EXDEV:
+            raise StorageError(
+                f"{printable(home.directory)} is on another file system than the storage root: "
+                "make the file system's top the storage root"
+            ) from None
+        raise
+    finally:
+        os.close(parent)
+
+
+def _take_mount_point(parent: int, item: _Making, options: Options) -> None:
+    """Give the user the empty top of a file system mounted in the home's place: it cannot be replaced."""
+    home = item.claim.home
+    directory = os.open(home.parts[-1], DIRECTORY, dir_fd=parent)
+    try:
+        if os.fstat(directory).st_uid != 0 or os.listdir(directory):
+            raise StorageError(f"{printable(home.directory)} is not empty any more: left as it is")
+        os.fchmod(directory, options.bits)
+        os.fchown(directory, home.uid, home.gid)  # last: until then the next run finds it as this one did
+        sync(directory)
+    finally:
+        os.close(directory)
+    if options.skeleton:
+        item.claim.notes.append("is the top of a mounted file system: the skeleton was not copied")
+
+
+def _changed(item: _Making, options: Options) -> None:
+    home = item.claim.home
+    item.claim.changed = True
+    before: dict[str, Any] = {"state": "directory", "owner": 0} if item.over else {"state": "absent"}
+    after = {"state": "directory", "owner": home.uid, "group": home.gid, "mode": f"{options.bits:04o}"}
+    item.claim.differs(home.directory, before, after)

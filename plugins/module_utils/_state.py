@@ -1,0 +1,196 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: BSD-3-Clause
+"""What we keep on the storage host: ``<storage root>/.ansible_bootstrap/``, ours alone, mode 0700.
+
+::
+
+    stage/<id>           a home while it is made; renamed to its place when whole
+    locks/<id>           one lock for each directory; never removed
+    records/<id>.json    whose directory it is, and which role is complete
+    cache/               tutorials, unpacked (``_sources.py``)
+
+``<id>`` is the sha256 of the directory's path below the storage root. It lies on the storage, not in
+/var, because so it follows the storage when that is moved, restored or replaced, and because a
+rename needs the stage on the same file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ._errors import StorageError, printable
+from ._files import DIRECTORY, exists, read_small, write_small
+from ._names import STATE_DIRECTORY
+from ._trees import remove_tree
+
+Record = dict[str, Any]
+"""``{"name": username, "directory": path below the root, "user_dir": {…}, "tutorials": {source: {…}}}``"""
+
+
+def identity(parts: Sequence[str]) -> str:
+    """Return the id of the directory with these path components below the storage root."""
+    return hashlib.sha256("/".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Lock:
+    """A lock held by an open descriptor: released when the last process that has it closes it.
+
+    A child that works for a user inherits it, so a killed module whose child is still at work keeps
+    the next run out.
+    """
+
+    def __init__(self, directory: int, name: str) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self.fd = os.open(name, flags, 0o600, dir_fd=directory)
+
+    def acquire(self, until: float = 0.0) -> bool:
+        """Take the lock if it is free by ``until`` (time.monotonic()); say whether it was taken."""
+        while True:
+            try:
+                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    return False
+                time.sleep(0.05)
+            else:
+                return True
+
+    def close(self) -> None:
+        """Let go."""
+        os.close(self.fd)
+
+
+class State:
+    """The state directory, opened and checked.
+
+    Raises:
+        StorageError: it is not ours alone.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._open: list[int] = []
+        try:
+            self._directory = self._enter(root, STATE_DIRECTORY)
+            self.stage = self._enter(self._directory, "stage")
+            self.locks = self._enter(self._directory, "locks")
+            self.records = self._enter(self._directory, "records")
+            self.cache = self._enter(self._directory, "cache")
+        except BaseException:
+            self.close()
+            raise
+
+    def _enter(self, parent: int, name: str) -> int:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=parent)
+        directory = _open_private(parent, name)
+        self._open.append(directory)
+        return directory
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        while self._open:
+            os.close(self._open.pop())
+
+    def lock(self, name: str) -> Lock:
+        """Return the lock of that name, not yet taken."""
+        return Lock(self.locks, name)
+
+    def load(self, name: str) -> Record | None:
+        """Return the record of a directory, or None."""
+        return load_record(self.records, name)
+
+    def save(self, name: str, record: Record) -> None:
+        """Replace the record of a directory."""
+        write_small(self.records, f"{name}.json", json.dumps(record, sort_keys=True).encode("ascii"))
+
+    def sweep(self) -> None:
+        """Remove the stages that a killed run left behind: those whose lock is free."""
+        for name in os.listdir(self.stage):
+            lock = self.lock(name)
+            try:
+                if lock.acquire():
+                    with contextlib.suppress(OSError):  # not this batch's work: the next run tries again
+                        remove_tree(self.stage, name)
+            finally:
+                lock.close()
+
+
+class Records:
+    """The records alone, for check mode: reads what is there and makes nothing."""
+
+    def __init__(self, root: int) -> None:
+        self._directory: int | None = None
+        if exists(root, STATE_DIRECTORY):
+            state = _open_private(root, STATE_DIRECTORY)
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    self._directory = _open_private(state, "records")
+            finally:
+                os.close(state)
+
+    def load(self, name: str) -> Record | None:
+        """Return the record of a directory, or None."""
+        return None if self._directory is None else load_record(self._directory, name)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self._directory is not None:
+            os.close(self._directory)
+            self._directory = None
+
+
+def load_record(directory: int, name: str) -> Record | None:
+    """Return the record of a directory; None if there is none, or an empty one (the power failed).
+
+    Raises:
+        StorageError: the record is damaged.
+    """
+    data = read_small(directory, f"{name}.json")
+    if not data or not data.strip(b"\0"):
+        return None
+    try:
+        record = json.loads(data)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("name"), str):
+        raise StorageError(
+            f"the record {STATE_DIRECTORY}/records/{name}.json is damaged: look at it, then remove it"
+        )
+    return record
+
+
+def check_owner_name(record: Record, name: str, record_id: str) -> None:
+    """Refuse a directory that belongs to another username.
+
+    Raises:
+        StorageError: it does.
+    """
+    if record["name"] != name:
+        raise StorageError(
+            f"this directory is recorded as that of the user {printable(record['name'])}; if it changed hands, "
+            f"remove {STATE_DIRECTORY}/records/{record_id}.json below the storage root"
+        )
+
+
+def _open_private(parent: int, name: str) -> int:
+    try:
+        directory = os.open(name, DIRECTORY, dir_fd=parent)
+    except NotADirectoryError:
+        raise StorageError(
+            f"{name}, below the storage root, is not a directory: somebody put it there"
+        ) from None
+    status = os.fstat(directory)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        os.close(directory)
+        raise StorageError(
+            f"{name}, below the storage root, must belong to uid {os.geteuid()} with mode 0700 (it has uid "
+            f"{status.st_uid}, mode {status.st_mode & 0o7777:04o}): it holds the state of ansible_bootstrap"
+        )
+    return directory

@@ -1,0 +1,329 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: BSD-3-Clause
+"""The role ``tutorials``: every user gets each tutorial once, whole, and may do with it as they like.
+
+Whether a user has a tutorial is what our record says, never what lies in their home: what they changed or
+deleted stays so. On its way a tutorial is, in the record,
+
+=============  ====================================================================================
+``copying``    its stage in the home is named, so that exactly that is removed should we be killed
+``revealing``  the stage is whole and on the disk; a stage that is gone was put in its place
+``placed``     complete; nothing is ever done about it again
+``kept``       the user has something of their own in that place
+=============  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from . import _as_user, _batch
+from ._archives import Limits
+from ._batch import LOCK_WAIT, Claim, Report, Storage
+from ._errors import StorageError, explain
+from ._files import sync
+from ._homes import look
+from ._library import Library, Tree
+from ._names import STATE_DIRECTORY
+from ._placing import Found, Placing, look_at, reveal, stage
+from ._sources import Source, check_path, parse_sources
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the admin wants of tutorials.
+
+    Attributes:
+        sources: as written; see :func:`parse_sources`.
+        child_timeout: seconds for one user's copy.
+        fetch_timeout: seconds for one download.
+        max_bytes: of one source, unpacked.
+    """
+
+    sources: list[Any]
+    child_timeout: float = 60
+    fetch_timeout: float = 60
+    max_bytes: int = 2 << 30
+
+
+@dataclass
+class _Job:
+    """One user, and what that user does not have yet."""
+
+    claim: Claim
+    home: int
+    """Descriptor of the home, checked."""
+    wanted: list[Source]
+    errors: list[str] = field(default_factory=list)
+
+    def entry(self, source: Source) -> dict[str, Any]:
+        """Return what is recorded of a source."""
+        entry = (self.claim.record or {}).get("tutorials", {}).get(source.name)
+        return entry if isinstance(entry, dict) else {}
+
+    def record(self, storage: Storage, entries: dict[str, dict[str, Any]]) -> None:
+        """Record what became of sources."""
+        record = dict(self.claim.record or {})
+        self.claim.save(storage, {**record, "tutorials": {**record.get("tutorials", {}), **entries}})
+
+    def keep(self, source: Source) -> None:
+        """Leave the user what they have in the tutorial's place."""
+        dest = "/".join(source.dest)
+        self.claim.notes.append(f"{source.name}: {dest} exists already and is the user's own: left as it is")
+        self.wanted.remove(source)
+
+    def fail(self, source: Source, why: str) -> None:
+        """Do no more for this source."""
+        self.errors.append(f"{source.name}: {why}")
+        self.wanted.remove(source)
+
+
+def place(users: list[Any], root: str, uid_min: int, options: Options, *, check: bool) -> Report:
+    """Give every user of the batch the tutorials they did not get yet; see the module ``tutorials``."""
+    return _batch.run(users, root, uid_min, partial(_work, options), check=check)
+
+
+def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
+    sources = parse_sources(options.sources)
+    jobs: list[_Job] = []
+    try:
+        for claim in claims:
+            with claim.alone():
+                job = _job(storage, claim, sources)
+                if job is not None:
+                    jobs.append(job)
+        if storage.check:
+            _predict(jobs, options)
+        else:
+            _resume(storage, jobs, options)
+            _bring(storage, jobs, options)
+    finally:
+        for job in jobs:
+            os.close(job.home)
+            if job.errors:
+                job.claim.error = "; ".join(job.errors)
+
+
+def _job(storage: Storage, claim: Claim, sources: list[Source]) -> _Job | None:
+    """Return what is to be done for one user, None if nothing is or can be."""
+    job = _Job(claim, -1, list(sources))
+    job.wanted = [source for source in sources if job.entry(source).get("state") != "placed"]
+    if not job.wanted:
+        return None
+    state, directory = look(storage, claim.home)
+    if state == "present" and directory is not None:
+        job.home = directory
+        return job
+    if directory is not None:
+        os.close(directory)
+    if not storage.check:
+        raise StorageError("has no directory of their own yet: the role user_dir comes before tutorials")
+    for source in sources:  # by then user_dir will have made the home, and a new home has nothing yet
+        check_path(source)
+        _changed(claim, source)
+    return None
+
+
+def _predict(jobs: list[_Job], options: Options) -> None:
+    for job, found in _for_each(jobs, look_at, options, _placing):
+        for source in list(job.wanted):
+            says = found[source.name]
+            if "error" in says:
+                job.fail(source, says["error"])
+            elif says["is"] == "exists" and job.entry(source).get("state") != "revealing":
+                job.keep(source)
+            elif says["is"] != "exists":
+                try:
+                    check_path(source)
+                except StorageError as error:
+                    job.errors.append(str(error))
+                else:
+                    _changed(job.claim, source)
+
+
+def _resume(storage: Storage, jobs: list[_Job], options: Options) -> None:
+    """See to those whose record says that something may be there, before anything is fetched for them."""
+    undecided = [
+        job
+        for job in jobs
+        if any(job.entry(source).get("state") in ("kept", "revealing") for source in job.wanted)
+    ]
+    for job, found in _for_each(undecided, look_at, options, _placing):
+        with job.claim.alone():
+            for source in list(job.wanted):
+                says, entry = found[source.name], job.entry(source)
+                if "error" in says:
+                    job.fail(source, says["error"])
+                elif says["is"] == "exists" and entry.get("state") == "revealing":
+                    job.record(storage, {source.name: {**entry, "state": "placed"}})
+                    job.wanted.remove(source)
+                elif says["is"] == "exists" and entry.get("state") == "kept":
+                    job.keep(source)
+
+
+def _bring(storage: Storage, jobs: list[_Job], options: Options) -> None:
+    """Fetch what anybody still wants, stage it for all, bring it onto the disk at once, reveal it for all."""
+    wanted = {source.name: source for job in jobs for source in job.wanted}
+    if not wanted:
+        return
+    try:
+        library = Library(
+            storage.state.cache, Limits(unpacked=options.max_bytes), options.fetch_timeout, wait=LOCK_WAIT
+        )
+    except (StorageError, OSError) as error:
+        _fail(jobs, explain(error) if isinstance(error, OSError) else str(error))
+        return
+    try:
+        trees = _obtain(library, wanted.values(), jobs)
+        _stage(storage, jobs, trees, options)
+        _sync(storage, jobs)
+        _reveal(storage, jobs, trees, options)
+    finally:
+        library.close()
+
+
+def _obtain(library: Library, sources: Iterable[Source], jobs: list[_Job]) -> dict[str, Tree]:
+    trees = {}
+    for source in sources:
+        those = [job for job in jobs if source in job.wanted]
+        try:
+            tree = trees[source.name] = library.obtain(source)
+        except (StorageError, OSError) as error:
+            why = explain(error) if isinstance(error, OSError) else str(error)
+            for job in those:
+                job.fail(source, why)
+        else:
+            for job in those:
+                job.claim.notes.extend([tree.note] if tree.note else [])
+    return trees
+
+
+def _stage(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options: Options) -> None:
+    for job in jobs:
+        with job.claim.alone():
+            entries = {}
+            for source in job.wanted:
+                # A stage that an earlier run left is used again: there is never more than the one to remove.
+                name = job.entry(source).get("stage") or f"{STATE_DIRECTORY}-{secrets.token_hex(8)}"
+                entries[source.name] = {"state": "copying", "stage": name, "dest": "/".join(source.dest)}
+            if entries:
+                job.record(storage, entries)
+    placing = partial(_placing_from, trees)
+    for job, found in _for_each(jobs, stage, options, placing):
+        with job.claim.alone():
+            kept = {}
+            for source in list(job.wanted):
+                says = found[source.name]
+                if "error" in says:
+                    job.fail(source, says["error"])
+                elif says["is"] == "exists":
+                    kept[source.name] = {"state": "kept", "dest": "/".join(source.dest)}
+                    job.keep(source)
+            if kept:
+                job.record(storage, kept)
+
+
+def _sync(storage: Storage, jobs: list[_Job], *, elsewhere: bool = False) -> None:
+    """Bring all stages and records onto the disk: one syncfs for each file system, most often just one.
+
+    Args:
+        storage: where the records are.
+        jobs: in whose homes the stages are.
+        elsewhere: only homes on another file system than the records, whose order the journal does not keep.
+    """
+    root = os.fstat(storage.root).st_dev
+    systems = {root: storage.state.stage}
+    for job in jobs:
+        if job.wanted and job.claim.error is None:
+            systems.setdefault(os.fstat(job.home).st_dev, job.home)
+    if elsewhere:
+        del systems[root]
+    for device, directory in systems.items():
+        try:
+            sync(directory)
+        except OSError as error:
+            # Without the records, which are on the root's file system, nothing is safe.
+            _fail([job for job in jobs if device in (root, os.fstat(job.home).st_dev)], explain(error))
+
+
+def _reveal(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options: Options) -> None:
+    for job in jobs:
+        with job.claim.alone():
+            entries = {source.name: {**job.entry(source), "state": "revealing"} for source in job.wanted}
+            if entries:
+                job.record(storage, entries)
+    revealed = _for_each(jobs, reveal, options, _placing)
+    _sync(storage, [job for job, _ in revealed], elsewhere=True)
+    for job, found in revealed:
+        with job.claim.alone():
+            entries = {}
+            for source in list(job.wanted):
+                says = found[source.name]
+                dest = "/".join(source.dest)
+                if "error" in says:
+                    job.fail(source, says["error"])
+                elif says["is"] == "exists":
+                    entries[source.name] = {"state": "kept", "dest": dest}
+                    job.keep(source)
+                else:
+                    entries[source.name] = {
+                        "state": "placed",
+                        "dest": dest,
+                        "content": trees[source.name].content,
+                    }
+                    _changed(job.claim, source)
+            job.record(storage, entries)
+
+
+def _for_each(
+    jobs: list[_Job],
+    work: Callable[[int, list[Placing]], Found],
+    options: Options,
+    placing: Callable[[_Job, Source], Placing],
+) -> list[tuple[_Job, Found]]:
+    """Let a child work in each home that still wants something; return what those that succeeded say."""
+    jobs = [job for job in jobs if job.wanted and job.claim.error is None]
+    if not jobs:
+        return []
+    tasks = []
+    for job in jobs:
+        placings = [placing(job, source) for source in job.wanted]
+        keep = (*job.claim.keep, *(item.tree for item in placings if item.tree >= 0))
+        home = job.claim.home
+        tasks.append(_as_user.Task(home.uid, home.gid, job.home, partial(work, job.home, placings), keep))
+    answers = _as_user.run_all(tasks, options.child_timeout)
+    result = []
+    for job, answer in zip(jobs, answers):  # noqa: B905
+        if answer.error is None:
+            result.append((job, answer.value))
+        else:
+            _fail([job], answer.error)
+    return result
+
+
+def _placing(job: _Job, source: Source) -> Placing:
+    return Placing(source.name, source.dest, job.entry(source).get("stage", ""))
+
+
+def _placing_from(trees: dict[str, Tree], job: _Job, source: Source) -> Placing:
+    stage_name = job.entry(source)["stage"]
+    return Placing(source.name, source.dest, stage_name, trees[source.name].directory, source.where)
+
+
+def _fail(jobs: Iterable[_Job], why: str) -> None:
+    """Do no more for these users, who still want something."""
+    for job in jobs:
+        if job.wanted:
+            job.errors.append(why)
+            job.wanted.clear()
+
+
+def _changed(claim: Claim, source: Source) -> None:
+    claim.changed = True
+    where = f"{claim.home.directory}/{'/'.join(source.dest)}"
+    claim.differs(where, {"state": "absent"}, {"state": "directory", "owner": claim.home.uid, "mode": "0755"})

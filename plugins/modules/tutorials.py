@@ -1,0 +1,144 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Give every user of a batch their tutorials."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: tutorials
+short_description: Give every user of a batch their tutorials
+version_added: "0.1.0"
+description:
+  - Puts the content of directories and archives into the users' directories, once for each user. A tutorial
+    appears whole or not at all; a run that is killed is completed by the next.
+  - Never touches what is there already. What a user changed or deleted stays so.
+  - An archive is fetched once for a batch, and unpacked once for each revision, into a cache below O(root).
+    If the server is down, the cache serves.
+  - An archive with anything but regular files, directories and links that stay inside is refused.
+  - Each user is worked for alone. If any fails the module fails, after all others are done.
+options:
+  users:
+    description:
+      - The batch. A record has C(name), C(directory), C(uid) and C(gid), and optionally C(key),
+        C(storage_host) and C(groups).
+      - A directory may repeat under the same name (several servers of one user); keys may not.
+    type: list
+    elements: raw
+    required: true
+  root:
+    description:
+      - Directory below which all users' directories lie. It must exist, belong to root or to the user
+        Ansible works as, and be writable for nobody else.
+    type: path
+    required: true
+  sources:
+    description:
+      - The tutorials. Each has a C(name), by which is recorded who has it, and exactly one of C(url) (an
+        archive on a web server) and C(path) (a directory or archive on the storage host).
+      - Optionally C(dest), a relative path in the user's directory (default C(name)); C(checksum),
+        C(sha256:) and the archive's checksum; C(strip_components), how many leading directories of the
+        archive to leave out (default 0).
+      - Archives are zip, or tar with any compression that Python knows.
+    type: list
+    elements: dict
+    required: true
+  uid_min:
+    description: Root does not work for a uid below this.
+    type: int
+    default: 1000
+  child_timeout:
+    description: Seconds that copying may take for one user.
+    type: int
+    default: 60
+  fetch_timeout:
+    description: Seconds that one download may take.
+    type: int
+    default: 60
+  max_bytes:
+    description: Bytes that one archive may have, packed and unpacked.
+    type: int
+    default: 2147483648
+author: the ansible_bootstrap contributors
+attributes:
+  check_mode:
+    description: Predicts what would happen to each user, fetches and writes nothing.
+    support: full
+  diff_mode:
+    description: Shows states, owners and modes.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Give two users the course
+  ansible_bootstrap.jupyterhub.tutorials:
+    root: /volumes/jupyterhub
+    sources:
+      - name: course
+        url: https://example.org/course/archive/master.zip
+        dest: tutorials
+        strip_components: 1
+    users:
+      - {name: alice, directory: /volumes/jupyterhub/alice, uid: 20001, gid: 20001}
+      - {name: bob, directory: /volumes/jupyterhub/bob, uid: 20002, gid: 20002}
+"""
+
+RETURN = r"""
+users:
+  description: What became of each user, in the order of O(users).
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    key:
+      description: The record's C(key), or its C(name).
+      type: str
+    changed:
+      description: Whether anything was done, or in check mode would be.
+      type: bool
+    failed:
+      description: Whether a tutorial is missing that could not be placed.
+      type: bool
+    msg:
+      description: Why it failed.
+      type: str
+    notes:
+      description: What the admin should know although it did not fail.
+      type: list
+      elements: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _tutorials
+
+
+def main() -> None:
+    """Read the arguments, do the work, report."""
+    module = AnsibleModule(
+        argument_spec={
+            "users": {"type": "list", "elements": "raw", "required": True},
+            "root": {"type": "path", "required": True},
+            "sources": {"type": "list", "elements": "dict", "required": True},
+            "uid_min": {"type": "int", "default": 1000},
+            "child_timeout": {"type": "int", "default": 60},
+            "fetch_timeout": {"type": "int", "default": 60},
+            "max_bytes": {"type": "int", "default": 2147483648},
+        },
+        supports_check_mode=True,
+        no_log=True,  # thousands of users need no line in the system log; it hides no result
+    )
+    given = module.params
+    options = _tutorials.Options(
+        given["sources"], given["child_timeout"], given["fetch_timeout"], given["max_bytes"]
+    )
+    report = _tutorials.place(
+        given["users"], given["root"], given["uid_min"], options, check=module.check_mode
+    )
+    result = report.as_result(diff=module._diff)
+    if "msg" in result:
+        module.fail_json(**result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

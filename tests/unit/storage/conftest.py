@@ -1,0 +1,105 @@
+"""Fixtures of the storage library's tests; no Ansible is started.
+
+root        a storage root, reachable by every user of the machine
+make_user   the record of a user below it; as root each has a uid of their own, else all are ours
+as_user     run a function in a process that is somebody else (root only)
+victim      a file and a directory of root's outside the storage root; unchanged after the test
+small_disk  a file system of 256 KiB (root only)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_bootstrap.storage import _as_user
+
+FIRST_UID = 20001
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="ansible_bootstrap_", dir="/tmp"))
+    made.chmod(0o755)
+    yield made / "storage"
+    shutil.rmtree(made)
+
+
+@pytest.fixture(autouse=True)
+def _make_root(request: pytest.FixtureRequest) -> None:
+    if "root" in request.fixturenames:
+        request.getfixturevalue("root").mkdir(mode=0o755)
+
+
+MakeUser = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def make_user(root: Path) -> MakeUser:
+    known: list[str] = []
+
+    def make(name: str, *, home: bool = False, **fields: Any) -> dict[str, Any]:
+        if name not in known:
+            known.append(name)
+        own = os.geteuid()
+        number = FIRST_UID + known.index(name) if own == 0 else own
+        user = {
+            "name": name,
+            "directory": str(root / name),
+            "uid": number,
+            "gid": number if own == 0 else os.getegid(),
+            **fields,
+        }
+        if home:
+            os.mkdir(user["directory"], 0o755)
+            os.chown(user["directory"], user["uid"], user["gid"])
+        return user
+
+    return make
+
+
+@pytest.fixture
+def as_user() -> Callable[..., Any]:
+    def run(uid: int, work: Callable[[], Any], timeout: float = 10) -> Any:
+        directory = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return _as_user.run(_as_user.Task(uid, uid, directory, work), timeout).unwrap()
+        finally:
+            os.close(directory)
+
+    return run
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Path]:
+    """A directory of root's with a file in it."""
+    made = tmp_path / "victim"
+    made.mkdir(mode=0o755)
+    secret = made / "secret"
+    secret.write_text("secret\n")
+    secret.chmod(0o600)
+    before = [_fingerprint(path) for path in (made, secret)]
+    yield made
+    assert [_fingerprint(path) for path in (made, secret)] == before
+    assert secret.read_text() == "secret\n"
+    assert os.listdir(made) == ["secret"]
+
+
+def _fingerprint(path: Path) -> tuple[int, ...]:
+    status = path.lstat()
+    return status.st_ino, status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode), status.st_nlink
+
+
+@pytest.fixture
+def small_disk(root: Path) -> Iterator[Path]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=0755", "tmpfs", str(root)], check=True)
+    yield root
+    subprocess.run(["umount", str(root)], check=True)

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_bootstrap.storage import _as_user
+from ansible_bootstrap.storage._as_user import Task
+from ansible_bootstrap.storage._errors import StorageError
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[int]:
+    directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    yield directory
+    os.close(directory)
+
+
+def _status() -> dict[str, str]:
+    with open("/proc/self/status") as file:
+        return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+
+
+def _own(directory: int, work: Callable[[], Any], **more: Any) -> Task:
+    return Task(os.geteuid(), os.getegid(), directory, work, **more)
+
+
+@pytest.mark.root
+def test_the_child_has_given_up_everything(here: int, tmp_path: Path) -> None:
+    answer = _as_user.run(Task(20001, 20002, here, _status), 5).unwrap()
+    assert answer["Uid"].split() == ["20001"] * 4
+    assert answer["Gid"].split() == ["20002"] * 4
+    assert answer["Groups"].strip() == ""
+    assert answer["NoNewPrivs"] == "1"
+    assert {int(answer[name], 16) for name in ("CapPrm", "CapEff")} == {0}
+    assert _as_user.run(Task(20001, 20002, here, os.getcwd), 5).value == str(tmp_path)
+
+
+@pytest.mark.root
+def test_the_users_own_processes_cannot_take_over_the_child(here: int, as_user: Callable[..., Any]) -> None:
+    ready, tell = os.pipe()
+
+    def sleep() -> None:
+        os.write(tell, str(os.getpid()).encode())
+        time.sleep(5)
+
+    def spy() -> str:
+        pid = int(os.read(ready, 20))
+        try:
+            os.listdir(f"/proc/{pid}/fd")
+        except PermissionError:
+            return "kept out"
+        finally:
+            os.kill(pid, signal.SIGKILL)
+        return "got in"
+
+    tasks = [Task(20001, 20001, here, sleep, (tell,)), Task(20001, 20001, here, spy, (ready,))]
+    victim, attacker = _as_user.run_all(tasks, 5)
+    assert attacker.value == "kept out"
+    assert victim.error is not None
+    assert "killed (signal 9)" in victim.error
+    os.close(ready)
+    os.close(tell)
+
+
+@pytest.mark.root
+def test_a_child_holds_no_descriptor_but_those_it_was_given(here: int) -> None:
+    other, kept = os.open("/", os.O_RDONLY), os.open("/", os.O_RDONLY)
+
+    def descriptors() -> list[bool]:
+        return [os.path.exists(f"/proc/self/fd/{fd}") for fd in (other, kept)]
+
+    assert _as_user.run(_own(here, descriptors, keep=(kept,)), 5).value == [False, True]
+    os.close(other)
+    os.close(kept)
+
+
+def test_one_who_hangs_is_stopped_and_delays_nobody(here: int) -> None:
+    started = time.monotonic()
+    tasks = [_own(here, partial(time.sleep, 60)) for _ in range(2)]
+    answers = _as_user.run_all([*tasks, *(_own(here, os.getpid) for _ in range(20))], timeout=0.5)
+    assert [answer.error for answer in answers[:2]] == ["did not finish within 0.5 s and was stopped"] * 2
+    assert len({answer.value for answer in answers[2:]} - {None}) == 20
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("work", "says"),
+    [
+        (partial(os.open, "missing", os.O_RDONLY), "missing: No such file or directory"),
+        (partial(os.kill, 0, signal.SIGKILL), "killed (signal 9)"),
+        (partial(os._exit, 0), "ended without an answer"),
+        (object, "the answer is no JSON"),
+        (partial(int, "\x1b[2K"), r"unexpected ValueError"),
+    ],
+)
+def test_whatever_happens_to_the_child_is_said(here: int, work: Callable[[], Any], says: str) -> None:
+    answer = _as_user.run(_own(here, work), 5)
+    assert answer.error is not None
+    assert says in answer.error
+    assert "\x1b" not in answer.error
+
+
+def _parent_that_is_killed(here: int, child: Callable[[], None], lock: int = -1) -> None:
+    """In a process: run ``child``, and be killed as soon as it has written the file ``pid``."""
+    keep = (lock,) if lock >= 0 else ()
+
+    def wait_then_kill() -> None:
+        parent = os.fork()
+        if parent == 0:
+            _as_user.run(_own(here, child, keep=keep), 60)
+            os._exit(0)
+        while not os.path.exists("pid"):
+            time.sleep(0.01)
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+
+    assert _as_user.run(_own(here, wait_then_kill, keep=keep), 10).error is None
+
+
+def _write_pid() -> None:
+    Path("draft").write_text(str(os.getpid()))
+    os.rename("draft", "pid")
+
+
+def test_the_child_dies_with_its_parent(here: int, tmp_path: Path) -> None:
+    def child() -> None:
+        _write_pid()
+        time.sleep(60)
+
+    _parent_that_is_killed(here, child)
+    pid = int((tmp_path / "pid").read_text())
+    until = time.monotonic() + 5
+    while _alive(pid):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_child_that_cannot_die_keeps_the_lock(here: int, tmp_path: Path) -> None:
+    """A dead disk can hold a process beyond SIGKILL; here it merely declines to die with its parent."""
+    lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def child() -> None:
+        _as_user._prctl(_as_user._PR_SET_PDEATHSIG, 0)
+        _write_pid()
+        time.sleep(60)
+
+    _parent_that_is_killed(here, child, lock)
+    os.close(lock)
+    pid = int((tmp_path / "pid").read_text())
+    again = os.open(tmp_path / "lock", os.O_RDWR)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.kill(pid, signal.SIGKILL)
+    fcntl.flock(again, fcntl.LOCK_EX)
+    os.close(again)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.root
+def test_who_is_not_root_works_only_for_themselves(as_user: Callable[..., Any]) -> None:
+    def try_another() -> str | None:
+        directory = os.open("/", os.O_RDONLY)
+        assert _as_user.run(Task(20001, 20001, directory, os.getpid), 5).error is None
+        return _as_user.run(Task(20002, 20002, directory, os.getpid), 5).error
+
+    assert as_user(20001, try_another) == "working for uid 20002 needs root; this process is uid 20001"
+
+
+def test_an_answer_that_failed_raises() -> None:
+    with pytest.raises(StorageError, match="no space"):
+        _as_user.Answer(error="no space").unwrap()
