@@ -30,8 +30,9 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from . import runner
+from .boundary import enforce_boundary
 from .descendants import become_subreaper, end_descendants
-from .errors import AnsibleBootstrapError, RefusedError
+from .errors import AnsibleBootstrapError, Reason, RefusedError
 from .fingerprints import describe
 from .protocol import (
     MAX_REQUEST_BYTES,
@@ -49,7 +50,7 @@ from .protocol import (
     parse_users,
 )
 from .run_directory import run_directory
-from .settings import ApplySettings, load_settings
+from .settings import SYSTEM_FILE, ApplySettings, load_settings
 
 EXIT_OK: Final = 0
 EXIT_SOME_FAILED: Final = 1
@@ -61,14 +62,27 @@ REQUEST_TIMEOUT: Final = 30.0
 """Seconds in which the whole request line must have come."""
 
 _POLL: Final = 0.02
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_RUNNER_GRACE: Final = 1.0
+_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+_TERMINAL_SIGNALS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+"""With these, somebody at a terminal could halt a run in the middle, and its locks with it."""
+
+_LIMITS: Final = {
+    resource.RLIMIT_FSIZE: resource.RLIM_INFINITY,
+    resource.RLIMIT_CPU: resource.RLIM_INFINITY,
+    resource.RLIMIT_AS: resource.RLIM_INFINITY,
+    resource.RLIMIT_DATA: resource.RLIM_INFINITY,
+    resource.RLIMIT_NOFILE: 4096,
+}
+"""What a run needs at least; see :func:`_lift_limits`."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Serve one request and return the exit status."""
+    through_sudo = __package__ in os.environ.get("SUDO_COMMAND", "")
     _harden()
     try:
-        settings = _settings(sys.argv[1:] if argv is None else argv)
+        settings = _settings(sys.argv[1:] if argv is None else argv, through_sudo)
         request = parse_request(_read_line(0, REQUEST_TIMEOUT))
         return _serve(settings, request)
     except AnsibleBootstrapError as error:
@@ -111,6 +125,7 @@ def _serve(settings: ApplySettings, request: Request) -> int:
 def _run(settings: ApplySettings, request: Request, batch: _Batch, directory: Path) -> None:
     """Run the playbook in a thread; meanwhile pass its outcomes on and watch for the stop."""
     _stop_on_end_of_stdin()
+    over = threading.Event()
     fault: list[BaseException] = []
 
     def work() -> None:
@@ -123,6 +138,7 @@ def _run(settings: ApplySettings, request: Request, batch: _Batch, directory: Pa
                 directory,
                 check=request.check,
                 diff=request.diff,
+                cancelled=over.is_set,
             )
         except BaseException as error:
             fault.append(error)
@@ -135,7 +151,13 @@ def _run(settings: ApplySettings, request: Request, batch: _Batch, directory: Pa
             thread.join(_POLL)
             batch.take(lines.read())
     finally:
+        _ignore_stops()  # from here on it ends by itself, and at once
+        over.set()
         end_descendants()
+        if thread.is_alive():
+            # It may have been about to start Ansible, and it writes into the directory to be removed.
+            thread.join(_RUNNER_GRACE)
+            end_descendants()
     batch.take(lines.read())
     if fault:
         batch.give_up(f"ansible-runner: {fault[0]}")
@@ -151,6 +173,8 @@ class _Batch:
         self.storage_host = storage_host
         self.users = {user.key: user for user in users}
         self.waiting = dict(self.users)
+        self.lost: tuple[Reason, str] | None = None
+        """Why Ansible could not even begin the batch."""
         self._start = time.monotonic()
         self._ok = 0
         self._failed = 0
@@ -164,6 +188,8 @@ class _Batch:
                 _emit(RoleStarted(role=data["role"], users=data["users"]))
             elif kind == "diff":
                 log(data["text"])
+            elif kind == "lost":
+                self.lost = data["reason"], data["message"]
             elif kind == "outcome" and data["key"] in self.waiting:
                 seconds = self._seconds()
                 self.finish(Outcome(run=self.run, storage_host=self.storage_host, seconds=seconds, **data))
@@ -181,13 +207,14 @@ class _Batch:
 
     def give_up(self, message: str) -> None:
         """Fail whoever has no outcome: silence is never success."""
+        reason, message = self.lost or ("apply_failed", message)
         for user in list(self.waiting.values()):
             self.finish(
                 Outcome(
                     key=user.key,
                     name=user.name,
                     status="failed",
-                    reason="apply_failed",
+                    reason=reason,
                     message=message,
                     run=self.run,
                     storage_host=self.storage_host,
@@ -245,10 +272,16 @@ def _last_words(directory: Path) -> str:
     )
 
 
-def _settings(argv: list[str]) -> ApplySettings:
+def _settings(argv: list[str], through_sudo: bool) -> ApplySettings:
+    """Return the settings: the admin's, for whoever stands before the boundary, or those of the same user."""
     match argv:
         case []:
-            return load_settings()
+            _lift_limits()
+            settings = load_settings()
+            enforce_boundary(SYSTEM_FILE, settings)
+            return settings
+        case ["--settings", _] if through_sudo:  # a sudoers line that allows any argument
+            raise RefusedError(f"through sudo the settings are those in {SYSTEM_FILE}: leave --settings out")
         case ["--settings", name]:
             return load_settings(Path(name), private=True)
         case _:
@@ -267,9 +300,32 @@ def _harden() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in (signal.SIGCHLD, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
+    for number in _TERMINAL_SIGNALS:
+        signal.signal(number, _ignore)
     for number in _STOP_SIGNALS:
         signal.signal(number, _stop)
     become_subreaper()
+
+
+def _lift_limits() -> None:
+    """Undo what the caller's ulimits would do to the run: a file size of 0 would cut short what a role writes.
+
+    Root may lift hard limits, unless its container took CAP_SYS_RESOURCE away; setrlimit(2).
+
+    Raises:
+        RefusedError: the size of files stays limited.
+    """
+    for number, wanted in _LIMITS.items():
+        soft, hard = resource.getrlimit(number)
+        if soft == resource.RLIM_INFINITY or soft >= wanted >= 0:
+            continue
+        for limit in (wanted, hard):
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(number, (limit, limit))
+                break
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY:
+        raise RefusedError(f"the caller limits files to {limit} bytes, which would cut some short: lift its ulimit -f")
 
 
 def _read_line(descriptor: int, timeout: float) -> bytes:
@@ -286,7 +342,7 @@ def _read_line(descriptor: int, timeout: float) -> bytes:
         data += chunk
         if len(data) > MAX_REQUEST_BYTES:
             raise RefusedError(f"the request is longer than {MAX_REQUEST_BYTES} bytes")
-        _line, newline, rest = data.partition(b"\n")
+        _line, newline, rest = chunk.partition(b"\n")
         if newline and rest:
             raise RefusedError("something follows the request line")
     return bytes(data)
@@ -297,9 +353,17 @@ class _Stopped(BaseException):
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    for other in _STOP_SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
+    _ignore_stops()
     raise _Stopped(signal.Signals(number).name)
+
+
+def _ignore_stops() -> None:
+    for number in _STOP_SIGNALS:
+        signal.signal(number, _ignore)
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing; unlike SIG_IGN, this is not inherited by what is started, nor a race with what has arrived."""
 
 
 def _stop_on_end_of_stdin() -> None:
@@ -318,5 +382,6 @@ def _emit(event: Event) -> None:
 
 if __name__ == "__main__":
     status = main()
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     os._exit(status)  # without waiting for threads that wait for others

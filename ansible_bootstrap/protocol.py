@@ -32,7 +32,7 @@ from pydantic import (
 )
 
 from .errors import Reason, RefusedError
-from .storage._names import check_directory, check_host, check_key, check_name
+from .storage._names import check_directory, check_group, check_host, check_key, check_name
 
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
 """A request line longer than this is refused unread. 10,000 users are about 3 MiB."""
@@ -91,7 +91,7 @@ class User(_Wire):
     @field_validator("groups")
     @classmethod
     def _groups(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(check_key(group) for group in value)
+        return tuple(check_group(group) for group in value)
 
     @model_validator(mode="after")
     def _default_key(self) -> User:
@@ -277,7 +277,7 @@ def _labels(item: Any, fallback: str, seen: set[str]) -> tuple[str, str]:
         name = item.get("name", fallback)
         key = item.get("key") or name
     label = name if isinstance(name, str) else fallback
-    if not isinstance(key, str) or not key or len(key) > 4096 or key in seen:
+    if not isinstance(key, str) or not key or len(key) > 4096 or key in seen or key.startswith("#"):
         key = fallback
     return _printable(key), _printable(label)[:200]
 

@@ -4,7 +4,9 @@ Everything a run writes on the control node is below one directory of mode 0700,
 belongs to the effective user alone: ``/run/ansible-bootstrap`` for root, ``/tmp/ansible-bootstrap-UID``
 otherwise (short paths, for ssh's control sockets have 104 characters). Nothing is shared between
 runs: a reused private data dir would mix users' extra vars. A run that was killed leaves its
-directory behind; the next run removes it, told by the lock that died with its owner.
+directory behind; the next run removes it, told by the lock that died with its owner. The lock is on
+the directory itself, and directories are made and swept under a lock on the base, so that a run
+never sweeps one that another is just making.
 """
 
 from __future__ import annotations
@@ -29,20 +31,20 @@ def run_directory(run: str) -> Iterator[Path]:
     """
     base = _base()
     path = base / run
-    try:
-        base.mkdir(mode=0o700, exist_ok=True)
-        _refuse_foreign(base)
-        _sweep(base)
-        path.mkdir(mode=0o700)
-        lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise ApplyError(f"{path}: {error.strerror}") from None
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
+    with contextlib.ExitStack() as held:
+        try:
+            base.mkdir(mode=0o700, exist_ok=True)
+            with _locked(base) as descriptor:
+                _refuse_foreign(base, os.fstat(descriptor))
+                _sweep(base)
+                path.mkdir(mode=0o700)
+                held.enter_context(_locked(path))
+        except OSError as error:
+            raise ApplyError(f"{path}: {error.strerror}") from None
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _base() -> Path:
@@ -52,19 +54,24 @@ def _base() -> Path:
     return Path(f"/tmp/ansible-bootstrap-{uid}")  # noqa: S108 - checked to be ours and 0700
 
 
-def _refuse_foreign(base: Path) -> None:
-    status = base.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+@contextlib.contextmanager
+def _locked(directory: Path, flags: int = 0) -> Iterator[int]:
+    """Hold the lock on a directory; the kernel drops it when the process ends, however it ends."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_foreign(base: Path, status: os.stat_result) -> None:
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise ApplyError(f"{base} is not a private directory of uid {os.geteuid()}: remove it")
 
 
 def _sweep(base: Path) -> None:
     """Remove what killed runs left: directories whose lock nobody holds."""
     for path in base.iterdir():
-        with contextlib.suppress(OSError):
-            lock = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(lock)
+        with contextlib.suppress(OSError), _locked(path, fcntl.LOCK_NB):
+            shutil.rmtree(path, ignore_errors=True)

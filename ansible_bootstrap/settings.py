@@ -21,11 +21,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .errors import SettingsError
 from .protocol import MAX_ID, describe_validation
 from .storage._names import NameRefusedError, check_directory
+from .storage._plan import make_plan
 
 SYSTEM_FILE: Final = Path("/etc/ansible-bootstrap/settings.yml")
 """Owned by root, not writable by group or others, like every directory above it."""
 
 Id = Annotated[int, Field(ge=1, le=MAX_ID)]
+
+_PER_USER: Final = frozenset({"username", "user_dir", "user_uid", "user_gid", "user_groups", "storage_host"})
+"""What a site role finds about its user; as an extra var it would hold for everybody."""
 
 
 class RoleSetting(BaseModel):
@@ -82,6 +86,12 @@ class ApplySettings(BaseModel):
             return tuple({"role": item} if isinstance(item, str) else item for item in value)
         return value
 
+    @field_validator("roles", "cleanup_roles")
+    @classmethod
+    def _plan(cls, value: tuple[RoleSetting, ...]) -> tuple[RoleSetting, ...]:
+        make_plan([role.model_dump(exclude_unset=True) for role in value])
+        return value
+
     @field_validator("storage_root")
     @classmethod
     def _root(cls, value: str) -> str:
@@ -93,7 +103,7 @@ class ApplySettings(BaseModel):
     @field_validator("extra_vars")
     @classmethod
     def _extra_vars(cls, value: dict[str, Any]) -> dict[str, Any]:
-        reserved = sorted(key for key in value if key == "username" or key.startswith("bootstrap_"))
+        reserved = sorted(key for key in value if key in _PER_USER or key.startswith("bootstrap_"))
         if reserved:
             raise ValueError(f"{', '.join(reserved)}: names that the playbook sets itself")
         return value
@@ -131,12 +141,14 @@ def load_settings(path: Path = SYSTEM_FILE, *, private: bool = False) -> ApplySe
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}; see the README's section on settings") from None
-    with open(descriptor, encoding="utf-8") as file:
+    try:
         _refuse_foreign(path, os.fstat(descriptor), private)
-        try:
+        with open(descriptor, encoding="utf-8", closefd=False) as file:
             raw = yaml.safe_load(file)
-        except (yaml.YAMLError, ValueError) as error:
-            raise SettingsError(f"{path}: not YAML: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise SettingsError(f"{path}: not YAML: {error}") from None
+    finally:
+        os.close(descriptor)
     return make_settings(raw, str(path))
 
 
@@ -169,7 +181,7 @@ def _refuse_foreign(path: Path, status: os.stat_result, private: bool) -> None:
         raise SettingsError(f"{path}: owned by uid {status.st_uid}: `chown root {path}`")
     if status.st_mode & 0o022:
         raise SettingsError(f"{path}: writable by others: `chmod go-w {path}`")
-    for parent in path.parents:
+    for parent in dict.fromkeys((*path.parents, *path.resolve().parents)):
         above = parent.stat()
         sticky = above.st_mode & stat.S_ISVTX
         if above.st_uid not in (0, own) or (above.st_mode & 0o022 and not sticky):

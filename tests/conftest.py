@@ -2,17 +2,18 @@
 
 Rules
     A test that needs root or a real part of the system (sshd, network namespaces, …) asks for it
-    with ``needs(…)`` below. On a laptop it is then skipped with the reason; where the environment
+    with the marker ``root`` or the fixture ``needs``. On a laptop it is then skipped with the reason; where the environment
     variable ``ANSIBLE_BOOTSTRAP_REQUIRE_ALL`` is set, as in CI, the skip is a failure.
 
 Fixtures
-    (none here; see the ``conftest.py`` of each suite)
+    ``needs``: call it with what the test needs. The others are in the ``conftest.py`` of each suite.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 
 import pytest
 
@@ -29,6 +30,11 @@ def needs(*, root: bool = False, programs: tuple[str, ...] = ()) -> None:
         if REQUIRE_ALL:
             pytest.fail(reason)
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session", name="needs")
+def _needs() -> Callable[..., None]:
+    return needs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

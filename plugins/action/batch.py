@@ -68,7 +68,7 @@ class ActionModule(ActionBase):
                 "bootstrap_storage_host names more than one host: give one host, no group"
             )
         if task_vars.get("inventory_hostname") != host:
-            raise AnsibleActionFail("bootstrap_storage_host is not the name of a host of the inventory")
+            raise AnsibleActionFail(f"bootstrap_storage_host: the inventory has no host called {host}")
 
     def _refuse_shadows(self, plan: _plan.Plan) -> None:
         """Refuse a site role that has the short name of one of ours: somebody would mean the other."""
@@ -91,6 +91,8 @@ def _as_policy(policy: dict[str, Any]) -> dict[str, Any]:
             whole[field] = int(text)
         elif field in ("uid", "gid") and text not in ("nss", "request"):
             raise AnsibleActionFail(f"bootstrap_{field} is a number, nss or request")
+        elif field in ("uid_min", "uid_max", "gid_min"):
+            raise AnsibleActionFail(f"bootstrap_{field} is a number")
         else:
             whole[field] = text
     return whole

@@ -75,11 +75,18 @@ def _collected(task_vars: dict[str, Any]) -> State:
         return _only_state(state)
     hostvars = task_vars["hostvars"]
     done = set()
+    known: dict[str, dict[str, Any]] = {}
     for host in task_vars["groups"].get("ansible_bootstrap_waiting", []):
         variables = hostvars.raw_get(host)
         if (variables.get("bootstrap_done") or {}).get("done"):
             done.add(variables["bootstrap_user"]["key"])
-    lost = [_users.failure(user, "", "role_failed") for user in state["users"] if user["key"] not in done]
+        for failed in (variables.get("bootstrap_failure") or {}).get("failures") or []:
+            known[failed["key"]] = failed
+    lost = [
+        known.get(user["key"]) or _users.failure(user, "", "role_failed")
+        for user in state["users"]
+        if user["key"] not in done
+    ]
     return {
         **_only_state(state),
         "users": [user for user in state["users"] if user["key"] in done],

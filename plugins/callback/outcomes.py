@@ -95,14 +95,25 @@ class CallbackModule(CallbackBase):
         if ours and ours != "batch":
             self._module(result, data)
         if not ignore_errors:
-            self._remember(result, "role_failed", _message(data))
+            # Where the batch cannot even begin, the admin has to mend something.
+            self._remember(result, "settings" if ours == "batch" else "role_failed", _message(data))
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Remember that the storage host did not answer."""
         self._remember(result, "unreachable", _message(result._result))
 
+    def v2_on_file_diff(self, result: Any) -> None:
+        """Pass on what a task changed, or in check mode would change."""
+        data = result._result
+        for item in data["results"] if "results" in data else [data]:
+            if item.get("changed") and item.get("diff"):
+                self._write(type="diff", text=self._get_diff(item["diff"]))
+
     def v2_playbook_on_stats(self, stats: Any) -> None:
         """Whoever has no outcome yet has failed, for the last reason seen."""
+        if not self._users and None in self._last:
+            last = self._last[None]
+            self._write(type="lost", reason=last["reason"], message=last["msg"])
         for key in self._users:
             if key not in self._final:
                 self._fail(key, {})
@@ -144,8 +155,8 @@ class CallbackModule(CallbackBase):
             status="failed",
             reason="unreachable" if reason == "role_failed" and last["reason"] == "unreachable" else reason,
             failed_role=failure.get("role") or last["role"] or None,
-            failed_task=failure.get("task") or last["task"] or None,
-            message=failure.get("msg") or last["msg"],
+            failed_task=_printable(failure.get("task") or last["task"]) or None,
+            message=_printable(failure.get("msg") or last["msg"]),
         )
 
     def _finish(self, key: str, **outcome: Any) -> None:
@@ -158,18 +169,20 @@ class CallbackModule(CallbackBase):
             name=self._users[key]["name"],
             directory=self._users[key].get("directory") or "",
             changed=list(self._changed.get(key, ())),
-            notes=[note[:MAX_MESSAGE] for note in self._notes.get(key, [])[:20]],
+            notes=[_printable(note) for note in self._notes.get(key, [])[:20]],
             continued=self._continued.get(key, []),
             **outcome,
         )
 
     def _remember(self, result: Any, reason: str, message: str) -> None:
         user = result._host.get_vars().get("bootstrap_user")
+        if not user:
+            self._last.clear()  # what befalls the batch is later than what befell one of it
         self._last[user["key"] if user else None] = {
             "reason": reason,
             "msg": message,
             "role": _role_of(result._task),
-            "task": result._task.get_name().rpartition(" : ")[2],
+            "task": _printable(result._task.get_name().rpartition(" : ")[2]),
         }
 
     def _last_seen(self, key: str) -> dict[str, str]:
@@ -201,8 +214,16 @@ def _role_of(task: Any) -> str:
 
 def _message(data: dict[str, Any]) -> str:
     """Return the result's message, with the end of stderr where a command said why."""
-    text = str(data.get("msg") or "failed without a message")
+    items = data.get("results")
+    if isinstance(items, list):
+        data = next((item for item in items if isinstance(item, dict) and item.get("failed")), data)
+    text = str(data.get("msg") or data.get("reason") or data.get("censored") or "failed without a message")
     said = data.get("stderr") or (data.get("stdout") if data.get("rc") else "")
     if isinstance(said, str) and said.strip():
         text = f"{text}: {said.strip()[-500:]}"
-    return text[:MAX_MESSAGE]
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
+    """Return the text on one line and with control characters escaped: it goes to terminals and logs."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:MAX_MESSAGE])

@@ -1,0 +1,121 @@
+"""Nothing of the caller's surroundings reaches a run, and nothing secret is left lying about."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from pathlib import Path
+
+from ansible_bootstrap.descendants import descendants
+
+SECRET = "tok3n-of-the-hub"
+
+
+def test_a_hostile_environment_and_directory_change_nothing(site, apply_program):
+    trap, sprung = site.path / "trap", site.path / "sprung"
+    (trap / "ansible").mkdir(parents=True)
+    (trap / "args").write_text(f"-e @{sprung}")
+    evil = f"import pathlib; pathlib.Path({str(sprung)!r}).touch()\n"
+    for name in (
+        "sitecustomize.py",
+        "usercustomize.py",
+        "json.py",
+        "ansible/__init__.py",
+        "ansible_bootstrap.py",
+        "yaml.py",
+    ):
+        (trap / name).write_text(evil)
+    (trap / "ansible.cfg").write_text(
+        textwrap.dedent(f"""\
+        [defaults]
+        callback_plugins = {trap}
+        stdout_callback = evil
+        roles_path = {trap}
+        [privilege_escalation]
+        become = true
+        """)
+    )
+    for program in ("ansible-playbook", "python3", "sh"):
+        (trap / program).write_text(f"#!/bin/sh\ntouch {sprung}\n")
+        (trap / program).chmod(0o755)
+    site.role(
+        "dump",
+        {
+            "name": "Dump",
+            "ansible.builtin.shell": {
+                "cmd": f"env > {site.path}/env; pwd > {site.path}/pwd; umask > {site.path}/umask"
+            },
+        },
+    )
+    answer = apply_program(
+        ["alice"],
+        "dump",
+        popen={
+            "cwd": trap,
+            "env": {
+                "PATH": f"{trap}:{os.environ['PATH']}",
+                "PYTHONPATH": str(trap),
+                "PYTHONHOME": "/nowhere",
+                "PYTHONSTARTUP": str(trap / "json.py"),
+                "LD_LIBRARY_PATH": str(trap),
+                "LD_PRELOAD_32": str(trap),
+                "HOME": str(trap),
+                "TMPDIR": str(trap),
+                "ANSIBLE_CONFIG": str(trap / "ansible.cfg"),
+                "ANSIBLE_ROLES_PATH": str(trap),
+                "ANSIBLE_CHECK_MODE_MARKERS": "True",
+                "ANSIBLE_STRATEGY": "evil",
+                "ANSIBLE_LIBRARY": str(trap),
+                "ANSIBLE_BOOTSTRAP_OUTCOMES": str(sprung),
+                "BASH_ENV": str(trap / "sh"),
+                "ENV": str(trap / "sh"),
+                "RUNNER_ARGS": "x",
+                "JUPYTERHUB_API_TOKEN": SECRET,
+            },
+        },
+    )
+    assert (answer.status, answer.ok) == (0, {"alice"}), answer
+    assert not sprung.exists()
+    seen = dict(line.partition("=")[::2] for line in (site.path / "env").read_text().splitlines())
+    assert str(trap) not in json.dumps(seen)
+    assert SECRET not in json.dumps(seen)
+    assert not {name for name in seen if name.startswith(("JUPYTERHUB", "LD_", "BASH_ENV"))}
+    assert (site.path / "umask").read_text().strip() == "0077"
+
+
+def test_the_callers_secrets_are_nowhere_during_a_run(site, apply_program):
+    waiting, released = site.path / "waiting", site.path / "go"
+    pause = f"touch {waiting}; until [ -e {released} ]; do sleep 0.05; done"
+    site.role("pause", {"name": "Pause", "ansible.builtin.command": {"argv": ["sh", "-c", pause]}})
+    settings = site.settings(roles=["pause"], extra_vars={"site_password": "admins-own"})
+    running = apply_program.start(
+        ["alice"], settings=settings, popen={"env": {**os.environ, "JUPYTERHUB_API_TOKEN": SECRET}}
+    )
+    directory = running.directory
+    running.wait_for(waiting.exists)
+
+    everything = b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
+    assert b"alice" in everything, "looked in the wrong place"
+    assert SECRET.encode() not in everything
+    family = descendants(running.process.pid)
+    environments = b"".join(_read(f"/proc/{pid}/environ") for pid in family)
+    assert SECRET.encode() not in environments
+    arguments = b"".join(_read(f"/proc/{pid}/cmdline") for pid in family | {running.process.pid})
+    assert b"ansible-playbook" in arguments
+    for secret in (SECRET, "admins-own", "alice"):
+        assert secret.encode() not in arguments, "ps shows it"
+    for path in [directory, *directory.rglob("*")]:
+        assert path.is_symlink() or path.stat().st_mode & 0o077 == 0, f"{path} can be read by others"
+
+    released.touch()
+    answer = running.answer()
+    assert answer.status == 0, answer
+    assert SECRET not in json.dumps(answer.events) + answer.log
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
