@@ -79,7 +79,7 @@ _LIMITS: Final = {
 
 def main(argv: list[str] | None = None) -> int:
     """Serve one request and return the exit status."""
-    through_sudo = __package__ in os.environ.get("SUDO_COMMAND", "")
+    through_sudo = "ansible_bootstrap.apply" in os.environ.get("SUDO_COMMAND", "")
     _harden()
     try:
         settings = _settings(sys.argv[1:] if argv is None else argv, through_sudo)
@@ -301,7 +301,7 @@ def _harden() -> None:
     for number in (signal.SIGCHLD, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     for number in _TERMINAL_SIGNALS:
-        signal.signal(number, _ignore)
+        signal.signal(number, signal.SIG_IGN)
     for number in _STOP_SIGNALS:
         signal.signal(number, _stop)
     become_subreaper()
@@ -317,15 +317,17 @@ def _lift_limits() -> None:
     """
     for number, wanted in _LIMITS.items():
         soft, hard = resource.getrlimit(number)
-        if soft == resource.RLIM_INFINITY or soft >= wanted >= 0:
+        if soft == resource.RLIM_INFINITY or soft >= wanted > 0:
             continue
-        for limit in (wanted, hard):
+        for limits in ((wanted, max(wanted, hard) if wanted > 0 else wanted), (hard, hard)):
             with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(number, (limit, limit))
+                resource.setrlimit(number, limits)
                 break
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY:
-        raise RefusedError(f"the caller limits files to {limit} bytes, which would cut some short: lift its ulimit -f")
+        raise RefusedError(
+            f"the caller limits files to {limit} bytes, which would cut some short: lift its ulimit -f"
+        )
 
 
 def _read_line(descriptor: int, timeout: float) -> bytes:
@@ -336,7 +338,10 @@ def _read_line(descriptor: int, timeout: float) -> bytes:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([descriptor], [], [], left)[0]:
             raise RefusedError(f"no whole request line within {timeout:.0f} s")
-        chunk = os.read(descriptor, 1 << 16)
+        try:
+            chunk = os.read(descriptor, 1 << 16)
+        except OSError as error:
+            raise RefusedError(f"the request cannot be read: {error.strerror}") from None
         if not chunk:
             break
         data += chunk
@@ -368,8 +373,9 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
 
 def _stop_on_end_of_stdin() -> None:
     def watch() -> None:
-        while os.read(0, 4096):
-            pass
+        with contextlib.suppress(OSError):  # EIO: a terminal that has gone
+            while os.read(0, 4096):
+                pass
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -11,6 +11,7 @@ import json
 import os
 import pwd
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,8 +47,12 @@ _MAX_SSH_FORKS: Final = 8
 
 def scrubbed_environment() -> dict[str, str]:
     """Return the environment of everything this program starts: nothing of the caller's."""
+    try:
+        home = pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:  # a container's arbitrary uid
+        home = "/"
     return {
-        "HOME": pwd.getpwuid(os.geteuid()).pw_dir,
+        "HOME": home,
         "LANG": "C.UTF-8",
         "LC_ALL": "C.UTF-8",
         "PATH": f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -64,6 +69,7 @@ def run_playbook(
     *,
     check: bool,
     diff: bool,
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> int:
     """Run the playbook of ``operation`` for a batch and return ansible-playbook's exit status.
 
@@ -75,12 +81,15 @@ def run_playbook(
         directory: the run's own, mode 0700; holds everything that Ansible writes here.
         check: predict only.
         diff: have differences written to the outcomes file.
+        cancelled: asked before Ansible starts, and then now and again whether to end it.
 
     Raises:
         OSError: the directory cannot be written (a full disk, say).
     """
     import ansible_runner  # noqa: PLC0415 - 0.2 s that a refused request need not pay
 
+    if cancelled():
+        return 1
     (directory / "ansible.cfg").write_text("")
     inventory = directory / "localhost.json"
     inventory.write_text(json.dumps(_LOCALHOST))
@@ -96,7 +105,7 @@ def run_playbook(
         settings={"pexpect_timeout": 1, "idle_timeout": 0, "job_timeout": 0, "suppress_ansible_output": True},
         quiet=True,
         # Given, runner leaves this process's signal handlers alone.
-        cancel_callback=lambda: False,
+        cancel_callback=cancelled,
     )
     return int(result.rc)
 

@@ -105,7 +105,7 @@ class CallbackModule(CallbackBase):
     def v2_on_file_diff(self, result: Any) -> None:
         """Pass on what a task changed, or in check mode would change."""
         data = result._result
-        for item in data["results"] if "results" in data else [data]:
+        for item in data.get("results", [data]):
             if item.get("changed") and item.get("diff"):
                 self._write(type="diff", text=self._get_diff(item["diff"]))
 

@@ -85,3 +85,12 @@ def test_runs_side_by_side_leave_each_other_alone(site, apply_program):
     for number, one in enumerate(running):
         answer = one.answer()
         assert answer.ok == {f"user{number}"}, answer
+
+
+def test_a_role_for_the_batch_that_hangs_is_ended_too(site, apply_program):
+    site.role("hang", {"name": "Hang", "ansible.builtin.command": {"argv": ["sleep", "600"]}})
+    roles = ["user_dir", {"role": "hang", "per": "batch", "on_failure": "continue"}]
+    answer = apply_program.start(["alice"], settings=site.settings(roles=roles, task_timeout=2)).answer(30)
+    assert answer.ok == {"alice"}
+    assert answer.outcomes["alice"]["continued"] == ["hang"]
+    assert answer.outcomes["alice"]["changed"] == ["user_dir"]

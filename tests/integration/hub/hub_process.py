@@ -25,7 +25,13 @@ class RunningHub:
     """A hub, and an admin's client of its API."""
 
     def __init__(
-        self, path: Path, *, bootstrapped: bool = False, embedded: bool = False, **settings: Any
+        self,
+        path: Path,
+        *,
+        bootstrapped: bool = False,
+        embedded: bool = False,
+        remote_root: str = "",
+        **settings: Any,
     ) -> None:
         self.path = path
         self.log_file = path / "hub.log"
@@ -45,6 +51,7 @@ class RunningHub:
                     "port": port,
                     "token": self.token,
                     "bootstrapped": bootstrapped,
+                    "remote_root": remote_root,
                     "settings": settings,
                 }
             )

@@ -236,7 +236,7 @@ def test_several_servers_of_one_user_share_one_result(root: Path, make_user: Mak
         ({"directory": "{root}/bob/inner"}, "inside another user's"),
         ({"name": "root"}, "root"),
         ({"name": "a\nb"}, "a username has only"),
-        ({"groups": 5}, "malformed"),
+        ({"groups": 5}, "groups"),
         ({"ansible_connection": "local"}, "only the fields"),
     ],
 )
