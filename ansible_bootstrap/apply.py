@@ -79,14 +79,14 @@ _LIMITS: Final = {
 
 def main(argv: list[str] | None = None) -> int:
     """Serve one request and return the exit status."""
-    through_sudo = "ansible_bootstrap.apply" in os.environ.get("SUDO_COMMAND", "")
     _harden()
     try:
-        settings = _settings(sys.argv[1:] if argv is None else argv, through_sudo)
+        settings = _settings(sys.argv[1:] if argv is None else argv)
         request = parse_request(_read_line(0, REQUEST_TIMEOUT))
         return _serve(settings, request)
     except AnsibleBootstrapError as error:
-        _emit(Refused(reason=error.reason, message=error.details or error.message))
+        with contextlib.suppress(OSError):  # where nobody hears it, the log and the status still tell
+            _emit(Refused(reason=error.reason, message=error.details or error.message))
         log(f"refused: {error.details or error.message}")
         return EXIT_REFUSED
     except (_Stopped, BrokenPipeError) as stop:
@@ -272,7 +272,7 @@ def _last_words(directory: Path) -> str:
     )
 
 
-def _settings(argv: list[str], through_sudo: bool) -> ApplySettings:
+def _settings(argv: list[str]) -> ApplySettings:
     """Return the settings: the admin's, for whoever stands before the boundary, or those of the same user."""
     match argv:
         case []:
@@ -280,8 +280,6 @@ def _settings(argv: list[str], through_sudo: bool) -> ApplySettings:
             settings = load_settings()
             enforce_boundary(SYSTEM_FILE, settings)
             return settings
-        case ["--settings", _] if through_sudo:  # a sudoers line that allows any argument
-            raise RefusedError(f"through sudo the settings are those in {SYSTEM_FILE}: leave --settings out")
         case ["--settings", name]:
             return load_settings(Path(name), private=True)
         case _:
@@ -290,6 +288,8 @@ def _settings(argv: list[str], through_sudo: bool) -> ApplySettings:
 
 def _harden() -> None:
     """Take nothing from the caller: environment, directory, descriptors, signals, limits of size."""
+    while os.open(os.devnull, os.O_RDWR) < 3:  # were stdin, stdout or stderr closed, the next file would be it
+        pass
     environment = runner.scrubbed_environment()
     os.environ.clear()
     os.environ.update(environment)
@@ -382,12 +382,10 @@ def _stop_on_end_of_stdin() -> None:
 
 
 def _emit(event: Event) -> None:
-    sys.stdout.write(json.dumps(event.model_dump(mode="json"), ensure_ascii=True) + "\n")
-    sys.stdout.flush()
+    line = memoryview(json.dumps(event.model_dump(mode="json"), ensure_ascii=True).encode() + b"\n")
+    while line:
+        line = line[os.write(1, line) :]
 
 
 if __name__ == "__main__":
-    status = main()
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    os._exit(status)  # without waiting for threads that wait for others
+    os._exit(main())  # without waiting for threads that wait for others

@@ -80,19 +80,6 @@ def test_built_in_roles_touch_storage_through_their_module_alone() -> None:
 # Agreements
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_a_roles_defaults_specs_and_readme_agree(role: str) -> None:
-    defaults = load(ROOT / "roles" / role / "defaults/main.yml")
-    options = load(ROOT / "roles" / role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
-    readme = (ROOT / "roles" / role / "README.md").read_text()
-    assert set(defaults) == {name for name in options if not options[name].get("required")}
-    for name, option in options.items():
-        assert name.startswith(f"{role}_")
-        assert f"`{name}`" in readme, f"{role}'s README does not have {name}"
-        if "default" in option and not str(defaults[name]).startswith("{{"):
-            assert option["default"] == defaults[name]
-
-
 def test_every_built_in_role_has_a_module_of_its_name_and_is_protected_from_shadows() -> None:
     for role in ROLES:
         assert (ROOT / "plugins/modules" / f"{role}.py").is_file()
