@@ -288,8 +288,8 @@ def _settings(argv: list[str]) -> ApplySettings:
 
 def _harden() -> None:
     """Take nothing from the caller: environment, directory, descriptors, signals, limits of size."""
-    while os.open(os.devnull, os.O_RDWR) < 3:  # were stdin, stdout or stderr closed, the next file would be it
-        pass
+    while os.open(os.devnull, os.O_RDWR) < 3:
+        pass  # were stdin, stdout or stderr closed, the next file to be opened would be it
     environment = runner.scrubbed_environment()
     os.environ.clear()
     os.environ.update(environment)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import importlib
 import lzma
 import os
@@ -54,6 +55,8 @@ codecs.lookup("cp437")
 
 _DIRECTORY_MODE = 0o755
 _MOST_PADDING = 64 << 20
+_LONGEST_PATH = 2000
+"""Bytes; the kernel's limit is 4095, and there is a home before it."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def unpack(archive: int, strip: int, limits: Limits) -> None:
                 f"the archive is damaged or cut short: {printable(str(error))[:200]}"
             ) from None
         except OSError as error:
-            if error.errno is not None:
+            if error.errno not in (None, errno.EINVAL):  # EINVAL: a place before the file's beginning
                 raise
             raise ArchiveError(
                 f"the archive is damaged or cut short: {printable(str(error))[:200]}"
@@ -222,7 +225,8 @@ def _parts(member: _Member) -> list[str]:
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise _refused(member, "has '..' in its name")
-    if len(parts) > 48 or any(len(part.encode("utf-8")) > 255 for part in parts) or len(name) > 2000:
+    too_long = any(len(part.encode("utf-8")) > 255 for part in parts) or len(name.encode("utf-8")) > _LONGEST_PATH
+    if len(parts) > 48 or too_long:
         raise _refused(member, "has too long a name")
     return parts
 
@@ -234,8 +238,10 @@ def _check_target(member: _Member, parts: list[str]) -> str:
     are no links; after another link it could lead anywhere.
     """
     target = member.target
-    if not target or not target.isprintable() or target.startswith("/") or len(target) > 2000:
+    if not target or not target.isprintable() or target.startswith("/"):
         raise _refused(member, "is a link to an absolute or unprintable path")
+    if len(target.encode("utf-8")) > _LONGEST_PATH:
+        raise _refused(member, "is a link to too long a path")
     steps = [part for part in target.split("/") if part not in ("", ".")]
     up = 0
     while up < len(steps) and steps[up] == "..":

@@ -103,7 +103,7 @@ def check_directory(directory: object) -> str:
         raise NameRefusedError("a directory's path has no '..', no '.', no empty part and no trailing slash")
     if not directory.isprintable():
         raise NameRefusedError("a directory's path has only printable characters")
-    if STATE_DIRECTORY in directory.split("/"):
+    if STATE_DIRECTORY in directory.casefold().split("/"):  # as a file system that folds case has it
         raise NameRefusedError(f"{STATE_DIRECTORY} is not a user's directory")
     return directory
 

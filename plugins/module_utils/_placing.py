@@ -84,7 +84,7 @@ def _copy(home: int, placing: Placing) -> None:
 
 
 def reveal(home: int, placings: Sequence[Placing]) -> Found:
-    """Put each stage in its place, in one step, unless that was taken meanwhile."""
+    """Put each stage in its place, in one step, unless that was taken meanwhile; what cannot be placed goes."""
     found: Found = {}
     for placing in placings:
         try:
@@ -100,6 +100,8 @@ def reveal(home: int, placings: Sequence[Placing]) -> Found:
                 remove_tree(home, placing.stage)
         except (StorageError, OSError) as error:
             found[placing.name] = {"error": _sentence(error)}
+            with contextlib.suppress(OSError):
+                remove_tree(home, placing.stage)
     return found
 
 

@@ -266,6 +266,8 @@ def _reveal(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options:
                 says = found[source.name]
                 dest = "/".join(source.dest)
                 if "error" in says:
+                    # The stage is gone, and not because it was put in its place.
+                    entries[source.name] = {**job.entry(source), "state": "copying"}
                     job.fail(source, says["error"])
                 elif says["is"] == "exists":
                     entries[source.name] = {"state": "kept", "dest": dest}

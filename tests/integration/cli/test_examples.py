@@ -59,6 +59,7 @@ def example(request: pytest.FixtureRequest, tmp_path: Path) -> Example:
 
 def test_every_example_has_a_test_and_a_line_in_the_readme() -> None:
     tested = {"quickstart", "site-roles", "remote-storage", "ansible-only"}
+    tested |= {"behind-sudo", "behind-ssh"}  # in tests/integration/boundary
     assert {path.name for path in EXAMPLES.iterdir() if path.is_dir()} == tested
     for name in tested:
         assert f"({name})" in (EXAMPLES / "README.md").read_text()
