@@ -69,8 +69,9 @@ class AnsibleBootstrap(SingletonConfigurable):
         minlen=1,
         help="""
         The command that applies the roles, as a list; the program by its absolute path. By default it
-        runs under the hub's own account. To cross to another account or machine, put ``sudo -n`` or
-        ``ssh`` in front; the program then reads ``/etc/ansible-bootstrap/settings.yml`` there, and
+        runs under the hub's own account. To cross to another account or machine, take the command of
+        ``examples/behind-sudo`` or ``examples/behind-ssh`` to the letter (naming the interpreter itself in
+        sudoers would hand root to the hub's account); the program then reads ``/etc/ansible-bootstrap/settings.yml`` there, and
         ``storage_root``, ``roles`` and their like must not be set here.
         """,
     ).tag(config=True)
