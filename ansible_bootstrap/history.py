@@ -179,6 +179,8 @@ class History:
         if not (self._directory / FILE).exists():
             return []
         with self._open(write=False) as database:
+            if database.execute("PRAGMA user_version").fetchone()[0] == 0:
+                return []  # The first run is just making it.
             return database.execute(query, values).fetchall()
 
     @contextlib.contextmanager

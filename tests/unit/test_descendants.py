@@ -51,7 +51,7 @@ def test_nothing_to_end_takes_no_time():
         end_descendants()
         print(time.monotonic() - begin)
     """)
-    assert float(done.stdout) < 0.5
+    assert float(done.stdout) < 0.9  # the grace is 1 s
 
 
 def test_what_ends_when_asked_is_not_killed(tmp_path):

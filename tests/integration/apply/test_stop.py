@@ -84,8 +84,8 @@ def test_the_stop_ends_every_descendant(site, apply_program, stubborn, how):
         running.stop()
     else:
         running.process.send_signal(getattr(signal, f"SIG{how}"))
-    assert running.answer(4).status == 3
-    assert time.monotonic() - begin < 3
+    assert running.answer(10).status == 3
+    assert time.monotonic() - begin < 8
     assert gone(family, 0.5) == set()
     assert not directory.exists()
 

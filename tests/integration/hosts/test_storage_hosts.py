@@ -180,8 +180,8 @@ def test_the_stop_ends_ssh_and_its_masters_too(site, apply_program, storage_host
     assert any("ssh" in Path(f"/proc/{pid}/comm").read_text() for pid in family)
     begin = time.monotonic()
     running.stop()
-    assert running.answer(5).status == 3
-    assert time.monotonic() - begin < 3
+    assert running.answer(10).status == 3
+    assert time.monotonic() - begin < 8
     assert not [pid for pid in family if Path(f"/proc/{pid}").exists() and _alive(pid)]
     assert not directory.exists()
 

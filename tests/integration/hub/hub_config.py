@@ -61,7 +61,7 @@ async def stop_hook(spawner):
 
 async def before_the_hook(spawner, auth_state):
     if spawner.user.name.startswith("early"):
-        await asyncio.sleep(1)
+        await asyncio.sleep(3)
 
 
 def storage_host(spawner):

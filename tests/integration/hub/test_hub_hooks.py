@@ -168,7 +168,7 @@ async def test_the_hub_stays_quick_while_a_bootstrap_works(hub: RunningHub, appl
         apply.do()
         for spawn in spawns:
             await spawn
-        assert busy < idle + 0.15
+        assert busy < idle + 1  # a hook that blocks would hold it for all of the 5 s
         for name in names:
             await api.until(name, lambda servers: servers and servers[""]["ready"], 20)
         await asyncio.gather(*(api.stop(name) for name in names))
@@ -183,7 +183,7 @@ async def test_a_cancelled_spawn_leaves_no_phantom_and_no_process(hub: RunningHu
         begin = time.monotonic()
         stopped = await api.stop("carol")
         assert stopped.status_code in {202, 204}
-        assert time.monotonic() - begin < 4
+        assert time.monotonic() - begin < 6
         await spawn
         await api.until("carol", lambda servers: not servers)
         await until(lambda: not apply.alive(), 4)
@@ -265,7 +265,7 @@ async def test_a_chained_stop_hook_that_raises_does_not_hold_the_user(
 
 
 async def test_clean_ups_come_after_the_stops_and_together(hub: RunningHub, apply: FakeApply) -> None:
-    apply.do(cleanup={"delay": 2})
+    apply.do(cleanup={"delay": 6})
     names = [f"leaver{number}" for number in range(6)]
 
     def cleaned() -> list[str]:
@@ -276,7 +276,7 @@ async def test_clean_ups_come_after_the_stops_and_together(hub: RunningHub, appl
         await asyncio.gather(*(api.spawn(name) for name in names))
         begin = time.monotonic()
         await asyncio.gather(*(api.stop(name) for name in names))
-        assert time.monotonic() - begin < 1.5, "the stops waited for the clean-up"
+        assert time.monotonic() - begin < 5, "the stops waited for the clean-up"
         await until(lambda: set(names) <= set(cleaned()))
         assert len(apply.cleanups) <= 3
         apply.do()

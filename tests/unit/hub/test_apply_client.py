@@ -131,10 +131,10 @@ async def test_a_program_that_ignores_sigterm_is_killed_after_2_s(session: Sessi
     await until(lambda: apply.runs)
     begin = time.monotonic()
     run.stop(ApplyError("enough"))
-    assert time.monotonic() - begin < 0.1, "stop() waited"
+    assert time.monotonic() - begin < 1, "stop() waited"
     with pytest.raises(ApplyError, match="enough"):
         await run.finish()
-    assert 1.5 < time.monotonic() - begin < 4
+    assert 1.5 < time.monotonic() - begin < 8
     assert not apply.alive()
 
 
@@ -180,7 +180,7 @@ async def test_a_cancelled_run_takes_its_process_along(session: Session, apply: 
     task.cancel()
     await asyncio.wait({task})
     assert task.cancelled()
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 5
     await until(lambda: not apply.alive(), 1)
 
 

@@ -86,3 +86,9 @@ async def test_a_call_that_hangs_does_not_take_the_others_threads() -> None:
     assert await in_thread(lambda: "quick", timeout=1) == "quick"
     results = await asyncio.gather(*hanging, return_exceptions=True)
     assert [type(result) for result in results] == [TimeoutError] * 3
+
+
+def test_a_history_that_is_just_being_made_is_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "history.sqlite").touch()
+    assert History(tmp_path).runs() == []
+    assert History(tmp_path).outcomes("alice") == []

@@ -137,11 +137,11 @@ async def test_an_unknown_system_user_is_explained() -> None:
 
 async def test_a_name_service_that_hangs_holds_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "LOOKUP_SECONDS", 0.1)
-    monkeypatch.setattr(places.pwd, "getpwnam", lambda name: time.sleep(1))
+    monkeypatch.setattr(places.pwd, "getpwnam", lambda name: time.sleep(4))
     begin = time.monotonic()
     with pytest.raises(UnreachableError, match="name service"):
         await resolve(spawner(LocalProcessSpawner), settings())
-    assert time.monotonic() - begin < 0.8
+    assert time.monotonic() - begin < 3
 
 
 # Docker
