@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-full lint bench clean
+.PHONY: help demo test test-full lint bench fuzz clean
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -26,6 +26,9 @@ lint: $(VENV)/.installed-lint ## Run ruff, mypy, yamllint and ansible-lint
 
 bench: $(VENV)/.installed-test ## Run the benchmarks; results go to benchmarks/results
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+fuzz: $(VENV)/.installed-fuzz ## Throw hostile bytes at the parsers for a minute (ARGS="--seconds 600 archive")
+	$(BIN)/python tests/fuzz/fuzz.py $(ARGS)
 
 $(VENV)/.installed-%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

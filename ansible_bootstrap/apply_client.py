@@ -23,8 +23,9 @@ from typing import Any, Final
 from .errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
 from .protocol import End, Event, Refused, Request, parse_event
 
-TERM_SECONDS: Final = 2.0
-"""From SIGTERM and the end of stdin to SIGKILL; the apply program needs about one second."""
+TERM_SECONDS: Final = 4.0
+"""From SIGTERM and the end of stdin to SIGKILL; the apply program needs about one second, and up to three where
+processes resist. Killed earlier, it would leave behind what it was ending."""
 
 KILL_SECONDS: Final = 3.0
 """From SIGKILL to giving up on a process that we may not kill (root's, through sudo)."""

@@ -47,6 +47,10 @@ async def bootstrap_all(
         SettingsError: nobody can be bootstrapped with these settings.
     """
     settings.check()
+    if settings.place is not None and not all(record.get("directory") for record in records):
+        raise UnresolvedError(
+            "c.AnsibleBootstrap.place needs a spawner: name each user's directory in the roster's column directory"
+        )
     users, refused = parse_users(list(records))
     outcomes = {outcome.key: outcome for outcome in refused}
     for outcome in refused:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import logging
 import os
+import sqlite3
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from . import __version__
 from .errors import AnsibleBootstrapError, RefusedError, SettingsError
-from .roster import read_roster
+from .roster import distinct, read_roster
 
 if TYPE_CHECKING:
     from .config import AnsibleBootstrap
@@ -122,19 +124,22 @@ def _run(args: argparse.Namespace) -> int:
     from .bulk import bootstrap_all  # noqa: PLC0415
     from .report import Progress, print_outcomes  # noqa: PLC0415
 
-    records: list[dict[str, Any]] = [{"name": name} for name in dict.fromkeys(args.names)]
-    if args.roster:
-        records += read_roster(args.roster)
+    records = distinct(
+        [{"name": name} for name in args.names] + (read_roster(args.roster) if args.roster else [])
+    )
     if not records:
         raise RefusedError("nobody to bootstrap: give names or --roster FILE")
     settings = _load_config(args.config)
+    check = args.check or settings.observing
+    if check and not args.check:
+        print('ansible-bootstrap: mode is "observe": nothing is changed', file=sys.stderr)
     if args.diff:
         logging.getLogger().setLevel(logging.INFO)
     with Progress(total=len(records), show=sys.stderr.isatty()) as progress:
         outcomes = asyncio.run(
-            bootstrap_all(settings, records, check=args.check, diff=args.diff, on_outcome=progress.advance)
+            bootstrap_all(settings, records, check=check, diff=args.diff, on_outcome=progress.advance)
         )
-    print_outcomes(outcomes, check=args.check, as_json=args.json, seconds=progress.seconds)
+    print_outcomes(outcomes, check=check, as_json=args.json, seconds=progress.seconds)
     return EXIT_SOME_FAILED if any(outcome.status == "failed" for outcome in outcomes) else EXIT_OK
 
 
@@ -142,21 +147,23 @@ def _status(args: argparse.Namespace) -> int:
     from .history import History  # noqa: PLC0415
     from .report import print_past, print_runs  # noqa: PLC0415
 
-    history = History(_load_config(args.config).state_dir)
-    if args.name:
-        print_past(args.name, history.outcomes(args.name, LAST_OUTCOMES), as_json=args.json)
-    else:
-        print_runs(history.runs(LAST_RUNS), as_json=args.json)
+    state_dir = _load_config(args.config).state_dir
+    history = History(state_dir)
+    try:
+        if args.name:
+            print_past(args.name, history.outcomes(args.name, LAST_OUTCOMES), as_json=args.json)
+        else:
+            print_runs(history.runs(LAST_RUNS), as_json=args.json)
+    except (OSError, ValueError, sqlite3.Error) as error:
+        raise SettingsError(f"the history in {state_dir} cannot be read: {error}; move it away") from None
     return EXIT_OK
 
 
 def _demo(args: argparse.Namespace) -> int:
-    try:
-        import jupyterhub  # noqa: F401, PLC0415
+    if not all(importlib.util.find_spec(name) for name in ("jupyterhub", "requests")):
+        raise SettingsError("JupyterHub is missing: pip install 'ansible-bootstrap[demo]'")
+    from .demo import DemoError, run_demo  # noqa: PLC0415
 
-        from .demo import DemoError, run_demo  # noqa: PLC0415
-    except ImportError as error:
-        raise SettingsError(f"{error.name} is missing: pip install 'ansible-bootstrap[demo]'") from None
     try:
         return run_demo(args.directory, port=args.port, once=args.once)
     except DemoError as error:

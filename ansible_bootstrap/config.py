@@ -22,6 +22,8 @@ from traitlets import Callable, Dict, Enum, Float, Int, List, TraitType, Unicode
 from traitlets.config import SingletonConfigurable
 
 from .errors import SettingsError
+from .protocol import MAX_USERS
+from .settings import make_settings
 from .state import default_state_dir, ensure_state_dir, write_private
 
 EMBEDDED_COMMAND: Final = (sys.executable, "-I", "-m", "ansible_bootstrap.apply")
@@ -71,8 +73,9 @@ class AnsibleBootstrap(SingletonConfigurable):
         The command that applies the roles, as a list; the program by its absolute path. By default it
         runs under the hub's own account. To cross to another account or machine, take the command of
         ``examples/behind-sudo`` or ``examples/behind-ssh`` to the letter (naming the interpreter itself in
-        sudoers would hand root to the hub's account); the program then reads ``/etc/ansible-bootstrap/settings.yml`` there, and
-        ``storage_root``, ``roles`` and their like must not be set here.
+        sudoers would hand root to the hub's account); the program then reads
+        ``/etc/ansible-bootstrap/settings.yml`` there, and ``storage_root``, ``roles`` and their like must not
+        be set here.
         """,
     ).tag(config=True)
 
@@ -86,6 +89,7 @@ class AnsibleBootstrap(SingletonConfigurable):
 
     timeout = Float(
         120.0,
+        min=0.1,
         help="""
         Seconds after which a spawn that still waits for its storage fails with a message to try
         again. Also the longest that one run may take. Default: 120. The hub has no limit of its own
@@ -106,6 +110,7 @@ class AnsibleBootstrap(SingletonConfigurable):
     batch_size = Int(
         500,
         min=1,
+        max=MAX_USERS,
         help="Most users in one run. Default: 500. Whoever is beyond it goes into the next run.",
     ).tag(config=True)
 
@@ -123,6 +128,7 @@ class AnsibleBootstrap(SingletonConfigurable):
 
     cleanup_delay = Float(
         None,
+        min=0.0,
         allow_none=True,
         help="""
         Seconds in which servers' stops are gathered into one clean-up; it comes one to two of these
@@ -133,6 +139,7 @@ class AnsibleBootstrap(SingletonConfigurable):
 
     history_days = Float(
         30.0,
+        min=0.0,
         help="Days for which runs and outcomes are kept for ``ansible-bootstrap status``. Default: 30.",
     ).tag(config=True)
 
@@ -183,7 +190,11 @@ class AnsibleBootstrap(SingletonConfigurable):
         Int(), "Users to whom site roles are applied at the same time. Default: twice the number of cores."
     )
     task_timeout = _apply(
-        Int(), "Seconds after which Ansible ends a task of a site role. Default: 300, at most 86400."
+        Int(),
+        """
+        Seconds after which Ansible ends a task of a site role. Default: 60, at most 86400; with a hook it
+        should be less than ``timeout``.
+        """,
     )
 
     @default("state_dir")
@@ -235,6 +246,8 @@ class AnsibleBootstrap(SingletonConfigurable):
             )
         if self.embedded and "storage_root" not in given:
             raise SettingsError("c.AnsibleBootstrap.storage_root is not set: where are users' directories?")
+        if self.embedded:
+            make_settings(given, "c.AnsibleBootstrap")
 
     def apply_argv(self) -> list[str]:
         """The command line of the apply program; writes the settings file that it names.

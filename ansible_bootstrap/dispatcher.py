@@ -136,7 +136,7 @@ class Dispatcher:
         run_limit: seconds that one run may take.
         check: only predict (``mode = "observe"``).
         cleanup_delay: seconds in which further clean-ups join the same run.
-        max_runs: most runs at once, over all hosts; by default the number of cores, at least two.
+        max_runs: most runs at once, over all hosts; by default twice the number of cores, at least four.
         record: called with each run that has ended; must not block.
     """
 
@@ -158,7 +158,9 @@ class Dispatcher:
         self._run_limit = run_limit
         self._check = check
         self._cleanup_delay = cleanup_delay
-        self._max_runs = max_runs or max(2, os.cpu_count() or 2)
+        self._max_runs = max_runs or max(4, 2 * (os.cpu_count() or 2))
+        self._troubled: set[str] = set()
+        """Hosts whose last run ended badly as a whole: together they get half of the runs at most."""
         self._record = record
         self._hosts: dict[str, _Host] = {}
         self._ready: dict[str, _Host] = {}
@@ -185,14 +187,19 @@ class Dispatcher:
         """
         place.user()
         waiter = _Waiter(asyncio.get_running_loop().create_future(), on_progress)
-        self._withdraw_cleanup(place)
+        withdrawn = self._withdraw_cleanup(place)
         work = self._join(place, waiter)
+        ready = False
         try:
             await asyncio.wait({waiter.future}, timeout=timeout)
             if not waiter.future.done():
                 raise DeadlineError(f"{place.name} was not ready within {timeout:g} s")
-            return waiter.future.result()
+            outcome = waiter.future.result()
+            ready = outcome.status == "ok"
+            return outcome
         finally:
+            if withdrawn and not ready:
+                self.cleanup(place, withdrawn)  # No server starts, so none will stop and ask for it again.
             waiter.future.cancel()
             self._leave(place, work, waiter)
 
@@ -278,18 +285,26 @@ class Dispatcher:
         host.cleanups.update(parked.places)
         self._offer(host)
 
-    def _withdraw_cleanup(self, place: Place) -> None:
-        """The user is back: what has not begun does not begin; what has, is waited for in the queue."""
+    def _withdraw_cleanup(self, place: Place) -> Callable[[], bool] | None:
+        """The user is back: what has not begun does not begin; what has, is waited for in the queue.
+
+        Returns:
+            For :meth:`cleanup`, should the server not start after all; None if nothing was withdrawn.
+        """
         key = place.work_key
-        if (host := self._hosts.get(place.storage_host)) is not None:
-            host.cleanups.pop(key, None)
+        withdrawn: Callable[[], bool] | None = None
+        host = self._hosts.get(place.storage_host)
+        if host is not None and host.cleanups.pop(key, None) is not None:
+            withdrawn = bool  # It was due, so no server was active.
         who = (place.storage_host, place.name)
         if (parked := self._parked.get(who)) is not None:
-            parked.places.pop(key, None)
+            if parked.places.pop(key, None) is not None:
+                withdrawn = parked.active
             if not parked.places:
                 if parked.timer is not None:
                     parked.timer.cancel()
                 del self._parked[who]
+        return withdrawn
 
     # -- runs ---------------------------------------------------------------------------------
 
@@ -311,13 +326,21 @@ class Dispatcher:
 
     def _pump(self) -> None:
         self._pump_scheduled = False
-        while self._ready and len(self._flights) < self._max_runs:
-            host = self._ready.pop(next(iter(self._ready)))
+        while len(self._flights) < self._max_runs and (name := self._next_ready()) is not None:
+            host = self._ready.pop(name)
             if host.flight is None and (host.waiting or host.cleanups):
                 host.flight = self._board(host)
                 task = asyncio.get_running_loop().create_task(self._fly(host, host.flight))
                 self._flights.add(task)
                 task.add_done_callback(partial(self._landed, host))
+
+    def _next_ready(self) -> str | None:
+        """Return the host that has waited longest; one in trouble only while others keep their share."""
+        in_trouble = sum(
+            host.flight is not None and name in self._troubled for name, host in self._hosts.items()
+        )
+        full = in_trouble >= max(1, self._max_runs // 2)
+        return next((name for name in self._ready if not (full and name in self._troubled)), None)
 
     def _landed(self, host: _Host, task: asyncio.Task[None]) -> None:
         self._flights.discard(task)
@@ -404,6 +427,10 @@ class Dispatcher:
     def _land(self, flight: _Flight) -> None:
         """Whoever has no outcome has failed: silence is never success."""
         error = flight.error or ApplyError()
+        if flight.works or all(outcome.reason == "unreachable" for outcome in flight.record.outcomes):
+            self._troubled.add(flight.record.storage_host)
+        else:
+            self._troubled.discard(flight.record.storage_host)
         details = f"run {flight.record.run}: {error.details or error.message}"
         if flight.works:
             flight.record.error = error.details

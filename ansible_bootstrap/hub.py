@@ -172,7 +172,10 @@ async def _bootstrap(spawner: Any) -> None:
     except TimeoutError:
         raise _shown(spawner, DeadlineError("a step of the bootstrap timed out")) from None
     except AnsibleBootstrapError as error:
-        raise _shown(spawner, error) from None
+        shown = _shown(spawner, error)
+        if spawner.config.get("AnsibleBootstrap", {}).get("mode") == "observe":
+            return  # Not even a mistake in the settings holds anybody up then.
+        raise shown from None
     except Exception as error:
         spawner.log.exception("ansible_bootstrap: unexpected failure for %s", spawner._log_name)
         raise _shown(spawner, ApplyError(f"unexpected {type(error).__name__}")) from None
@@ -363,9 +366,9 @@ class _BootstrappedMixin:
         spawner: Any = self
         if spawner.post_stop_hook is post_stop_hook:
             return super().run_post_stop_hook()  # type: ignore[misc]
-        return self._run_then_enqueue()
+        return self._enqueue_then_run()
 
-    async def _run_then_enqueue(self) -> None:
+    async def _enqueue_then_run(self) -> None:
         await _enqueue_cleanup(self)
         await maybe_future(super().run_post_stop_hook())  # type: ignore[misc]
 

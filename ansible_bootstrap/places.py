@@ -15,6 +15,7 @@ import inspect
 import os
 import posixpath
 import pwd
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -50,7 +51,8 @@ class Place:
     """Absolute path on the storage host, as the server will see it mounted."""
     uid: int | None = None
     gid: int | None = None
-    storage_host: str = "localhost"
+    storage_host: str = ""
+    """A host of the inventory; empty means ``c.AnsibleBootstrap.storage_host``."""
     groups: tuple[str, ...] = ()
     server_name: str = field(default="", compare=False)
     """For the log: named servers that share a directory share the work."""
@@ -73,7 +75,7 @@ class Place:
                 directory=self.directory,
                 uid=self.uid,
                 gid=self.gid,
-                storage_host=self.storage_host,
+                storage_host=self.storage_host or None,
                 groups=self.groups,
             )
         except ValidationError as error:
@@ -128,7 +130,13 @@ def _said(answer: Any, default: Place) -> Place:
     if isinstance(answer, Place):
         if answer.name != default.name:
             raise UnresolvedError("c.AnsibleBootstrap.place returned a Place of another name")
-        return answer
+        return replace(
+            answer,
+            storage_host=answer.storage_host or default.storage_host,
+            uid=default.uid if answer.uid is None else answer.uid,
+            gid=default.gid if answer.gid is None else answer.gid,
+            groups=answer.groups or default.groups,
+        )
     if not isinstance(answer, Mapping):
         raise UnresolvedError(
             f"c.AnsibleBootstrap.place returned {type(answer).__name__}; it returns a Place, a dict or None"
@@ -214,7 +222,8 @@ async def _in_container(
 ) -> Place:
     notebook_dir = _rendered(spawner, spawner.notebook_dir)
     inside = notebook_dir if notebook_dir.startswith("/") else home
-    directory = _choose(mounts, inside, root)
+    own = _rendered(spawner, "{username}")
+    directory = _choose([mount for mount in mounts if not _is_shared(mount, root, own)], inside, root)
     uid, gid = _container_user(await _evaluated(spawner, "extra_create_kwargs"))
     return replace(
         default,
@@ -250,6 +259,14 @@ def _choose(mounts: list[_Mount], inside: str, root: str | None) -> str:
         )
     listed = ", ".join(f"{mount.source} at {mount.target}" for mount in candidates)
     raise UnresolvedError(f"which of these is the user's storage? {listed}. Please {SETTING}")
+
+
+def _is_shared(mount: _Mount, root: str | None, own: str) -> bool:
+    """Whether a mount below the storage root is not the user's alone: their name is no word of its path."""
+    if not root or not _is_below(root, mount.source):
+        return False
+    word = rf"(?<![A-Za-z0-9]){re.escape(own)}(?![A-Za-z0-9])"
+    return re.search(word, mount.source[len(root) :]) is None
 
 
 def _is_below(root: str, path: str) -> bool:

@@ -21,6 +21,9 @@ from .protocol import Outcome
 LISTED: Final = 50
 """Up to so many users each gets a line; beyond, only those who failed."""
 
+ALIKE: Final = 5
+"""More users than this who failed for one and the same reason share a line."""
+
 
 class Progress:
     """A bar on stderr while outcomes come in; only on a terminal.
@@ -68,10 +71,22 @@ def print_outcomes(outcomes: list[Outcome], *, check: bool, as_json: bool, secon
         _print_json([outcome.model_dump(mode="json") for outcome in outcomes])
         return
     console = Console(highlight=False, soft_wrap=True)
+    alike = Counter(_why(outcome) for outcome in outcomes if outcome.status == "failed")
     for outcome in outcomes:
+        if outcome.status == "failed" and alike[_why(outcome)] > ALIKE:
+            continue
         if outcome.status == "failed" or len(outcomes) <= LISTED:
             _print_outcome(console, outcome, check=check)
+    for why, count in alike.items():
+        if count > ALIKE:
+            console.print(f"[red]failed[/]  {count} users alike: {_safe(why)}")
     console.print(_summary(outcomes, check=check, seconds=seconds))
+
+
+def _why(outcome: Outcome) -> str:
+    where = f"{outcome.failed_role}: " if outcome.failed_role else ""
+    task = f" (task: {outcome.failed_task})" if outcome.failed_task else ""
+    return where + outcome.message + task
 
 
 def _summary(outcomes: list[Outcome], *, check: bool, seconds: float) -> str:
@@ -129,9 +144,7 @@ def print_past(name: str, past: list[PastOutcome], *, as_json: bool) -> None:
 
 def _print_outcome(console: Console, outcome: Outcome, *, check: bool) -> None:
     if outcome.status == "failed":
-        where = f"{outcome.failed_role}: " if outcome.failed_role else ""
-        task = f" (task: {outcome.failed_task})" if outcome.failed_task else ""
-        console.print(f"[red]failed[/]  {_safe(outcome.name)}: {_safe(where + outcome.message + task)}")
+        console.print(f"[red]failed[/]  {_safe(outcome.name)}: {_safe(_why(outcome))}")
     elif outcome.changed:
         verb = "would change" if check else "changed"
         console.print(f"[yellow]{verb}[/]  {_safe(outcome.name)}: {_safe(', '.join(outcome.changed))}")

@@ -31,21 +31,30 @@ def read_roster(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RefusedError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    records = _csv(path, text) if _looks_like_csv(text) else _lines(text)
+    records = _csv(path, text) if _looks_like_csv(text) else _lines(path, text)
+    return distinct(records)
+
+
+def distinct(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records without those that ask for the same again: the last one counts."""
     return list({_identity(record): record for record in records}.values())
 
 
 def _looks_like_csv(text: str) -> bool:
     header = text.partition("\n")[0]
     return any(
-        cell.strip().lower() in _NAME_COLUMNS
+        cell.strip().strip('"').lower() in _NAME_COLUMNS
         for cell in header.replace(";", ",").replace("\t", ",").split(",")
     )
 
 
-def _lines(text: str) -> list[dict[str, Any]]:
-    stripped = (line.strip() for line in text.splitlines())
-    return [{"name": line} for line in stripped if line and not line.startswith("#")]
+def _lines(path: Path, text: str) -> list[dict[str, Any]]:
+    names = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
+    if names and all(set(",;\t") & set(line) for line in names):
+        raise RefusedError(
+            f"{path}: looks like CSV, and then needs a first line that names the columns: name,uid,…"
+        )
+    return [{"name": name} for name in names]
 
 
 def _csv(path: Path, text: str) -> list[dict[str, Any]]:

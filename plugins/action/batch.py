@@ -35,7 +35,7 @@ class ActionModule(ActionBase):
         self._refuse_ambiguity(task_vars, host)
         self._refuse_shadows(plan)
 
-        users, failures = _users.parse_users(args.get("users") or [], host)
+        users, failures = _users.parse_users(args.get("users", [{"name": task_vars.get("username")}]), host)
         policy = {field: args[field] for field in _POLICY if field in args}
         resolved = self._resolve(users, {"root": root, **policy}, task_vars)
         if resolved.get("failed") or resolved.get("unreachable"):
@@ -73,7 +73,7 @@ class ActionModule(ActionBase):
     def _refuse_shadows(self, plan: _plan.Plan) -> None:
         """Refuse a site role that has the short name of one of ours: somebody would mean the other."""
         for path in constants.DEFAULT_ROLES_PATH:
-            for name in _plan.BUILT_IN_ROLES:
+            for name in _plan.RESERVED_ROLES:
                 if os.path.isdir(os.path.join(path, name)):
                     raise AnsibleActionFail(
                         f"the roles path has a role called {name}, as this collection has: rename the site's"

@@ -225,7 +225,9 @@ def _parts(member: _Member) -> list[str]:
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise _refused(member, "has '..' in its name")
-    too_long = any(len(part.encode("utf-8")) > 255 for part in parts) or len(name.encode("utf-8")) > _LONGEST_PATH
+    too_long = (
+        any(len(part.encode("utf-8")) > 255 for part in parts) or len(name.encode("utf-8")) > _LONGEST_PATH
+    )
     if len(parts) > 48 or too_long:
         raise _refused(member, "has too long a name")
     return parts

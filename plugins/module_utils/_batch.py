@@ -50,6 +50,7 @@ class Claim:
         keys: the users' keys that get this result.
         lock: held from before the first look; its descriptor goes to the children that work here.
         record: what is recorded, None if nothing is.
+        drafted: what shall be recorded next.
         error: why it failed.
     """
 
@@ -57,6 +58,7 @@ class Claim:
     keys: list[str] = field(default_factory=list)
     lock: Lock | None = None
     record: Record | None = None
+    drafted: Record | None = None
     changed: bool = False
     error: str | None = None
     notes: list[str] = field(default_factory=list)
@@ -86,10 +88,22 @@ class Claim:
 
     def save(self, storage: Storage, done: Record) -> None:
         """Record whose directory it is and what is complete; nothing is written if nothing is new."""
+        self.draft(storage, done)
+        self.put(storage)
+
+    def draft(self, storage: Storage, done: Record) -> None:
+        """The first half of :meth:`save`: it is written, and does not count yet."""
         record = {**done, "name": self.home.name, "directory": "/".join(self.home.parts)}
+        self.drafted = None
         if record != self.record:
-            storage.state.save(self.home.id, record)
-            self.record = record
+            storage.state.draft(self.home.id, record)
+            self.drafted = record
+
+    def put(self, storage: Storage) -> None:
+        """The second half: what was drafted counts."""
+        if self.drafted is not None:
+            storage.state.put(self.home.id)
+            self.record, self.drafted = self.drafted, None
 
     @property
     def keep(self) -> tuple[int, ...]:

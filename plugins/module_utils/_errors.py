@@ -5,7 +5,7 @@
 ::
 
     StorageError        the sentence; it names the cause, and what to do where there is something to do
-    └── ArchiveError    an archive or a download is refused (``_archives.py``, ``_sources.py``)
+    └── ArchiveError    an archive or a download is refused (``_archives.py``, ``_download.py``, ``_library.py``)
 
 The text goes into a module's result and the admin's log, so whatever it quotes is made printable.
 """

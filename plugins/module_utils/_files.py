@@ -173,17 +173,33 @@ def sync(directory: int) -> None:
 
 
 def write_small(directory: int, name: str, data: bytes) -> None:
-    """Write a file of ours whole or not at all: mode 0600, replaced by a rename."""
-    draft = f".{name}.new"
-    fd = os.open(
-        draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
-    )
+    """Write a file of ours whole or not at all: mode 0600, replaced by a rename.
+
+    Not even that is enough when the power fails: the new name may reach the disk before the data. Where this
+    matters, have :func:`sync` between the two halves.
+    """
+    write_draft(directory, name, data)
+    put_draft(directory, name)
+
+
+def write_draft(directory: int, name: str, data: bytes) -> None:
+    """Write what shall replace a file of ours."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(_draft(name), flags, 0o600, dir_fd=directory)
     try:
         while data:
             data = data[os.write(fd, data) :]
     finally:
         os.close(fd)
-    os.rename(draft, name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def put_draft(directory: int, name: str) -> None:
+    """Let the draft replace the file."""
+    os.rename(_draft(name), name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _draft(name: str) -> str:
+    return f".{name}.new"
 
 
 def read_small(directory: int, name: str) -> bytes | None:

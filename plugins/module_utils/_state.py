@@ -7,7 +7,7 @@
     stage/<id>           a home while it is made; renamed to its place when whole
     locks/<id>           one lock for each directory; never removed
     records/<id>.json    whose directory it is, and which role is complete
-    cache/               tutorials, unpacked (``_sources.py``)
+    cache/               tutorials, unpacked (``_library.py``)
 
 ``<id>`` is the sha256 of the directory's path below the storage root. It lies on the storage, not in
 /var, because so it follows the storage when that is moved, restored or replaced, and because a
@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._errors import StorageError, printable
-from ._files import DIRECTORY, exists, read_small, write_small
+from ._files import DIRECTORY, exists, put_draft, read_small, write_draft
 from ._names import STATE_DIRECTORY
 from ._trees import remove_tree
 
@@ -106,9 +106,13 @@ class State:
         """Return the record of a directory, or None."""
         return load_record(self.records, name)
 
-    def save(self, name: str, record: Record) -> None:
-        """Replace the record of a directory."""
-        write_small(self.records, f"{name}.json", json.dumps(record, sort_keys=True).encode("ascii"))
+    def draft(self, name: str, record: Record) -> None:
+        """Write what shall replace the record of a directory."""
+        write_draft(self.records, f"{name}.json", json.dumps(record, sort_keys=True).encode("ascii"))
+
+    def put(self, name: str) -> None:
+        """Let the draft be the record."""
+        put_draft(self.records, f"{name}.json")
 
     def sweep(self) -> None:
         """Remove the stages that a killed run left behind: those whose lock is free."""

@@ -51,6 +51,10 @@ class Options:
     max_bytes: int = 2 << 30
 
 
+Entries = dict[str, dict[str, Any]]
+"""What is recorded, by source."""
+
+
 @dataclass
 class _Job:
     """One user, and what that user does not have yet."""
@@ -66,10 +70,10 @@ class _Job:
         entry = (self.claim.record or {}).get("tutorials", {}).get(source.name)
         return entry if isinstance(entry, dict) else {}
 
-    def record(self, storage: Storage, entries: dict[str, dict[str, Any]]) -> None:
-        """Record what became of sources."""
+    def draft(self, storage: Storage, entries: Entries) -> None:
+        """Write what became of sources; :func:`_record` lets it count."""
         record = dict(self.claim.record or {})
-        self.claim.save(storage, {**record, "tutorials": {**record.get("tutorials", {}), **entries}})
+        self.claim.draft(storage, {**record, "tutorials": {**record.get("tutorials", {}), **entries}})
 
     def keep(self, source: Source) -> None:
         """Leave the user what they have in the tutorial's place."""
@@ -153,17 +157,47 @@ def _resume(storage: Storage, jobs: list[_Job], options: Options) -> None:
         for job in jobs
         if any(job.entry(source).get("state") in ("kept", "revealing") for source in job.wanted)
     ]
+    news = []
     for job, found in _for_each(undecided, look_at, options, _placing):
+        entries: Entries = {}
+        for source in list(job.wanted):
+            says, entry = found[source.name], job.entry(source)
+            if "error" in says:
+                job.fail(source, says["error"])
+            elif says["is"] == "exists" and entry.get("state") == "revealing":
+                entries[source.name] = {**entry, "state": "placed"}
+                job.wanted.remove(source)
+            elif says["is"] == "exists" and entry.get("state") == "kept":
+                job.keep(source)
+        news.append((job, entries))
+    _record(storage, news)
+
+
+def _record(storage: Storage, news: list[tuple[_Job, Entries]]) -> None:
+    """Record for all what became of their sources, so that it is on the disk before it counts.
+
+    Otherwise a power failure could leave an empty record: a tutorial that the user threw away long ago
+    would come back, and a stage would be nobody's.
+    """
+    for job, entries in news:
         with job.claim.alone():
-            for source in list(job.wanted):
-                says, entry = found[source.name], job.entry(source)
-                if "error" in says:
-                    job.fail(source, says["error"])
-                elif says["is"] == "exists" and entry.get("state") == "revealing":
-                    job.record(storage, {source.name: {**entry, "state": "placed"}})
-                    job.wanted.remove(source)
-                elif says["is"] == "exists" and entry.get("state") == "kept":
-                    job.keep(source)
+            job.draft(storage, entries)
+    claims = [job.claim for job, _ in news if job.claim.error is None and job.claim.drafted is not None]
+    if not claims:
+        return
+    try:
+        sync(storage.state.records)
+    except OSError as error:
+        for claim in claims:
+            claim.error = explain(error)
+    _put(storage, claims)
+
+
+def _put(storage: Storage, claims: Iterable[Claim]) -> None:
+    for claim in claims:
+        if claim.error is None:
+            with claim.alone():
+                claim.put(storage)
 
 
 def _bring(storage: Storage, jobs: list[_Job], options: Options) -> None:
@@ -204,28 +238,30 @@ def _obtain(library: Library, sources: Iterable[Source], jobs: list[_Job]) -> di
 
 
 def _stage(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options: Options) -> None:
+    news = []
     for job in jobs:
-        with job.claim.alone():
-            entries = {}
-            for source in job.wanted:
-                # A stage that an earlier run left is used again: there is never more than the one to remove.
-                name = job.entry(source).get("stage") or f"{STATE_DIRECTORY}-{secrets.token_hex(8)}"
-                entries[source.name] = {"state": "copying", "stage": name, "dest": "/".join(source.dest)}
-            if entries:
-                job.record(storage, entries)
+        entries: Entries = {}
+        for source in job.wanted:
+            # A stage that an earlier run left is used again: there is never more than the one to remove.
+            name = job.entry(source).get("stage") or f"{STATE_DIRECTORY}-{secrets.token_hex(8)}"
+            entries[source.name] = {"state": "copying", "stage": name, "dest": "/".join(source.dest)}
+        if entries:
+            news.append((job, entries))
+    _record(storage, news)
     placing = partial(_placing_from, trees)
     for job, found in _for_each(jobs, stage, options, placing):
+        entries = {}
+        for source in list(job.wanted):
+            says = found[source.name]
+            if "error" in says:
+                job.fail(source, says["error"])
+            elif says["is"] == "exists":
+                entries[source.name] = {"state": "kept", "dest": "/".join(source.dest)}
+                job.keep(source)
+            else:
+                entries[source.name] = {**job.entry(source), "state": "revealing"}
         with job.claim.alone():
-            kept = {}
-            for source in list(job.wanted):
-                says = found[source.name]
-                if "error" in says:
-                    job.fail(source, says["error"])
-                elif says["is"] == "exists":
-                    kept[source.name] = {"state": "kept", "dest": "/".join(source.dest)}
-                    job.keep(source)
-            if kept:
-                job.record(storage, kept)
+            job.draft(storage, entries)  # counts once the stages are on the disk, and this with them
 
 
 def _sync(storage: Storage, jobs: list[_Job], *, elsewhere: bool = False) -> None:
@@ -248,38 +284,35 @@ def _sync(storage: Storage, jobs: list[_Job], *, elsewhere: bool = False) -> Non
             sync(directory)
         except OSError as error:
             # Without the records, which are on the root's file system, nothing is safe.
-            _fail([job for job in jobs if device in (root, os.fstat(job.home).st_dev)], explain(error))
+            unsafe = [job for job in jobs if device in (root, os.fstat(job.home).st_dev)]
+            _fail(unsafe, explain(error))
+            for job in unsafe:
+                job.claim.drafted = None
 
 
 def _reveal(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options: Options) -> None:
-    for job in jobs:
-        with job.claim.alone():
-            entries = {source.name: {**job.entry(source), "state": "revealing"} for source in job.wanted}
-            if entries:
-                job.record(storage, entries)
+    _put(storage, [job.claim for job in jobs])
     revealed = _for_each(jobs, reveal, options, _placing)
     _sync(storage, [job for job, _ in revealed], elsewhere=True)
+    news = []
     for job, found in revealed:
-        with job.claim.alone():
-            entries = {}
-            for source in list(job.wanted):
-                says = found[source.name]
-                dest = "/".join(source.dest)
-                if "error" in says:
-                    # The stage is gone, and not because it was put in its place.
-                    entries[source.name] = {**job.entry(source), "state": "copying"}
-                    job.fail(source, says["error"])
-                elif says["is"] == "exists":
-                    entries[source.name] = {"state": "kept", "dest": dest}
-                    job.keep(source)
-                else:
-                    entries[source.name] = {
-                        "state": "placed",
-                        "dest": dest,
-                        "content": trees[source.name].content,
-                    }
-                    _changed(job.claim, source)
-            job.record(storage, entries)
+        entries: Entries = {}
+        for source in list(job.wanted):
+            says = found[source.name]
+            dest = "/".join(source.dest)
+            if "error" in says:
+                # The stage is gone, and not because it was put in its place.
+                entries[source.name] = {**job.entry(source), "state": "copying"}
+                job.fail(source, says["error"])
+            elif says["is"] == "exists":
+                entries[source.name] = {"state": "kept", "dest": dest}
+                job.keep(source)
+            else:
+                content = trees[source.name].content
+                entries[source.name] = {"state": "placed", "dest": dest, "content": content}
+                _changed(job.claim, source)
+        news.append((job, entries))
+    _record(storage, news)
 
 
 def _for_each(

@@ -17,10 +17,9 @@ options:
   users:
     description:
       - The batch. A record has C(name), and optionally C(key), C(directory), C(uid), C(gid), C(storage_host) and
-        C(groups).
+        C(groups). By default it is the one user of the variable C(username), which is not templated.
     type: list
     elements: raw
-    required: true
   roles:
     description:
       - Roles in order. An entry is a name, or a mapping of C(role), C(on_failure) (C(block) or C(continue)) and
@@ -104,7 +103,7 @@ def main() -> None:
     """Resolve the users; the action plugin of the same name does the rest on the control node."""
     module = AnsibleModule(
         argument_spec={
-            "users": {"type": "list", "elements": "raw", "required": True},
+            "users": {"type": "list", "elements": "raw", "default": []},
             "roles": {"type": "list", "elements": "raw", "default": []},
             "root": {"type": "str", "required": True},
             "uid": {"type": "raw", "default": "nss"},

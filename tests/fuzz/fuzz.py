@@ -87,7 +87,9 @@ def _blindly(target: str, seconds: float, seed: int | None) -> int:
 def _guided(target: str, seconds: float) -> int:
     import atheris
 
-    with atheris.instrument_imports(include=["tarfile", "zipfile", "json", "ansible_bootstrap", "tests.fuzz"]):
+    with atheris.instrument_imports(
+        include=["tarfile", "zipfile", "json", "ansible_bootstrap", "tests.fuzz"]
+    ):
         from tests.fuzz.targets import SEEDS, TARGETS
     with tempfile.TemporaryDirectory() as corpus:
         for number, seed in enumerate(SEEDS[target]):

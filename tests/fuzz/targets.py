@@ -153,7 +153,9 @@ SEEDS: dict[str, list[bytes]] = {
         b'{"operation": "describe"}\n',
         b'{"operation": "bootstrap", "users": [{"name": "\\ud800", "key": "#1", "groups": [1e999, NaN]}]}\n',
     ],
-    "archive": [_packed(kind, _MEMBERS) for kind in ("zip", "tar-gnu", "tar-pax", "gz-pax", "bz2-gnu", "xz-pax")],
+    "archive": [
+        _packed(kind, _MEMBERS) for kind in ("zip", "tar-gnu", "tar-pax", "gz-pax", "bz2-gnu", "xz-pax")
+    ],
 }
 
 

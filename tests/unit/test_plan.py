@@ -32,11 +32,22 @@ def test_nothing_to_do():
 
 @pytest.mark.parametrize("name", BUILT_IN_ROLES)
 def test_ours_are_always_called_in_full_and_for_the_whole_batch(name):
-    for entry in (name, f"{COLLECTION}.{name}", {"role": name, "per": "user"}):
+    for entry in (name, f"{COLLECTION}.{name}", {"role": name, "per": "batch"}):
         (role,) = make_plan([entry])["before"]
         assert role["name"] == f"{COLLECTION}.{name}"
         assert role["role"] == name
         assert role["per"] == "batch"
+
+
+def test_what_would_be_ignored_is_refused():
+    with pytest.raises(PlanRefusedError, match="always takes the whole batch"):
+        make_plan([{"role": "user_dir", "per": "user"}])
+
+
+@pytest.mark.parametrize("name", ["mkhomedir", "script", "cleanup"])
+def test_a_name_that_will_be_ours_is_reserved(name):
+    with pytest.raises(PlanRefusedError, match="reserved"):
+        make_plan([name])
 
 
 def test_an_order_that_a_play_cannot_keep_is_refused_not_changed():

@@ -39,6 +39,15 @@ def test_a_csv_roster_has_typed_columns(tmp_path: Path, delimiter: str) -> None:
     ]
 
 
+def test_a_quoted_header_is_one(tmp_path: Path) -> None:
+    assert roster(tmp_path, '"name","uid"\n"alice","2001"\n') == [{"name": "alice", "uid": 2001}]
+
+
+def test_csv_without_a_header_is_told_to_have_one(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="a first line that names the columns"):
+        roster(tmp_path, "alice,2001\nbob,2002\n")
+
+
 def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     path = tmp_path / "class.csv"
     path.write_bytes("name,uid\nzoë,2001\n".encode("utf-8-sig"))

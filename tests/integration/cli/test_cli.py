@@ -80,6 +80,19 @@ def test_check_first_then_do_then_nothing_is_left_to_do(admin: Admin) -> None:
     assert "ok  alice" in admin.types("run", "alice")
 
 
+def test_a_hub_that_observes_is_not_changed_by_the_command_either(admin: Admin) -> None:
+    admin.configure(mode="observe")
+    assert "would change  alice: user_dir" in admin.types("run", "alice")
+    assert admin.homes() == set()
+
+
+def test_one_fault_of_all_is_said_once(admin: Admin) -> None:
+    admin.root.rmdir()
+    said = admin.types("run", *(f"student{number}" for number in range(20)), status=1)
+    assert "20 users alike: user_dir: " in said
+    assert len(said.splitlines()) == 3
+
+
 def test_json_has_the_fields_that_scripts_rely_on(admin: Admin) -> None:
     (outcome,) = json.loads(admin.types("run", "alice", "--json"))
     wanted = {
@@ -141,7 +154,7 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(admin: Admin, args: lis
     ("settings", "said"),
     [
         ({"roles": ["user_dirr"]}, "user_dirr"),
-        ({"uid": "nobody-knows"}, "uid"),
+        ({"uid": "nobody-knows"}, "'uid' trait"),
         ({"extra_vars": {"bootstrap_root": "/"}}, "bootstrap_root"),
         ({"storage_rot": "/volumes"}, "did you mean 'storage_root'"),
     ],

@@ -90,6 +90,10 @@ def test_the_words_of_the_shell(site, kept):
         ({"username": "alice", "bootstrap_root": None}, "Give the storage root"),
         ({"username": None, "bootstrap_users": [{"name": "alice"}]}, "bootstrap_batch"),
         ({"username": "../etc"}, "a username"),
+        (
+            {"username": "{{ lookup('pipe', 'touch /tmp/executed-by-a-name') }}"},
+            "a username has only letters",
+        ),
         ({"username": "alice", "bootstrap_uid": "0; id"}, "bootstrap_uid is a number"),
         ({"username": "alice", "bootstrap_roles": "home"}, "roles is a list"),
         ({"username": "alice", "bootstrap_storage_host": "nosuch"}, "no host called nosuch"),

@@ -393,6 +393,37 @@ async def test_a_new_spawn_withdraws_the_clean_up(hub: Hub) -> None:
     assert not hub.dispatcher._parked
 
 
+async def test_a_clean_up_withdrawn_by_a_spawn_that_fails_still_comes(hub: Hub) -> None:
+    hub.dispatcher.cleanup(Place("alice"), never)
+    spawn = hub.spawn("alice")
+    run = await hub.run(1)
+    run.settle(status="failed", reason="role_failed")
+    run.end()
+    assert (await spawn).status == "failed"
+    second = await hub.run(2)
+    assert second.request.operation == "cleanup"
+    second.succeed()
+
+
+async def test_hosts_in_trouble_leave_runs_for_the_others(log: Lines) -> None:
+    hub = Hub(log, max_runs=2)
+    for host in ("down1", "down2"):
+        spawn = hub.spawn(host, storage_host=host)
+        (await hub.run(len(hub.runs) + 1)).end(ApplyError("it hangs"))
+        with pytest.raises(ApplyError):
+            await spawn
+    again = [hub.spawn(host, storage_host=host) for host in ("down1", "down2")]
+    await hub.run(3)
+    healthy = hub.spawn("alice", storage_host="up")
+    run = await hub.run(4)
+    assert [user["storage_host"] for user in run.request.users] == ["up"]
+    run.succeed()
+    assert (await healthy).status == "ok"
+    hub.runs[2].succeed()
+    (await hub.run(5)).succeed()
+    assert {(await spawn).status for spawn in again} == {"ok"}
+
+
 async def test_a_spawn_waits_for_the_clean_up_that_has_begun(hub: Hub) -> None:
     hub.dispatcher.cleanup(Place("alice"), never)
     run = await hub.run(1)
@@ -474,5 +505,5 @@ async def test_a_thousand_who_wait_cost_little(hub: Hub) -> None:
 def test_a_place_is_the_same_work_whatever_the_server_is_called() -> None:
     place = Place("alice", directory="/v/alice")
     assert place == dataclasses.replace(place, server_name="b")
-    assert place.work_key == ("localhost", "/v/alice")
-    assert Place("alice").work_key == ("localhost", "alice")
+    assert place.work_key == ("", "/v/alice")
+    assert Place("alice", storage_host="a").work_key == ("a", "alice")

@@ -167,6 +167,12 @@ async def test_nothing_to_clean_up_asks_nobody(tmp_path: Path) -> None:
     assert not asked
 
 
+async def test_observing_a_mistake_in_the_settings_holds_nobody_up(tmp_path: Path) -> None:
+    await pre_spawn_hook(Spawner(tmp_path, storage_rot="/v", mode="observe"))
+    with pytest.raises(BootstrapError):
+        await pre_spawn_hook(Spawner(tmp_path, storage_rot="/v"))
+
+
 async def test_the_hook_has_its_own_deadline_also_for_finding_the_place(tmp_path: Path) -> None:
     async def hangs(spawner: Any) -> None:
         await asyncio.sleep(60)

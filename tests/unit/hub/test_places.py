@@ -42,8 +42,12 @@ def docker(cls_name: str = "DockerSpawner", name: str = "alice", **given: Any) -
 # Any spawner
 
 
+def here(name: str, **what: Any) -> Place:
+    return Place(name, **{"storage_host": "localhost", **what})
+
+
 async def test_an_unknown_spawner_gives_only_the_name() -> None:
-    assert await resolve(spawner(Spawner, "alice", "staff"), settings()) == Place("alice", groups=("staff",))
+    assert await resolve(spawner(Spawner, "alice", "staff"), settings()) == here("alice", groups=("staff",))
 
 
 async def test_fixed_ids_are_in_the_place() -> None:
@@ -59,7 +63,7 @@ async def test_the_admins_word_wins_and_may_be_partial() -> None:
     async def place(asked: Spawner) -> dict[str, Any]:
         return {"directory": f"{ROOT}/{asked.user.name}", "uid": 2000, "gid": None}
 
-    assert await resolve(spawner(Mine), settings(place=place, gid=100)) == Place(
+    assert await resolve(spawner(Mine), settings(place=place, gid=100)) == here(
         "alice", directory=f"{ROOT}/alice", uid=2000, gid=100
     )
     assert (await resolve(spawner(Mine), settings(place=lambda asked: Place("alice", uid=7)))).uid == 7
@@ -117,7 +121,7 @@ async def test_a_hostile_name_is_refused_before_anybody_is_asked(name: str) -> N
 
 async def test_simple_local_is_the_hubs_own_account() -> None:
     simple = spawner(SimpleLocalProcessSpawner, home_dir_template=ROOT + "/{username}/")
-    assert await resolve(simple, settings()) == Place(
+    assert await resolve(simple, settings()) == here(
         "alice", directory=f"{ROOT}/alice", uid=os.getuid(), gid=os.getgid()
     )
     assert (await resolve(simple, settings(uid=1000))).uid == 1000
@@ -125,7 +129,7 @@ async def test_simple_local_is_the_hubs_own_account() -> None:
 
 async def test_local_is_the_system_user() -> None:
     me = pwd.getpwnam("nobody")
-    assert await resolve(spawner(LocalProcessSpawner, "nobody"), settings(uid=1000)) == Place(
+    assert await resolve(spawner(LocalProcessSpawner, "nobody"), settings(uid=1000)) == here(
         "nobody", directory=me.pw_dir, uid=me.pw_uid, gid=me.pw_gid
     )
 
@@ -245,7 +249,7 @@ async def test_system_user_spawner_knows_home_and_ids() -> None:
     asked = docker("SystemUserSpawner", "nobody", host_homedir_format_string=ROOT + "/{username}")
     me = pwd.getpwnam("nobody")
     place = await resolve(asked, settings(uid=1000))
-    assert place == Place("nobody", directory=f"{ROOT}/nobody", uid=me.pw_uid, gid=me.pw_gid)
+    assert place == here("nobody", directory=f"{ROOT}/nobody", uid=me.pw_uid, gid=me.pw_gid)
 
 
 async def test_a_subclass_is_asked_like_its_parent() -> None:
@@ -261,3 +265,17 @@ def test_no_spawner_is_imported() -> None:
     foreign = {"jupyterhub", "dockerspawner", "traitlets"}
     code = f"import ansible_bootstrap.places, sys; assert not {foreign} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+async def test_a_place_from_the_admin_is_completed_from_the_settings() -> None:
+    config = settings(uid=1000, gid=100, storage_host="store1")
+    config.place = lambda spawner: Place(spawner.user.name, directory=ROOT + "/a/alice")
+    place = await resolve(spawner(SimpleLocalProcessSpawner), config)
+    assert place == Place("alice", directory=ROOT + "/a/alice", uid=1000, gid=100, storage_host="store1")
+
+
+async def test_a_directory_shared_by_all_is_nobodys_home() -> None:
+    both = {ROOT + "/shared": "/home/jovyan/shared", "/homes/{username}": "/home/jovyan"}
+    assert (await resolve(docker(volumes=both), settings(storage_root=ROOT))).directory == "/homes/alice"
+    with pytest.raises(UnresolvedError, match="mounts no writable directory"):
+        await resolve(docker(volumes={ROOT + "/shared": "/home/jovyan/shared"}), settings(storage_root=ROOT))

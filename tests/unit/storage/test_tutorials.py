@@ -221,14 +221,14 @@ def test_only_the_stage_on_record_is_removed(root: Path, make_user: MakeUser, co
     assert sorted(os.listdir(root / "alice")) == [".ansible_bootstrap-not_on_record", "tutorials"]
 
 
-def test_one_sync_before_anything_shows(
+def test_the_whole_batch_is_synced_before_anything_shows(
     root: Path, make_user: MakeUser, course: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     users = [make_user(name, home=True) for name in ("alice", "bob")]
     seen = []
     monkeypatch.setattr(_tutorials, "sync", lambda _: seen.append((root / "alice/tutorials").exists()))
     place(root, [course], *users)
-    assert seen == [False]
+    assert seen == [False, False, True], "the stages' names; the stages; that all are in their places"
 
     def broken(_: int) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
