@@ -48,9 +48,17 @@ def test_an_inventory_that_is_not_there_is_a_matter_of_settings(site, apply_prog
     site.role("greet", GREET)
     settings = site.settings(roles=["greet"], inventory=str(site.path / "absent.yml"))
     answer = apply_program.start([{"name": "alice", "storage_host": "store"}], settings=settings).answer()
+    assert answer.status == 2
+    assert answer.events[0]["reason"] == "settings"
+    assert "absent.yml' is neither the absolute path of an inventory nor a list" in answer.events[0]["message"]
+
+
+def test_a_host_that_the_inventory_does_not_have_is_one_too(site, apply_program):
+    settings = site.settings(roles=["user_dir"], inventory="store1,store2")
+    answer = apply_program.start([{"name": "alice", "storage_host": "store"}], settings=settings).answer()
     assert answer.status == 1
     assert answer.outcomes["alice"]["reason"] == "settings"
-    assert "store" in answer.outcomes["alice"]["message"]
+    assert "no host called store" in answer.outcomes["alice"]["message"]
 
 
 def test_a_hundred_users_have_a_hundred_outcomes_and_one_run(site, apply_program):
