@@ -50,7 +50,9 @@ def test_an_inventory_that_is_not_there_is_a_matter_of_settings(site, apply_prog
     answer = apply_program.start([{"name": "alice", "storage_host": "store"}], settings=settings).answer()
     assert answer.status == 2
     assert answer.events[0]["reason"] == "settings"
-    assert "absent.yml' is neither the absolute path of an inventory nor a list" in answer.events[0]["message"]
+    assert (
+        "absent.yml' is neither the absolute path of an inventory nor a list" in answer.events[0]["message"]
+    )
 
 
 def test_a_host_that_the_inventory_does_not_have_is_one_too(site, apply_program):
