@@ -93,6 +93,11 @@ def test_one_fault_of_all_is_said_once(admin: Admin) -> None:
     assert len(said.splitlines()) == 3
 
 
+def test_a_name_that_stands_in_the_roster_too_counts_once(admin: Admin) -> None:
+    (admin.directory / "class.txt").write_text("alice\nbob\n")
+    assert "2 users: 2 ok" in admin.types("run", "alice", "--roster", "class.txt", "--check")
+
+
 def test_json_has_the_fields_that_scripts_rely_on(admin: Admin) -> None:
     (outcome,) = json.loads(admin.types("run", "alice", "--json"))
     wanted = {
