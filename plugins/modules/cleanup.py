@@ -1,0 +1,132 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Remove named paths from the directories of a batch of users."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cleanup
+short_description: Remove named paths from the directories of a batch of users
+version_added: "0.1.0"
+description:
+  - Removes what O(paths) matches inside each user's directory, and nothing else, with the user's rights only.
+  - A link that is matched is removed, never its target. A link on the way to a match is not followed. Other
+    file systems mounted in the directory are left, with a note. So is what the user may not remove.
+  - Each user is worked for alone. If any fails the module fails, after all others are done.
+  - It does not know whether the user has a server. The hub asks for a clean-up only while none is active.
+options:
+  users:
+    description:
+      - The batch. A record has C(name), C(directory), C(uid) and C(gid), and optionally C(key),
+        C(storage_host) and C(groups).
+      - A directory may repeat under the same name (several servers of one user); keys may not.
+    type: list
+    elements: raw
+    required: true
+  root:
+    description:
+      - Directory below which all users' directories lie. It must exist, belong to root or to the user
+        Ansible works as, and be writable for nobody else.
+    type: path
+    required: true
+  paths:
+    description:
+      - What is to go, as paths relative to a user's directory, such as C(.cache/pip) or C(scratch/*.tmp), or
+        mappings with C(path) and C(older_than).
+      - C(*), C(?) and C([..]) match within one part of a path, and no name that begins with a dot unless the
+        part does. The first part must have more than these and dots, so that no slip empties a home.
+      - With C(older_than), a number and one of s, m, h, d, w, an entry goes if its last change (mtime) is longer
+        ago, and a directory if that is so of all that is inside; otherwise it is left whole.
+    type: list
+    elements: raw
+    default: []
+  uid_min:
+    description: Root does not work for a uid below this.
+    type: int
+    default: 1000
+  child_timeout:
+    description: Seconds that it may take for one user. What is left then is for the next run.
+    type: int
+    default: 60
+author: the ansible_bootstrap contributors
+attributes:
+  check_mode:
+    description: Predicts what would be removed by the same walk, and removes nothing.
+    support: full
+  diff_mode:
+    description: Shows the first paths that are removed, never contents.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Clean up after two users
+  ansible_bootstrap.jupyterhub.cleanup:
+    root: /volumes/jupyterhub
+    paths:
+      - .cache/pip
+      - {path: "scratch/*", older_than: 7d}
+    users:
+      - {name: alice, directory: /volumes/jupyterhub/alice, uid: 20001, gid: 20001}
+      - {name: bob, directory: /volumes/jupyterhub/bob, uid: 20002, gid: 20002}
+"""
+
+RETURN = r"""
+users:
+  description: What became of each user, in the order of O(users).
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    key:
+      description: The record's C(key), or its C(name).
+      type: str
+    changed:
+      description: Whether anything was removed, or in check mode would be.
+      type: bool
+    failed:
+      description: Whether the clean-up was refused or did not come to its end.
+      type: bool
+    msg:
+      description: Why it failed.
+      type: str
+    notes:
+      description: What was left although it matched, and why.
+      type: list
+      elements: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _cleanup
+
+
+def main() -> None:
+    """Read the arguments, do the work, report."""
+    module = AnsibleModule(
+        argument_spec={
+            "users": {"type": "list", "elements": "raw", "required": True},
+            "root": {"type": "path", "required": True},
+            "paths": {"type": "list", "elements": "raw", "default": []},
+            "uid_min": {"type": "int", "default": 1000},
+            "child_timeout": {"type": "int", "default": 60},
+        },
+        supports_check_mode=True,
+        no_log=True,  # thousands of users need no line in the system log; it hides no result
+    )
+    given = module.params
+    report = _cleanup.clean(
+        given["users"],
+        given["root"],
+        given["uid_min"],
+        given["paths"],
+        given["child_timeout"],
+        check=module.check_mode,
+    )
+    result = report.as_result(diff=module._diff)
+    if "msg" in result:
+        module.fail_json(**result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
