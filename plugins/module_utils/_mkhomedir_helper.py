@@ -1,0 +1,213 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: BSD-3-Clause
+"""The program ``mkhomedir_helper`` and the skeleton it copies: what root lets it do, and how it is run.
+
+As root it reads every file of the skeleton and hands the copy to the user, so neither it nor the skeleton may be
+anybody else's, and the skeleton holds nothing that is not public: with ``/etc/ssh`` for a skeleton every user
+would get the host's keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import posixpath
+import re
+import signal
+import stat
+import subprocess
+from dataclasses import dataclass
+
+from ._errors import StorageError, explain, printable
+from ._files import DIRECTORY
+from ._trees import MAX_DEPTH
+
+_PLACES = ("/sbin/mkhomedir_helper", "/usr/sbin/mkhomedir_helper")
+_UMASK = re.compile(r"0[0-7]{3}\Z")
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+_PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the admin wants of homes.
+
+    Attributes:
+        umask: what is taken from the permissions of a new home and all in it, in octal.
+        skeleton: path of the directory whose content a new home gets.
+        helper: path of the helper, or "" for where distributions have it.
+        timeout: seconds for making one home.
+    """
+
+    umask: str = "0077"
+    skeleton: str = "/etc/skel"
+    helper: str = ""
+    timeout: float = 60
+
+    @property
+    def mode(self) -> int:
+        """The permissions of a new home; see :func:`parse_umask`."""
+        return 0o777 & ~parse_umask(self.umask)
+
+
+def parse_umask(text: str) -> int:
+    """Return the number that a umask such as ``"0077"`` means.
+
+    Raises:
+        StorageError: it is none, shuts the owner out, or lets everybody write.
+    """
+    if not _UMASK.match(text):
+        raise StorageError('umask is four octal digits in quotes, beginning with 0, such as "0077"')
+    umask = int(text, 8)
+    if umask & 0o700:
+        raise StorageError("umask must not take rights from the owner: its second digit is 0")
+    if not umask & 0o002:
+        raise StorageError('umask must take the right to write from others, as "0077" and "0022" do')
+    return umask
+
+
+def find_helper(path: str) -> str:
+    """Return the path of a helper that only root could have put there.
+
+    Raises:
+        StorageError: there is none.
+    """
+    found = path or next((place for place in _PLACES if os.path.exists(place)), "")
+    if not found:
+        raise StorageError(
+            f"{_PLACES[0]} does not exist on this host: install it (Debian's package libpam-modules)"
+        )
+    status = _check_roots_own(found, "mkhomedir_helper")
+    if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o100:
+        raise StorageError(f"mkhomedir_helper {printable(found)} is no program")
+    return found
+
+
+def open_skeleton(path: str) -> int:
+    """Open the skeleton once everything on the way to it and in it is found to be root's own and public.
+
+    Raises:
+        StorageError: it is not.
+    """
+    if not stat.S_ISDIR(_check_roots_own(path, "skeleton").st_mode):
+        raise StorageError(f"skeleton {printable(path)} is not a directory")
+    skeleton = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _check_public(skeleton, path)
+    except BaseException:
+        os.close(skeleton)
+        raise
+    return skeleton
+
+
+def _check_roots_own(path: str, what: str) -> os.stat_result:
+    """Refuse a path that anybody but root could change; the helper goes by it as root."""
+    if not path.startswith("/") or not path.isprintable():
+        raise StorageError(f"{what} is an absolute path")
+    real = os.path.realpath(path)
+    try:
+        status = os.stat(real)
+        while True:
+            place = os.stat(real)
+            # In a sticky directory such as /tmp nobody can replace what is root's.
+            loose = place.st_mode & 0o022 and not (
+                stat.S_ISDIR(place.st_mode) and place.st_mode & stat.S_ISVTX
+            )
+            if place.st_uid != 0 or loose:
+                raise StorageError(
+                    f"{what} {printable(path)}: {printable(real)} must belong to root and be writable for nobody else"
+                )
+            if real == "/":
+                break
+            real = posixpath.dirname(real)
+    except OSError as error:
+        raise StorageError(explain(error, f"{what} {path}")) from None
+    if status.st_mode & 0o022:
+        raise StorageError(f"{what} {printable(path)} is writable for others than root: chmod go-w")
+    return status
+
+
+def _check_public(directory: int, where: str, depth: int = 0) -> None:
+    """Refuse a skeleton with anything in it that not everybody may read: root copies it into users' hands."""
+    if depth > MAX_DEPTH:
+        raise StorageError(f"{printable(where)} has more than {MAX_DEPTH} directories within each other")
+    for name in os.listdir(directory):
+        path = f"{where}/{name}"
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        if status.st_uid != 0:
+            raise StorageError(
+                f"{printable(path)}, of the skeleton, belongs to uid {status.st_uid}, not to root"
+            )
+        if stat.S_ISLNK(status.st_mode):
+            continue
+        readable = 0o005 if stat.S_ISDIR(status.st_mode) else 0o004
+        if status.st_mode & readable != readable:
+            raise StorageError(
+                f"{printable(path)}, of the skeleton, is not readable for everybody: it is no user's"
+            )
+        if status.st_mode & 0o022:
+            raise StorageError(
+                f"{printable(path)}, of the skeleton, is writable for others than root: chmod go-w"
+            )
+        if stat.S_ISDIR(status.st_mode):
+            inner = os.open(name, DIRECTORY, dir_fd=directory)
+            try:
+                _check_public(inner, path, depth + 1)
+            finally:
+                os.close(inner)
+
+
+def run_helper(helper: str, name: str, options: Options, keep: tuple[int, ...]) -> None:
+    """Run the helper for one user, in a session of its own that does not outlive us.
+
+    Args:
+        helper: its path.
+        name: the user's.
+        options: what else it is told.
+        keep: descriptors it shall hold as long as it runs: the home's lock.
+
+    Raises:
+        StorageError: it failed, was killed, or took too long.
+    """
+    parent = os.getpid()
+
+    def die_with_us() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    process = subprocess.Popen(
+        [helper, name, options.umask, options.skeleton],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd="/",
+        env=_ENVIRONMENT,
+        start_new_session=True,
+        pass_fds=keep,
+        preexec_fn=die_with_us,  # noqa: PLW1509  # a module has one thread
+    )
+    try:
+        _, said = process.communicate(timeout=options.timeout)
+    except subprocess.TimeoutExpired:
+        raise StorageError(
+            f"mkhomedir_helper did not finish within {options.timeout:g} s and was stopped"
+        ) from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a dead disk holds it, and it holds its lock
+            process.wait(2)
+        if process.stderr is not None:
+            process.stderr.close()
+    if process.returncode < 0:
+        raise StorageError(f"mkhomedir_helper was killed (signal {-process.returncode}): run again")
+    if process.returncode:
+        text = printable(said.decode("utf-8", "replace").strip())[:1000]
+        raise StorageError(
+            f"mkhomedir_helper failed with status {process.returncode}{': ' + text if text else ''}; "
+            "the system's log (journalctl) may say more"
+        )

@@ -1,0 +1,136 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Have mkhomedir_helper make the homes of a batch's system users."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: mkhomedir
+short_description: Have mkhomedir_helper make the homes of a batch's system users
+version_added: "0.1.0"
+description:
+  - Runs PAM's C(mkhomedir_helper) for each user who has no home yet, as a login with C(pam_mkhomedir) would.
+  - Each user must be known to the name service of the storage host, with this directory as home and with this
+    uid and gid.
+  - A home that its user owns is never changed. A helper that is killed half-way leaves a partial home of
+    root's, and takes it for whole when asked again. Such a home is recognised. If it holds nothing but a
+    beginning of the skeleton it is made anew, else it is left as it is and reported.
+  - Each user is worked for alone. If any fails the module fails, after all others are done.
+options:
+  users:
+    description:
+      - The batch. A record has C(name), C(directory), C(uid) and C(gid), and optionally C(key),
+        C(storage_host) and C(groups).
+      - A directory may repeat under the same name (several servers of one user); keys may not.
+    type: list
+    elements: raw
+    required: true
+  root:
+    description:
+      - Directory below which all users' homes lie. It must exist, belong to root, and be writable for nobody
+        else.
+    type: path
+    required: true
+  umask:
+    description:
+      - What is taken from the permissions of a new home and of all in it, octal and in quotes.
+      - It must leave the owner's rights alone, and take the right to write from others.
+    type: str
+    default: "0077"
+  skeleton:
+    description:
+      - Directory on the storage host whose content a new home gets.
+      - Root hands copies of it to users. So it and all in it must belong to root, be writable for nobody else,
+        and be readable for everybody.
+    type: str
+    default: /etc/skel
+  helper:
+    description: Path of the helper. Empty for C(/sbin/mkhomedir_helper) or C(/usr/sbin/mkhomedir_helper).
+    type: str
+    default: ""
+  uid_min:
+    description: Root does not work for a uid below this.
+    type: int
+    default: 1000
+  timeout:
+    description: Seconds that making one home may take.
+    type: int
+    default: 60
+author: the ansible_bootstrap contributors
+attributes:
+  check_mode:
+    description: Predicts what would happen to each user and writes nothing.
+    support: full
+  diff_mode:
+    description: Shows states, owners and modes.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Give two system users their homes
+  ansible_bootstrap.jupyterhub.mkhomedir:
+    root: /home
+    users:
+      - {name: alice, directory: /home/alice, uid: 20001, gid: 20001}
+      - {name: bob, directory: /home/bob, uid: 20002, gid: 20002}
+"""
+
+RETURN = r"""
+users:
+  description: What became of each user, in the order of O(users).
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    key:
+      description: The record's C(key), or its C(name).
+      type: str
+    changed:
+      description: Whether anything was done, or in check mode would be.
+      type: bool
+    failed:
+      description: Whether the user has no usable home.
+      type: bool
+    msg:
+      description: Why it failed.
+      type: str
+    notes:
+      description: What the admin should know although it did not fail.
+      type: list
+      elements: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _system_homes
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._mkhomedir_helper import Options
+
+
+def main() -> None:
+    """Read the arguments, do the work, report."""
+    module = AnsibleModule(
+        argument_spec={
+            "users": {"type": "list", "elements": "raw", "required": True},
+            "root": {"type": "path", "required": True},
+            "umask": {"type": "str", "default": "0077"},
+            "skeleton": {"type": "str", "default": "/etc/skel"},
+            "helper": {"type": "str", "default": ""},
+            "uid_min": {"type": "int", "default": 1000},
+            "timeout": {"type": "int", "default": 60},
+        },
+        supports_check_mode=True,
+        no_log=True,  # thousands of users need no line in the system log; it hides no result
+    )
+    given = module.params
+    options = Options(given["umask"], given["skeleton"], given["helper"], given["timeout"])
+    report = _system_homes.ensure(
+        given["users"], given["root"], given["uid_min"], options, check=module.check_mode
+    )
+    result = report.as_result(diff=module._diff)
+    if "msg" in result:
+        module.fail_json(**result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
