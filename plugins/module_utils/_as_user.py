@@ -41,7 +41,7 @@ _PATIENCE = 2.0
 """Seconds after which a child no longer takes another's turn: it waits for something, most likely."""
 _MOST_AT_ONCE = 64
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -57,6 +57,8 @@ class Task:
         keep: descriptors the work needs, and locks that must be held as long as it runs. All others
             are closed in the child.
         memory: most bytes of address space it may add, if limited.
+        keeps_rights: it watches over a process that becomes the user (``_supervise.py``), and does not itself:
+            else the user could kill it. Such work never opens a name.
     """
 
     uid: int
@@ -65,6 +67,7 @@ class Task:
     work: Callable[[], Any]
     keep: tuple[int, ...] = ()
     memory: int | None = None
+    keeps_rights: bool = False
 
 
 @dataclass(frozen=True)
@@ -205,18 +208,13 @@ def _become(task: Task, writer: int, parent: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    _close_others({0, 1, 2, writer, task.directory, *task.keep})
+    close_others({0, 1, 2, writer, task.directory, *task.keep})
     os.fchdir(task.directory)
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setresgid(task.gid, task.gid, task.gid)
-        os.setresuid(task.uid, task.uid, task.uid)
-        if os.getresuid() != (task.uid,) * 3 or os.getresgid() != (task.gid,) * 3 or os.getgroups():
-            raise StorageError(f"could not become uid {task.uid}")
-    # Only now: a change of uid resets both the debugging flag and the death signal.
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_DUMPABLE, 0)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if task.keeps_rights:
+        prctl(PR_SET_DUMPABLE, 0)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        give_up_rights(task.uid, task.gid)
     if os.getppid() != parent:
         raise StorageError("the parent process is gone")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -228,13 +226,36 @@ def _become(task: Task, writer: int, parent: int) -> None:
     os.umask(0o022)
 
 
-def _prctl(option: int, value: int) -> None:
+def give_up_rights(uid: int, gid: int) -> None:
+    """Become a user for good, out of reach of that user's debugger, to die with the parent.
+
+    Raises:
+        StorageError: the kernel did not do it.
+    """
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3 or os.getgroups():
+            raise StorageError(f"could not become uid {uid}")
+    # Only now: a change of uid resets both the debugging flag and the death signal.
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    prctl(PR_SET_DUMPABLE, 0)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def prctl(option: int, value: int) -> None:
+    """Set an attribute of this process.
+
+    Raises:
+        StorageError: the kernel refuses.
+    """
     zero = ctypes.c_ulong(0)
     if _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), zero, zero, zero) != 0:
         raise StorageError(f"prctl {option} is refused: {os.strerror(ctypes.get_errno())}")
 
 
-def _close_others(keep: set[int]) -> None:
+def close_others(keep: set[int]) -> None:
     """Close every descriptor but these: another user's lock or directory is not this child's to hold."""
     low = 0
     for descriptor in sorted(keep):

@@ -149,7 +149,7 @@ def test_a_child_that_cannot_die_keeps_the_lock(here: int, tmp_path: Path) -> No
     fcntl.flock(lock, fcntl.LOCK_EX)
 
     def child() -> None:
-        _as_user._prctl(_as_user._PR_SET_PDEATHSIG, 0)
+        _as_user.prctl(_as_user.PR_SET_PDEATHSIG, 0)
         _write_pid()
         time.sleep(60)
 

@@ -1,0 +1,244 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: BSD-3-Clause
+"""Run somebody's program to its end, and leave nothing of it behind.
+
+The supervisor is a child of the module's (``_as_user.py``) that keeps its rights and holds the user's lock; the
+program is a child of the supervisor's that has neither. So the program cannot kill the supervisor, and a
+daemon it leaves cannot hold the lock. Whatever descends from the program, however often it forks and calls
+setsid, falls to the supervisor when its parent dies, and is killed::
+
+    module ── supervisor (root; lock; subreaper) ── program (the user) ── … ── a daemon
+
+Rejected: killing the process group (a daemon has its own), a cgroup or a pid namespace of its own (neither is
+to be had in every container, and none without root).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from ._as_user import PR_SET_PDEATHSIG, close_others, give_up_rights, prctl
+from ._errors import StorageError
+
+GRACE = 15.0
+"""Seconds that a supervisor may need beyond the program's own timeout."""
+
+_TAIL = 16 << 10
+_CHUNK = 64 << 10
+_LAST_DRAIN = 8 << 20
+_ENDING = 5.0
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is to be run.
+
+    Attributes:
+        argv: its path and its arguments.
+        environment: all of it.
+        timeout: seconds.
+        directory: descriptor of the working directory; None is ``/``.
+        user: uid and gid it gets; None leaves it the caller's rights.
+    """
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+    timeout: float
+    directory: int | None = None
+    user: tuple[int, int] | None = None
+
+
+class _ParentGoneError(BaseException):
+    """The module was killed: what it started must end too. No Exception, so that nobody keeps it."""
+
+
+def _parent_gone(*_: object) -> None:
+    raise _ParentGoneError
+
+
+def supervise(program: Program) -> dict[str, Any]:
+    """Run the program, with nothing to read and stdout and stderr read here; the work of a task.
+
+    Returns:
+        ``status``: its exit status; negative, the signal that killed it. ``timed_out``. ``left``: processes it had
+        left behind, which were killed. ``tail``: the last 16 KiB of what it said.
+
+    Raises:
+        OSError: it could not be started.
+        StorageError: it could not become the user, or has processes that do not end.
+    """
+    parent = os.getppid()
+    signal.signal(signal.SIGTERM, _parent_gone)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # SIGKILL would leave us no time to kill
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    if os.getppid() != parent:
+        raise StorageError("the parent process is gone")
+    woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # the wakeup is all
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(reader, False)
+    try:
+        deadline = time.monotonic() + program.timeout
+        pid = _start(program, writer)
+        status, tail = _follow(pid, reader, woken, deadline)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        left = _end_all()
+    if left is None:
+        raise StorageError(
+            "processes of the script cannot be killed: look for them with `ps -ef` and end them"
+        )
+    return {
+        "status": status,
+        "timed_out": status is None,
+        "left": left,
+        "tail": _drain(reader, tail).decode("utf-8", "replace"),
+    }
+
+
+def _start(program: Program, output: int) -> int:
+    """Start the program; return once it is itself, or has failed to be."""
+    failed, fail = os.pipe2(os.O_CLOEXEC)
+    supervisor = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _become_program(program, output, fail, supervisor)
+        except OSError as error:
+            os.write(fail, str(error.errno or errno.EIO).encode("ascii"))
+        except StorageError as error:
+            os.write(fail, str(error).encode("utf-8", "replace"))
+        finally:
+            os._exit(127)
+    os.close(output)
+    os.close(fail)
+    why = os.read(failed, 1000).decode("utf-8", "replace")
+    os.close(failed)
+    if why.isdigit():
+        raise OSError(int(why), os.strerror(int(why)), program.argv[0])
+    if why:
+        raise StorageError(why)
+    return pid
+
+
+def _become_program(program: Program, output: int, fail: int, supervisor: int) -> None:
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    os.setsid()
+    for standard in (1, 2):
+        os.dup2(output, standard)
+    close_others({0, 1, 2, fail} | ({program.directory} if program.directory is not None else set()))
+    if program.user is not None:
+        give_up_rights(*program.user)
+    else:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:
+        os._exit(127)
+    # With the user's rights already: a home that its owner may not enter is no place to work for them.
+    if program.directory is None:
+        os.chdir("/")
+    else:
+        os.fchdir(program.directory)
+        os.set_inheritable(program.directory, False)
+    os.execve(program.argv[0], list(program.argv), dict(program.environment))  # noqa: S606
+
+
+def _follow(pid: int, reader: int, woken: int, deadline: float) -> tuple[int | None, bytes]:
+    """Read what the program says until it ended (not its children); None as its status if it is too late."""
+    tail = b""
+    poll = select.poll()
+    poll.register(woken, select.POLLIN)
+    poll.register(reader, select.POLLIN)
+    while True:
+        status = _reap(pid)
+        if status is not None:
+            return status, tail
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return None, tail
+        for ready, _ in poll.poll(left * 1000 + 1):
+            if ready == woken:
+                with suppress(BlockingIOError):
+                    os.read(woken, 4096)
+                continue
+            with suppress(BlockingIOError):
+                chunk = os.read(reader, _CHUNK)
+                tail = (tail + chunk)[-_TAIL:]
+                if not chunk:  # it closed its output; that does not end it
+                    poll.unregister(reader)
+
+
+def _reap(program: int) -> int | None:
+    """Reap whoever has died; return the program's status if it was among them."""
+    result = None
+    with suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            if pid == program:
+                result = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+    return result
+
+
+def _end_all() -> int | None:
+    """Kill and reap all that descends from us; return how many we killed, None if some do not die.
+
+    Only our own children are killed: as nobody else reaps them, such a pid is never another process's. As
+    each dies its children become ours.
+    """
+    until = time.monotonic() + _ENDING
+    killed = 0
+    while True:
+        for pid in _children():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    break
+                killed += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        except ChildProcessError:
+            return killed
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.001)
+
+
+def _children() -> list[int]:
+    try:
+        with open("/proc/thread-self/children", "rb") as file:
+            return [int(pid) for pid in file.read().split()]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return [int(name) for name in os.listdir("/proc") if name.isdigit() and _parent(name) == os.getpid()]
+
+
+def _parent(pid: str) -> int | None:
+    with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b") ")[2].split()[1])
+    return None
+
+
+def _drain(reader: int, tail: bytes) -> bytes:
+    """Read what is left in the pipe; bounded, for who else might still write to it."""
+    read = 0
+    with suppress(BlockingIOError):
+        while read < _LAST_DRAIN:
+            chunk = os.read(reader, _CHUNK)
+            if not chunk:
+                break
+            read += len(chunk)
+            tail = (tail + chunk)[-_TAIL:]
+    return tail

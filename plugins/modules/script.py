@@ -1,0 +1,139 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run a program of the admin's for every user of a batch."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: script
+short_description: Run a program of the admin's for every user of a batch
+version_added: "0.1.0"
+description:
+  - Runs an executable on the storage host for each user, with the username as its only argument, nothing to read, and
+    an environment of only C(PATH), C(HOME), C(USER), C(LOGNAME), C(LANG), C(BOOTSTRAP_USER),
+    C(BOOTSTRAP_DIRECTORY), C(BOOTSTRAP_UID) and C(BOOTSTRAP_GID).
+  - Exit status 0 means done. That is recorded, out of the user's reach, once what was written is on the disk. A
+    program that was stopped half-way is run again by the next run.
+  - When it ends, or has taken too long, whatever it started is ended too, daemons included.
+  - Each user is worked for alone. If any fails the module fails, after all others are done.
+options:
+  users:
+    description:
+      - The batch. A record has C(name), C(directory), C(uid) and C(gid), and optionally C(key),
+        C(storage_host) and C(groups).
+      - A directory may repeat under the same name (several servers of one user); keys may not.
+    type: list
+    elements: raw
+    required: true
+  root:
+    description:
+      - Directory below which all users' directories lie. It must exist, belong to root or to the user
+        Ansible works as, and be writable for nobody else.
+    type: path
+    required: true
+  path:
+    description:
+      - Absolute path of the program. Only root, or the user Ansible works as, may be able to write it and every
+        directory above it.
+    type: str
+    required: true
+  as:
+    description:
+      - V(user) runs it with that user's rights, in the user's directory, which must exist. V(root) runs it as root, in
+        C(/), with C(HOME=/root) and C(USER=root); the user's directory may be missing.
+    type: str
+    choices: [user, root]
+    default: user
+  when:
+    description:
+      - V(once) runs it until it is done, and again if the user's directory is lost. V(always) runs it each time; as
+        nobody knows what it changed, that never counts as a change.
+    type: str
+    choices: [once, always]
+    default: once
+  timeout:
+    description: Seconds that it may take for one user.
+    type: int
+    default: 60
+  uid_min:
+    description: Root does not work for a uid below this.
+    type: int
+    default: 1000
+author: the ansible_bootstrap contributors
+attributes:
+  check_mode:
+    description: Runs nothing, and predicts for whom it would be run once.
+    support: full
+  diff_mode:
+    description: Shows for whom it is run.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Run a program for two users, each with their own rights
+  ansible_bootstrap.jupyterhub.script:
+    root: /volumes/jupyterhub
+    path: /usr/local/sbin/bootstrap.sh
+    users:
+      - {name: alice, directory: /volumes/jupyterhub/alice, uid: 20001, gid: 20001}
+      - {name: bob, directory: /volumes/jupyterhub/bob, uid: 20002, gid: 20002}
+"""
+
+RETURN = r"""
+users:
+  description: What became of each user, in the order of O(users).
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    key:
+      description: The record's C(key), or its C(name).
+      type: str
+    changed:
+      description: Whether it was run once, or in check mode would be.
+      type: bool
+    failed:
+      description: Whether it is not done.
+      type: bool
+    msg:
+      description: Why it failed, with the last 2,000 characters of what the program said, made printable.
+      type: str
+    notes:
+      description: What the admin should know although it did not fail.
+      type: list
+      elements: str
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _scripts
+
+
+def main() -> None:
+    """Read the arguments, do the work, report."""
+    module = AnsibleModule(
+        argument_spec={
+            "users": {"type": "list", "elements": "raw", "required": True},
+            "root": {"type": "path", "required": True},
+            "path": {"type": "str", "required": True},
+            "as": {"type": "str", "choices": ["user", "root"], "default": "user"},
+            "when": {"type": "str", "choices": ["once", "always"], "default": "once"},
+            "timeout": {"type": "int", "default": 60},
+            "uid_min": {"type": "int", "default": 1000},
+        },
+        supports_check_mode=True,
+        no_log=True,  # thousands of users need no line in the system log; it hides no result
+    )
+    given = module.params
+    options = _scripts.Options(
+        given["path"], given["as"] == "root", given["when"] == "always", given["timeout"]
+    )
+    report = _scripts.run(given["users"], given["root"], given["uid_min"], options, check=module.check_mode)
+    result = report.as_result(diff=module._diff)
+    if "msg" in result:
+        module.fail_json(**result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
