@@ -30,7 +30,7 @@ COLLECTION_DIRECTORY: Final = (
 )
 """The collection of this package, through the tracked symlinks or as installed."""
 
-_CONTENT_ELSEWHERE: Final = frozenset({"tutorials"})
+_CONTENT_ELSEWHERE: Final = frozenset({"tutorials", "script"})
 """Built-in roles whose content lies where only they can see it."""
 
 

@@ -73,7 +73,7 @@ class ActionModule(ActionBase):
     def _refuse_shadows(self, plan: _plan.Plan) -> None:
         """Refuse a site role that has the short name of one of ours: somebody would mean the other."""
         for path in constants.DEFAULT_ROLES_PATH:
-            for name in _plan.RESERVED_ROLES:
+            for name in _plan.BUILT_IN_ROLES:
                 if os.path.isdir(os.path.join(path, name)):
                     raise AnsibleActionFail(
                         f"the roles path has a role called {name}, as this collection has: rename the site's"

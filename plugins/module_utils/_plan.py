@@ -17,11 +17,8 @@ import re
 from typing import Any
 
 COLLECTION = "ansible_bootstrap.jupyterhub"
-BUILT_IN_ROLES = ("user_dir", "tutorials")
+BUILT_IN_ROLES = ("user_dir", "mkhomedir", "tutorials", "script", "cleanup")
 """Always applied by FQCN, so that no role of the same short name can take their place as root."""
-
-RESERVED_ROLES = (*BUILT_IN_ROLES, "mkhomedir", "script", "cleanup")
-"""No site role may be called so: the last three will be built in."""
 
 Plan = dict[str, list[dict[str, Any]]]
 
@@ -68,8 +65,6 @@ def _parse_role(item: object) -> dict[str, Any]:
         raise PlanRefusedError(f"on_failure of {name} is block or continue")
     short = name[len(COLLECTION) + 1 :] if name.startswith(COLLECTION + ".") else name
     built_in = short in BUILT_IN_ROLES
-    if short in RESERVED_ROLES and not built_in:
-        raise PlanRefusedError(f"{name} is reserved for a role that this version does not have yet")
     if built_in and entry.get("per") == "user":
         raise PlanRefusedError(f"{name} always takes the whole batch: leave out per")
     per = entry.get("per", "batch" if built_in else "user")

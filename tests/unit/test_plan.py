@@ -44,12 +44,6 @@ def test_what_would_be_ignored_is_refused():
         make_plan([{"role": "user_dir", "per": "user"}])
 
 
-@pytest.mark.parametrize("name", ["mkhomedir", "script", "cleanup"])
-def test_a_name_that_will_be_ours_is_reserved(name):
-    with pytest.raises(PlanRefusedError, match="reserved"):
-        make_plan([name])
-
-
 def test_an_order_that_a_play_cannot_keep_is_refused_not_changed():
     with pytest.raises(PlanRefusedError, match="last is applied user by user but comes after user_dir"):
         make_plan(["first", "user_dir", "last"])
