@@ -81,8 +81,8 @@ class AnsibleBootstrap(SingletonConfigurable):
 
     state_dir = Unicode(
         help="""
-        Directory for the history and for what is handed to the apply program; made with mode 0700 if
-        missing. Default: ``/var/lib/ansible-bootstrap`` as root, else the account's own state
+        Directory for the history, for clean-ups that wait and for what is handed to the apply program; made
+        with mode 0700 if missing. Default: ``/var/lib/ansible-bootstrap`` as root, else the account's own state
         directory (``~/.local/state/ansible-bootstrap``).
         """,
     ).tag(config=True)
@@ -176,7 +176,10 @@ class AnsibleBootstrap(SingletonConfigurable):
         Union([Int(), Enum(["nss", "request"])]),
         """
         Owner of the directories: one uid for all, ``nss`` (the system user of that name; the default)
-        or ``request`` (what the spawner says, within ``uid_min`` and ``uid_max``).
+        or ``request`` (what the spawner or ``place`` says, else ``uidNumber`` and ``gidNumber`` of the user's
+        auth_state, within ``uid_min`` and ``uid_max``). With LDAP that takes
+        ``c.LDAPAuthenticator.auth_state_attributes = ["uidNumber", "gidNumber"]`` and
+        ``c.Authenticator.enable_auth_state = True``.
         """,
     )
     gid = _apply(

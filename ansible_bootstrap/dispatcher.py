@@ -19,7 +19,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol
@@ -138,6 +138,8 @@ class Dispatcher:
         cleanup_delay: seconds in which further clean-ups join the same run.
         max_runs: most runs at once, over all hosts; by default twice the number of cores, at least four.
         record: called with each run that has ended; must not block.
+        keep: called with each clean-up that waits from now on, and with None once it no longer does, for a hub
+            that is killed; must not block.
     """
 
     def __init__(
@@ -151,6 +153,7 @@ class Dispatcher:
         cleanup_delay: float = 5.0,
         max_runs: int | None = None,
         record: Callable[[RunRecord], None] = lambda record: None,
+        keep: Callable[[WorkKey, Place | None], None] = lambda key, place: None,
     ) -> None:
         self._client = client
         self._log = log
@@ -162,6 +165,7 @@ class Dispatcher:
         self._troubled: set[str] = set()
         """Hosts whose last run ended badly as a whole: together they get half of the runs at most."""
         self._record = record
+        self._keep = keep
         self._hosts: dict[str, _Host] = {}
         self._ready: dict[str, _Host] = {}
         """Hosts that could start a run, the longest waiting first."""
@@ -198,7 +202,9 @@ class Dispatcher:
             ready = outcome.status == "ok"
             return outcome
         finally:
-            if withdrawn and not ready:
+            if ready:
+                self._keep(place.work_key, None)  # Not earlier: a hub may be killed while we wait.
+            elif withdrawn := withdrawn or self._withdraw_cleanup(place):
                 self.cleanup(place, withdrawn)  # No server starts, so none will stop and ask for it again.
             waiter.future.cancel()
             self._leave(place, work, waiter)
@@ -269,6 +275,33 @@ class Dispatcher:
         if parked.timer is not None:
             parked.timer.cancel()
         parked.timer = asyncio.get_running_loop().call_at(self._next_cleanup(), self._cleanup_due, who)
+        self._keep(place.work_key, place)
+
+    def restore(self, places: Iterable[Place], active: Callable[[str], bool]) -> None:
+        """Take over what an earlier hub has left to be cleaned up.
+
+        Args:
+            places: as ``keep`` was told.
+            active: whether the user of that name has an active server.
+        """
+        for place in places:
+            host = self._hosts.get(place.storage_host)
+            flying = host is not None and host.flight is not None and place.work_key in host.flight.works
+            if flying or self._waits(place):
+                continue
+            parked = self._parked.get((place.storage_host, place.name))
+            if parked is not None:
+                parked.places[place.work_key] = place
+            else:
+                self.cleanup(place, partial(active, place.name))
+
+    def _waits(self, place: Place) -> bool:
+        """Whether this very clean-up is still to come."""
+        host = self._hosts.get(place.storage_host)
+        parked = self._parked.get((place.storage_host, place.name))
+        return (host is not None and place.work_key in host.cleanups) or (
+            parked is not None and place.work_key in parked.places
+        )
 
     def _next_cleanup(self) -> float:
         """After one to two delays: all who stop within the same delay are due at the same moment."""
@@ -419,6 +452,10 @@ class Dispatcher:
                 del flight.works[key]
                 flight.record.outcomes.append(outcome)
                 work_or_none.settle(outcome)
+                # Silence is not an outcome, and who could not be reached has none either: the next hub tries again.
+                done = flight.operation == "cleanup" and outcome.reason != "unreachable"
+                if done and not self._waits(work_or_none.place):
+                    self._keep(key, None)
             case Refused():
                 flight.record.error = event.message
             case _:

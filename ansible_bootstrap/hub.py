@@ -17,8 +17,9 @@ What the hub demands of a hook, and where it says so (jupyterhub 6):
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import html
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -32,6 +33,7 @@ from .config import DEFAULT_CLEANUP_DELAY, AnsibleBootstrap
 from .dispatcher import Dispatcher
 from .errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError, SettingsError
 from .history import History, Recorder
+from .pending import PendingCleanups
 from .places import Place, resolve
 from .progress import ProgressLog
 from .protocol import Outcome
@@ -47,6 +49,9 @@ Hook = Callable[[Any], Any]
 
 POST_STOP_SECONDS: Final = 2.0
 """A post_stop_hook that hangs locks the user out and keeps the hub from stopping."""
+
+UP_SECONDS: Final = 1.0
+"""Between two looks at whether the hub is up."""
 
 SETTINGS_SECONDS: Final = 10.0
 """To write the apply program's settings file on the hub's own disk."""
@@ -74,12 +79,20 @@ class BootstrapError(_HubError):  # type: ignore[misc, unused-ignore]
 
 
 class _Core:
-    """Made once, at the first spawn, when all settings have been made."""
+    """Made once, when the hub is up or at the first hook, when all settings have been made.
 
-    def __init__(self, config: AnsibleBootstrap) -> None:
+    Args:
+        config: the settings.
+        users: the hub's ``UserDict``, which has at least all users with an active server; None if there is none.
+    """
+
+    def __init__(self, config: AnsibleBootstrap, users: Any) -> None:
         config.check()
         self.config = config
         self.cleanup_delay = config.effective_cleanup_delay()
+        self.pending: PendingCleanups | None = None
+        if self.cleanup_delay is not None and not config.observing:
+            self.pending = PendingCleanups(config.state_dir, config.log)
         self.dispatcher = Dispatcher(
             ApplyClient(lambda: in_thread(config.apply_argv, timeout=SETTINGS_SECONDS), config.log),
             config.log,
@@ -88,22 +101,64 @@ class _Core:
             check=config.observing,
             cleanup_delay=DEFAULT_CLEANUP_DELAY if self.cleanup_delay is None else self.cleanup_delay,
             record=Recorder(History(config.state_dir, config.history_days), config.log).record,
+            keep=self.pending.note if self.pending is not None else lambda key, place: None,
         )
         self.background: set[asyncio.Task[None]] = set()
+        if self.pending is not None:
+            self.start(self._restore(self.pending, users))
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let it run beside the hooks."""
+        task = asyncio.get_running_loop().create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+    async def _restore(self, pending: PendingCleanups, users: Any) -> None:
+        self.dispatcher.restore(await pending.load(), partial(_is_active, users))
 
 
 _core: _Core | None = None
 
 
 def _get_core(spawner: Any) -> _Core:
+    return _make_core(spawner.config, getattr(spawner.user, "settings", None))
+
+
+def _make_core(hub_config: Config, hub_settings: Mapping[str, Any] | None) -> _Core:
     global _core  # noqa: PLW0603 - one for the process, as SingletonConfigurable has one instance
     try:
-        config = AnsibleBootstrap.instance(config=spawner.config)
+        config = AnsibleBootstrap.instance(config=hub_config)
     except TraitError as error:
         raise SettingsError(f"c.AnsibleBootstrap: {error}") from None
     if _core is None or _core.config is not config:
-        _core = _Core(config)
+        _core = _Core(config, (hub_settings or {}).get("users"))
     return _core
+
+
+def _is_active(users: Any, name: str) -> bool:
+    """Whether that user has an active server; also if it cannot be told, for then nothing may be deleted."""
+    if users is None:
+        return True
+    try:
+        user = users.get(name)
+        return user is not None and bool(user.active)
+    except Exception:
+        return True
+
+
+def _when_up(loop: asyncio.AbstractEventLoop) -> None:
+    """Do what an earlier hub has left, without waiting for somebody to press Start."""
+    from jupyterhub.app import JupyterHub  # noqa: PLC0415 - heavy, and loaded wherever there is a hub
+
+    app = JupyterHub.instance() if JupyterHub.initialized() else None
+    if app is None or app.http_server is None:  # Before that, the hub does not know yet who has a server.
+        loop.call_later(UP_SECONDS, _when_up, loop)
+        return
+    try:
+        _make_core(app.config, app.tornado_settings)
+    except Exception as error:  # Each spawn says so, too.
+        details = getattr(error, "details", "") or f"{type(error).__name__}: {error}"
+        app.log.error("ansible_bootstrap: %s", _line(details))
 
 
 @dataclass
@@ -140,8 +195,8 @@ async def pre_spawn_hook(spawner: Any) -> None:
 async def post_stop_hook(spawner: Any) -> None:
     """Note that there is something to clean up, and return; then call the hook that was there before us.
 
-    Never raises, and never waits for a clean-up. Source: ``User.stop`` calls it also after a failed spawn, and
-    at the hub's start for servers that died meanwhile.
+    Never raises, and never waits for a clean-up, only until it is noted on disk. Source: ``User.stop`` calls it
+    also after a failed spawn, and at the hub's start for servers that died meanwhile.
     """
     await _enqueue_cleanup(spawner)
     try:
@@ -157,9 +212,7 @@ async def _bootstrap(spawner: Any) -> None:
     try:
         core = _get_core(spawner)
         if core.config.observing:
-            task = asyncio.get_running_loop().create_task(_observe(spawner, core))
-            core.background.add(task)
-            task.add_done_callback(core.background.discard)
+            core.start(_observe(spawner, core))
             return
         outcome = await _wait(spawner, core, spawn)
         _tell(spawner, spawn, outcome)
@@ -269,6 +322,8 @@ async def _enqueue_cleanup(spawner: Any) -> None:
             place = spawn.place if spawn else None
             place = place or await resolve(spawner, core.config)
         core.dispatcher.cleanup(place, partial(_has_active_server, spawner.user))
+        if core.pending is not None:
+            await core.pending.written(POST_STOP_SECONDS)  # A hub killed right after this still knows of it.
     except Exception as error:
         details = getattr(error, "details", "") or f"{type(error).__name__}: {error}"
         spawner.log.warning("ansible_bootstrap: no clean-up for %s: %s", spawner._log_name, _line(details))
@@ -294,7 +349,9 @@ def setup(c: Config) -> None:
     """Install both hooks and the progress in a hub's configuration.
 
     Hooks that are there already, also those of one spawner class (``c.DockerSpawner.pre_spawn_hook``), are kept and
-    called after ours. Call it last: a hook that is set afterwards replaces ours.
+    called after ours. Call it last: a hook that is set afterwards replaces ours. Clean-ups that waited when an
+    earlier hub was killed come once the hub is up; without ``setup``, with :func:`bootstrapped` alone, at the first
+    spawn or stop.
 
     Args:
         c: the configuration object of ``jupyterhub_config.py``.
@@ -310,6 +367,9 @@ def setup(c: Config) -> None:
         _chained[name].update({section: hook for section, hook in chained.items() if hook is not ours})
         for section in {"Spawner", *chained}:
             c[section][name] = ours
+    with contextlib.suppress(RuntimeError):  # No loop: not in a hub, which reads its configuration in one.
+        loop = asyncio.get_running_loop()
+        loop.call_later(UP_SECONDS, _when_up, loop)
 
 
 def _is_set(settings: Config, name: str) -> bool:

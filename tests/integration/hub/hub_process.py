@@ -56,18 +56,27 @@ class RunningHub:
                 }
             )
         )
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
+        self.process = self._start()
+
+    # The process
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self.log_file.open("ab") as log:
+            return subprocess.Popen(
                 [sys.executable, "-m", "jupyterhub", "-f", str(HERE / "hub_config.py")],
-                cwd=path,
-                env={**os.environ, "HUB_TEST": str(test)},
+                cwd=self.path,
+                env={**os.environ, "HUB_TEST": str(self.path / "test.json")},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
 
-    # The process
+    def restart(self) -> None:
+        """With the same database and settings, after the process has ended."""
+        self.process.wait(5)
+        self.process = self._start()
+        self.wait_until_up()
 
     def wait_until_up(self) -> None:
         end = time.monotonic() + 30

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -182,3 +184,67 @@ def sleepers(pids: object) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             pass
     return found
+
+
+def cleaned(own: FakeApply) -> list[str]:
+    return [name for run in own.cleanups for name in run["users"]]
+
+
+@pytest.mark.parametrize("when", ["waits", "in_flight"])
+async def test_a_clean_up_outlives_a_killed_hub_and_happens_once(
+    start_hub: Callable[..., RunningHub], own: FakeApply, when: str
+) -> None:
+    delay = 1 if when == "in_flight" else 4
+    hub = start_hub(apply_command=own.command, cleanup_delay=delay)
+    own.do(cleanup={"behave": "hang"})
+    async with hub.api() as api:
+        await api.create("alice", "back")
+        for name in ("alice", "back"):
+            assert (await api.spawn(name)).status_code == 201
+        await asyncio.gather(api.stop("alice"), api.stop("back"))
+        if when == "in_flight":
+            await until(lambda: cleaned(own))  # One of them, or both: as their stops fell.
+    hub.process.kill()
+    await until(lambda: not own.alive())
+    own.notes.unlink(missing_ok=True)
+    own.do()
+    hub.restart()
+    async with hub.api() as api:
+        if when == "waits":  # Who is back before it came needs none.
+            assert (await api.spawn("back")).status_code == 201
+        # Nobody has pressed Start for alice.
+        expected = ["alice"] if when == "waits" else ["alice", "back"]
+        await until(lambda: set(expected) <= set(cleaned(own)), 20)
+        await asyncio.sleep(2 * delay + 0.5)
+        assert sorted(cleaned(own)) == expected
+        await api.stop("back")
+    hub.process.kill()
+    own.notes.unlink()
+    hub.restart()
+    await asyncio.sleep(2 * delay + 2)
+    assert "alice" not in cleaned(own), "it was done already"
+
+
+async def test_a_server_that_died_with_its_hub_is_cleaned_up_once(
+    start_hub: Callable[..., RunningHub], own: FakeApply
+) -> None:
+    hub = start_hub(apply_command=own.command, cleanup_delay=0.5)
+    async with hub.api() as api:
+        await api.create("dead", "lives")
+        for name in ("dead", "lives"):
+            assert (await api.spawn(name)).status_code == 201
+            await api.until(name, lambda servers: servers and servers[""]["ready"])
+        log = hub.log
+        with sqlite3.connect(hub.path / "hub.sqlite") as database:
+            rows = database.execute(
+                "SELECT users.name, spawners.state FROM spawners JOIN users ON users.id = spawners.user_id"
+            ).fetchall()
+        hub.process.kill()
+        os.kill(json.loads(dict(rows)["dead"])["pid"], signal.SIGKILL)
+    hub.restart()
+    await until(lambda: cleaned(own), 15)
+    await asyncio.sleep(2)
+    assert cleaned(own) == ["dead"], hub.log[len(log) :]
+    async with hub.api() as api:
+        await api.stop("lives")
+        await until(lambda: cleaned(own) == ["dead", "lives"], 15)

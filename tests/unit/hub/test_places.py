@@ -39,6 +39,12 @@ def docker(cls_name: str = "DockerSpawner", name: str = "alice", **given: Any) -
     return spawner(getattr(dockerspawner, cls_name), name, **given)
 
 
+def named(server: str, asked: Any) -> Any:
+    """The spawner as it is for a named server."""
+    asked.orm_spawner = SimpleNamespace(name=server, server=None)
+    return asked
+
+
 # Any spawner
 
 
@@ -279,3 +285,139 @@ async def test_a_directory_shared_by_all_is_nobodys_home() -> None:
     assert (await resolve(docker(volumes=both), settings(storage_root=ROOT))).directory == "/homes/alice"
     with pytest.raises(UnresolvedError, match="mounts no writable directory"):
         await resolve(docker(volumes={ROOT + "/shared": "/home/jovyan/shared"}), settings(storage_root=ROOT))
+
+
+# Docker, word for word: what the spawner itself would mount is what we say
+
+FORMS: list[dict[str, Any]] = [
+    {"volumes": {"SOURCE": "/home/jovyan"}},
+    {"volumes": {"SOURCE": {"bind": "/home/jovyan"}}},
+    {"volumes": {"SOURCE": {"bind": "/home/jovyan", "mode": "rw"}}},
+    {"volumes": {"SOURCE": {"bind": "/home/jovyan", "mode": "z"}}},
+    {"volumes": {"SOURCE": {"bind": "/home/jovyan", "mode": "rw", "propagation": "rshared"}}},
+    {"mounts": [{"type": "bind", "source": "SOURCE", "target": "/home/jovyan"}]},
+    {"mounts": [{"type": "bind", "source": "SOURCE", "target": "/home/jovyan", "read_only": False}]},
+    {"extra_host_config": {"binds": ["SOURCE:/home/jovyan"]}},
+    {"extra_host_config": {"binds": {"SOURCE": {"bind": "/home/jovyan", "mode": "rw"}}}},
+    {"extra_host_config": {"binds": {"SOURCE": "/home/jovyan"}}},
+    {"extra_host_config": {"mounts": [{"Type": "bind", "Source": "SOURCE", "Target": "/home/jovyan"}]}},
+    {"extra_host_config": lambda self: {"binds": ["SOURCE:/home/jovyan"]}},
+]
+
+
+def with_source(value: Any, source: str) -> Any:
+    """The form, with the source put in."""
+    if isinstance(value, str):
+        return value.replace("SOURCE", source)
+    if isinstance(value, dict):
+        return {with_source(key, source): with_source(item, source) for key, item in value.items()}
+    if isinstance(value, list):
+        return [with_source(item, source) for item in value]
+    if callable(value):
+        return lambda self: with_source(value(self), source)
+    return value
+
+
+@pytest.mark.parametrize("form", FORMS, ids=repr)
+@pytest.mark.parametrize(
+    ("escape", "source", "directory"),
+    [
+        (None, "{username}", "-41nn-2e-4f-27-48ara-40x"),
+        (None, "{safe_username}", "-41nn-2e-4f-27-48ara-40x"),
+        (None, "{raw_username}", "Ann.O'Hara@x"),
+        ("legacy", "{username}", "Ann_2EO_27Hara_40x"),
+        (lambda text: "p-" + text.lower().partition("@")[0], "{username}", "p-ann.o'hara"),
+        (None, "{username}/{servername}", "-41nn-2e-4f-27-48ara-40x/lab-2d1"),
+        (None, "{username}-{raw_servername}", "-41nn-2e-4f-27-48ara-40x-Lab-1"),
+        (None, "{prefix}-{username}", "jupyter--41nn-2e-4f-27-48ara-40x"),
+    ],
+    ids=["default", "safe", "raw", "legacy", "own", "servername", "raw_servername", "prefix"],
+)
+async def test_every_spelling_with_every_escaping(
+    form: dict[str, Any], escape: Any, source: str, directory: str
+) -> None:
+    given = with_source(form, f"{ROOT}/{source}")
+    if escape is not None:
+        given["escape"] = escape
+    asked = named("Lab-1", docker(name="Ann.O'Hara@x", **given))
+    namespace = asked.template_namespace()
+    place = await resolve(asked, settings(storage_root=ROOT))
+    assert place.directory == f"{ROOT}/{source.format(**namespace)}"
+    assert place.directory == f"{ROOT}/{directory}"
+    assert (place.name, place.server_name) == ("Ann.O'Hara@x", "Lab-1")
+
+
+@pytest.mark.parametrize("source", ["{user_server}", "{unescaped_username}"])
+async def test_a_template_that_docker_does_not_know_is_explained(source: str) -> None:
+    """These words are KubeSpawner's: DockerSpawner's own start would fail, so nothing is made up here."""
+    asked = docker(volumes={f"{ROOT}/{source}": "/home/jovyan"})
+    with pytest.raises(KeyError):
+        _ = asked.volume_binds
+    with pytest.raises(UnresolvedError, match=rf"{source.strip('{}')}.*\{{servername\}}"):
+        await resolve(asked, settings(storage_root=ROOT))
+
+
+async def test_named_servers_with_a_volume_each_are_work_of_their_own() -> None:
+    places_ = []
+    for name in ("", "one", "two"):
+        asked = named(name, docker(volumes={ROOT + "/{username}/{servername}": "/home/jovyan"}))
+        places_.append(await resolve(asked, settings(storage_root=ROOT)))
+    assert [place.directory for place in places_] == [f"{ROOT}/alice{end}" for end in ("", "/one", "/two")]
+    assert len({place.work_key for place in places_}) == 3
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"read_only_volumes": {ROOT + "/{username}": "/home/jovyan"}},
+        {"volumes": {ROOT + "/{username}": {"bind": "/home/jovyan", "mode": "ro"}}},
+        {"volumes": {ROOT + "/{username}": {"bind": "/home/jovyan", "mode": "ro,z"}}},
+        {
+            "mounts": [
+                {"type": "bind", "source": ROOT + "/{username}", "target": "/home/jovyan", "read_only": True}
+            ]
+        },
+        {"extra_host_config": {"binds": [ROOT + "/{username}:/home/jovyan:ro"]}},
+        {"extra_host_config": {"binds": {ROOT + "/{username}": {"bind": "/home/jovyan", "ro": True}}}},
+        {"mounts": [{"type": "tmpfs", "source": "", "target": "/home/jovyan"}]},
+    ],
+    ids=repr,
+)
+async def test_what_the_server_cannot_write_is_not_its_storage(given: dict[str, Any]) -> None:
+    with pytest.raises(UnresolvedError, match="mounts no writable directory"):
+        await resolve(docker(**given), settings(storage_root=ROOT))
+
+
+@pytest.mark.parametrize("form", FORMS[:9], ids=repr)
+async def test_a_named_volume_is_explained_and_refused_in_every_spelling(form: dict[str, Any]) -> None:
+    given = with_source(form, "jupyterhub-{username}")
+    if "mounts" in given:
+        given["mounts"][0]["type"] = "volume"
+    with pytest.raises(UnresolvedError, match="volume that Docker keeps") as caught:
+        await resolve(docker(**given), settings(storage_root=ROOT))
+    assert "c.DockerSpawner.volumes" in caught.value.details
+    assert "'jupyterhub-alice'" in caught.value.details
+
+
+async def test_of_several_volumes_the_users_own_below_the_root_is_it() -> None:
+    given = {
+        "volumes": {
+            "/srv/data": {"bind": "/data", "mode": "rw"},
+            ROOT + "/{username}": {"bind": "/home/jovyan/work", "mode": "rw"},
+            ROOT + "/shared": {"bind": "/home/jovyan/shared", "mode": "rw"},
+            "cache-{username}": "/home/jovyan/.cache",
+        },
+        "read_only_volumes": {"/srv/course": "/home/jovyan/course"},
+        "mounts": [{"type": "bind", "source": "/srv/scratch/{username}", "target": "/scratch"}],
+    }
+    assert (await resolve(docker(**given), settings(storage_root=ROOT))).directory == f"{ROOT}/alice"
+
+
+async def test_a_naming_strategy_of_the_admins_own_is_asked() -> None:
+    naming = pytest.importorskip("dockerspawner.volumenamingstrategy").escaped_format_volume_name
+    for strategy in (naming, lambda template, spawner: template.replace("WHO", spawner.escaped_name)):
+        asked = docker(
+            volumes={f"{ROOT}/" + ("{username}" if strategy is naming else "WHO"): "/home/jovyan"},
+            format_volume_name=strategy,
+        )
+        assert (await resolve(asked, settings(storage_root=ROOT))).directory == f"{ROOT}/alice"
