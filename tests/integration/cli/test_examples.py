@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,10 @@ def example(request: pytest.FixtureRequest, tmp_path: Path) -> Example:
 
 
 def test_every_example_has_a_test_and_a_line_in_the_readme() -> None:
-    tested = {"quickstart", "site-roles", "remote-storage", "ansible-only"}
+    tested = {"quickstart", "site-roles", "remote-storage", "ansible-only", "user-directory", "system-users"}
+    tested |= {"clean-up", "shell-script"}
     tested |= {"behind-sudo", "behind-ssh"}  # in tests/integration/boundary
+    tested |= {"ldap-docker"}  # in tests/integration/docker
     assert {path.name for path in EXAMPLES.iterdir() if path.is_dir()} == tested
     for name in tested:
         assert f"({name})" in (EXAMPLES / "README.md").read_text()
@@ -72,6 +75,105 @@ def test_quickstart(example: Example) -> None:
     assert (example.root / "alice").stat().st_mode & 0o777 == 0o750
     assert (example.root / "alice/tutorials/welcome.ipynb").is_file()
     assert "ok  alice" in example.runs("ansible-bootstrap", "run", "alice")
+
+
+@pytest.mark.parametrize("example", ["user-directory"], indirect=True)
+def test_user_directory(example: Example) -> None:
+    assert "would change  alice" in example.runs("ansible-bootstrap", "run", "alice", "--check")
+    assert "changed  alice: user_dir" in example.runs("ansible-bootstrap", "run", "alice")
+    status = (example.root / "alice").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (*OWNER, 0o750)
+    assert "ok  alice" in example.runs("ansible-bootstrap", "run", "alice")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("example", ["system-users"], indirect=True)
+def test_system_users(example: Example, needs: Callable[..., None]) -> None:
+    """In a mount namespace in which NSS knows erin, whose home is below a directory of the test's own."""
+    needs(root=True, programs=("unshare", "mkhomedir_helper"))
+    homes = example.system / "home"
+    homes.mkdir(mode=0o755)
+    config = example.directory / "jupyterhub_config.py"
+    config.write_text(config.read_text().replace('"/home"', f'"{homes}"'))
+    passwd = example.system / "passwd"
+    passwd.write_text(Path("/etc/passwd").read_text() + f"erin:x:20077:20077::{homes}/erin:/bin/sh\n")
+    passwd.chmod(0o644)
+
+    def runs(*command: str) -> str:
+        script = 'mount --bind "$0" /etc/passwd && exec "$@"'
+        namespace = ("unshare", "--mount", "sh", "-c", script, str(passwd))
+        done = subprocess.run(
+            [*namespace, str(BIN / command[0]), *command[1:]],
+            cwd=example.directory,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "would change  erin" in runs("ansible-bootstrap", "run", "erin", "--check")
+    assert list(homes.iterdir()) == []
+    assert "changed  erin: mkhomedir" in runs("ansible-bootstrap", "run", "erin")
+    status = (homes / "erin").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (20077, 20077, 0o700)
+    skeleton = {path.name for path in Path("/etc/skel").iterdir()}
+    assert {path.name for path in (homes / "erin").iterdir()} == skeleton
+    assert "ok  erin" in runs("ansible-bootstrap", "run", "erin")
+
+
+CLEAN_UP = """
+import asyncio, logging, pathlib
+from ansible_bootstrap.apply_client import ApplyClient
+from ansible_bootstrap.cli import _load_config
+from ansible_bootstrap.protocol import OutcomeEvent, Request
+
+settings = _load_config(pathlib.Path("jupyterhub_config.py"))
+
+async def argv():
+    return settings.apply_argv()
+
+def tell(event):
+    if isinstance(event, OutcomeEvent):
+        print(event.outcome.status, *event.outcome.changed)
+
+async def clean_up():
+    client = ApplyClient(argv, logging.getLogger())
+    run = await client.start(Request(operation="cleanup", users=[{"name": "alice"}]), tell, limit=60)
+    await run.finish()
+
+asyncio.run(clean_up())
+"""
+
+
+@pytest.mark.parametrize("example", ["clean-up"], indirect=True)
+def test_clean_up(example: Example) -> None:
+    """By hand as in its README, and with the operation that the hub asks for after a stop."""
+    example.runs("ansible-bootstrap", "run", "alice")
+    home = example.root / "alice"
+    old, young = home / "scratch/old", home / "scratch/young"
+    for path in (home / ".cache/pip/http/x", home / "work.ipynb", old, young):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    (home / ".cache/link").symlink_to("/etc")
+    for path in home.rglob("*"):
+        os.chown(path, *OWNER, follow_symlinks=False)
+    os.utime(old, (0, 0))
+    by_hand = ("ansible-playbook", "ansible_bootstrap.jupyterhub.cleanup")
+    by_hand += ("-e", "@by-hand.yml", "-e", "username=alice")
+
+    shown = example.runs(*by_hand, "--check", "--diff")
+    assert f"{home}/.cache/pip" in shown
+    assert f"{home}/scratch/old" in shown
+    assert old.exists()
+
+    assert example.runs("python", "-c", CLEAN_UP).split() == ["ok", "cleanup"]
+    assert sorted(str(path.relative_to(home)) for path in home.rglob("*")) == [
+        *(".cache", ".cache/link", "scratch", "scratch/young", "work.ipynb")
+    ]
+    assert example.runs("python", "-c", CLEAN_UP).split() == ["ok"]
+    assert "changed=0 " in example.runs(*by_hand)
 
 
 @pytest.mark.parametrize("example", ["site-roles"], indirect=True)
