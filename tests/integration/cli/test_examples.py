@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,6 +175,42 @@ def test_clean_up(example: Example) -> None:
     ]
     assert example.runs("python", "-c", CLEAN_UP).split() == ["ok"]
     assert "changed=0 " in example.runs(*by_hand)
+
+
+@pytest.mark.parametrize("example", ["ldap-docker"], indirect=True)
+def test_ldap_docker(example: Example) -> None:
+    """The hub, LDAP and Docker themselves are in tests/integration/docker."""
+    assert "would change  alice" in example.runs("ansible-bootstrap", "run", "alice", "--check")
+    assert "changed  alice: user_dir, tutorials" in example.runs("ansible-bootstrap", "run", "alice")
+    assert (example.root / "alice").stat().st_uid == OWNER[0]
+    assert (example.root / "alice/tutorials/welcome.ipynb").is_file()
+    assert "ok  alice" in example.runs("ansible-bootstrap", "run", "alice")
+
+
+def test_shell_script() -> None:
+    """Not below tmp_path: every user must be able to reach the script."""
+    made = Path(tempfile.mkdtemp(prefix="ansible_bootstrap_", dir="/tmp"))
+    made.chmod(0o755)
+    try:
+        example = Example("shell-script", made)
+        place = example.system / "srv/bootstrap"
+        place.mkdir()
+        script = Path(shutil.copy(example.directory / "bootstrap.sh", place))
+        for name in ("wget", "unzip"):
+            script.write_text(script.read_text().replace(f"\n{name} ", f"\n{place}/{name} "))
+        (place / "wget").write_text(
+            '#!/bin/sh\nfor last; do :; done\necho "$last" >.tutorials.new/master.zip\n'
+        )
+        (place / "unzip").write_text('#!/bin/sh\nmkdir "$4" && cp "$2" "$4/README.md"\n')
+        for name in ("wget", "unzip"):
+            (place / name).chmod(0o755)
+        assert "would change  alice" in example.runs("ansible-bootstrap", "run", "alice", "--check")
+        assert "changed  alice: user_dir, script" in example.runs("ansible-bootstrap", "run", "alice")
+        assert "PythonDataScienceHandbook" in (example.root / "alice/tutorials/README.md").read_text()
+        assert os.listdir(example.root / "alice") == ["tutorials"]
+        assert "ok  alice" in example.runs("ansible-bootstrap", "run", "alice")
+    finally:
+        shutil.rmtree(made)
 
 
 @pytest.mark.parametrize("example", ["site-roles"], indirect=True)

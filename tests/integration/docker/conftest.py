@@ -24,12 +24,7 @@ from typing import Any
 
 import httpx
 import pytest
-
-USERS = ("lovelace", "emmy.noether", "franklin")
-EARLY = "earlybird"
-"""Whose server was started before the hook was there."""
-DOTTED = "von.neumann"
-"""Whose server was started with the hook of JupyterHub's page."""
+from ldap_users import DOTTED, EARLY, USERS
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from conftest import DOTTED, EARLY, USERS
+from ldap_users import DOTTED, EARLY, USERS
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]  # Each notebook takes seconds of a core.
 
