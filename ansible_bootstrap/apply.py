@@ -25,6 +25,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
@@ -33,7 +34,7 @@ from . import runner
 from .boundary import enforce_boundary
 from .descendants import become_subreaper, end_descendants
 from .errors import AnsibleBootstrapError, Reason, RefusedError
-from .fingerprints import describe
+from .fingerprints import describe, short_name
 from .protocol import (
     MAX_REQUEST_BYTES,
     Accepted,
@@ -44,13 +45,14 @@ from .protocol import (
     OutcomeEvent,
     Refused,
     Request,
+    RoleFingerprint,
     RoleStarted,
     User,
     parse_request,
     parse_users,
 )
 from .run_directory import run_directory
-from .settings import SYSTEM_FILE, ApplySettings, load_settings
+from .settings import SYSTEM_FILE, ApplySettings, RoleSetting, load_settings
 
 EXIT_OK: Final = 0
 EXIT_SOME_FAILED: Final = 1
@@ -112,17 +114,37 @@ def _serve(settings: ApplySettings, request: Request) -> int:
     users, refused = parse_users(request.users)
     storage_host = _only_host(users)
     run = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
-    _emit(Accepted(run=run, storage_host=storage_host))
+    roles, fingerprints = settings.cleanup_roles, ()
+    if request.operation == "bootstrap":
+        fingerprints = describe(settings)
+        roles = _left(settings.roles, fingerprints, request.done)
+    names = tuple(short_name(role) for role in roles)
+    _emit(Accepted(run=run, storage_host=storage_host, roles=names, fingerprints=fingerprints))
     batch = _Batch(run, storage_host, users)
     for outcome in refused:
         batch.finish(outcome.model_copy(update={"run": run, "storage_host": storage_host}))
-    if users:
+    if roles and users:
         with run_directory(run) as directory:
-            _run(settings, request, batch, directory)
+            _run(settings, request, roles, batch, directory)
+    else:
+        batch.nothing_left()
     return batch.end()
 
 
-def _run(settings: ApplySettings, request: Request, batch: _Batch, directory: Path) -> None:
+def _left(
+    roles: Sequence[RoleSetting], fingerprints: Sequence[RoleFingerprint], done: Mapping[str, str]
+) -> tuple[RoleSetting, ...]:
+    """Return the roles that somebody may not have yet, by what the caller remembers of their fingerprints."""
+    return tuple(
+        role
+        for role, now in zip(roles, fingerprints, strict=True)
+        if not (now.revised and done.get(now.role) == now.fingerprint)
+    )
+
+
+def _run(
+    settings: ApplySettings, request: Request, roles: Sequence[RoleSetting], batch: _Batch, directory: Path
+) -> None:
     """Run the playbook in a thread; meanwhile pass its outcomes on and watch for the stop."""
     _stop_on_end_of_stdin()
     over = threading.Event()
@@ -133,6 +155,7 @@ def _run(settings: ApplySettings, request: Request, batch: _Batch, directory: Pa
             runner.run_playbook(
                 settings,
                 request.operation,
+                roles,
                 list(batch.users.values()),
                 batch.storage_host,
                 directory,
@@ -204,6 +227,20 @@ class _Batch:
         for note in outcome.notes:
             log(f"{self.run}: {outcome.name}: {note}")
         _emit(OutcomeEvent(outcome=outcome))
+
+    def nothing_left(self) -> None:
+        """Everybody has every role already."""
+        for user in list(self.waiting.values()):
+            self.finish(
+                Outcome(
+                    key=user.key,
+                    name=user.name,
+                    status="ok",
+                    run=self.run,
+                    storage_host=self.storage_host,
+                    directory=user.directory or "",
+                )
+            )
 
     def give_up(self, message: str) -> None:
         """Fail whoever has no outcome: silence is never success."""

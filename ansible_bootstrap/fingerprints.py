@@ -5,9 +5,9 @@ content. Each role's fingerprint is over what the role is, the variables it can 
 plugins; so a changed tutorial setting does not run the other roles again.
 
 Left out on purpose: the inventory (where a host is does not change what is done there), and content
-that lies on a storage host or behind a URL, which the role itself revalidates; a role with such
-content says ``revised=False``, and whoever keeps fingerprints must not take an equal one for an
-unchanged content.
+that lies on a storage host or behind a URL. A skeleton, a tutorial and a program that is run once are
+given to a user once, and what comes later is for those who come later. A program that the admin wants
+run each time says ``revised=False``: whoever keeps fingerprints must not take an equal one for done.
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ COLLECTION_DIRECTORY: Final = (
 )
 """The collection of this package, through the tracked symlinks or as installed."""
 
-_CONTENT_ELSEWHERE: Final = frozenset({"tutorials", "script"})
-"""Built-in roles whose content lies where only they can see it."""
+_EACH_TIME: Final = {"script": ("script_when", "once"), "cleanup": ("", "")}
+"""Built-in roles that are never done with, unless a variable of theirs is this or not set."""
 
 
 def describe(settings: ApplySettings) -> tuple[RoleFingerprint, ...]:
     """Return the fingerprint of each role of a bootstrap, in order; reads every file of every role."""
     ours = _tree(COLLECTION_DIRECTORY / "plugins") + _tree(COLLECTION_DIRECTORY / "playbooks")
-    site = "".join(_tree(Path(path)) for path in (*settings.roles_path, *settings.collections_path))
+    ours_alone = all(short_name(role) in BUILT_IN_ROLES for role in settings.roles)
+    paths = () if ours_alone else (*settings.roles_path, *settings.collections_path)
+    site = "".join(_tree(Path(path)) for path in paths)
     common = [__version__, ours, settings.storage_root, settings.uid, settings.gid]
     return tuple(_describe(role, settings, common, site) for role in settings.roles)
 
 
 def _describe(role: RoleSetting, settings: ApplySettings, common: list[Any], site: str) -> RoleFingerprint:
-    short = role.role.removeprefix(f"{COLLECTION}.")
+    short = short_name(role)
     if short in BUILT_IN_ROLES:
         variables = {
             name: settings.extra_vars[name] for name in settings.extra_vars if name.startswith(f"{short}_")
@@ -54,8 +56,20 @@ def _describe(role: RoleSetting, settings: ApplySettings, common: list[Any], sit
     return RoleFingerprint(
         role=short,
         fingerprint=_hash([common, role.model_dump(), variables, contents]),
-        revised=short not in _CONTENT_ELSEWHERE,
+        revised=_revised(short, settings),
     )
+
+
+def short_name(role: RoleSetting) -> str:
+    """Return a role's name as the admin thinks of it: ours without the collection's."""
+    return role.role.removeprefix(f"{COLLECTION}.")
+
+
+def _revised(short: str, settings: ApplySettings) -> bool:
+    if short not in _EACH_TIME:
+        return True
+    variable, once = _EACH_TIME[short]
+    return bool(variable) and settings.extra_vars.get(variable, once) == once
 
 
 def _tree(root: Path) -> str:

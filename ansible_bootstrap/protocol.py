@@ -4,7 +4,8 @@ The caller writes **one line** of JSON, a :class:`Request`, to the apply program
 stdin open: its end means *stop*. The apply program answers on stdout with one JSON object a line:
 
 ==============  ===========================================================================
-``accepted``    the request is valid; the run begins. Has ``run`` (the run's id).
+``accepted``    the request is valid; the run begins. Has ``run`` (the run's id), the fingerprints of
+                all roles, and ``roles``: those that are left to apply.
 ``role``        a role begins for ``users`` users of the batch: progress, decides nothing.
 ``outcome``     the final :class:`Outcome` of one user, as soon as it is known, once per key.
 ``described``   the answer to ``describe``, and the only line.
@@ -116,6 +117,9 @@ class Request(_Wire):
     """Predict, write nothing (Ansible's check mode)."""
     diff: bool = False
     """Log what would differ, on stderr."""
+    done: dict[str, str] = Field(default_factory=dict, max_length=1000)
+    """Of a bootstrap: roles that all of these users have, with the fingerprint at which they got them. Those whose
+    fingerprint still is that are left out; only the apply program can tell."""
 
 
 class Outcome(_Wire):
@@ -144,12 +148,25 @@ class Outcome(_Wire):
     """Roles that failed under ``on_failure: continue``: the student is told that they are missing."""
 
 
+class RoleFingerprint(_Wire):
+    """What a role's being done depends on, as a hash; equal means nothing we can see has changed."""
+
+    role: str
+    fingerprint: str
+    revised: bool
+    """Whether that covers all; if not, the role must look for itself each time."""
+
+
 class Accepted(_Wire):
     """The run begins."""
 
     event: Literal["accepted"] = "accepted"
     run: str
     storage_host: str
+    roles: tuple[str, ...] = Field(default=(), strict=False)
+    """Short names of the roles that are applied, in order: not those that all have already."""
+    fingerprints: tuple[RoleFingerprint, ...] = Field(default=(), strict=False)
+    """Of all roles of a bootstrap, as of this run."""
 
 
 class RoleStarted(_Wire):
@@ -173,15 +190,6 @@ class Refused(_Wire):
     event: Literal["refused"] = "refused"
     reason: Reason
     message: str
-
-
-class RoleFingerprint(_Wire):
-    """What a role's being done depends on, as a hash; equal means nothing we can see has changed."""
-
-    role: str
-    fingerprint: str
-    revised: bool
-    """Whether that covers all content too; if not, the role must look for itself."""
 
 
 class Described(_Wire):

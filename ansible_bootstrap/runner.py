@@ -11,13 +11,13 @@ import json
 import os
 import pwd
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from . import __path__ as _package_path
 from .protocol import Operation, User
-from .settings import ApplySettings
+from .settings import ApplySettings, RoleSetting
 
 PLAYBOOKS: Final[dict[Operation, str]] = {
     "bootstrap": "ansible_bootstrap.jupyterhub.bootstrap",
@@ -63,6 +63,7 @@ def scrubbed_environment() -> dict[str, str]:
 def run_playbook(
     settings: ApplySettings,
     operation: Operation,
+    roles: Sequence[RoleSetting],
     users: list[User],
     storage_host: str,
     directory: Path,
@@ -76,6 +77,7 @@ def run_playbook(
     Args:
         settings: the admin's.
         operation: ``bootstrap`` or ``cleanup``.
+        roles: of the settings' roles for it, those to apply.
         users: the batch, validated.
         storage_host: a host of the inventory.
         directory: the run's own, mode 0700; holds everything that Ansible writes here.
@@ -98,7 +100,7 @@ def run_playbook(
         ident="run",
         playbook=PLAYBOOKS[operation],
         inventory=[str(inventory), *([settings.inventory] if settings.inventory else [])],
-        extravars=_extra_vars(settings, operation, users, storage_host),
+        extravars=_extra_vars(settings, roles, users, storage_host),
         envvars=_ansible_environment(settings, directory),
         cmdline=" ".join([*(["--check"] if check else []), *(["--diff"] if diff else [])]) or None,
         forks=settings.forks if storage_host == "localhost" else min(settings.forks, _MAX_SSH_FORKS),
@@ -116,9 +118,8 @@ def outcomes_file(directory: Path) -> Path:
 
 
 def _extra_vars(
-    settings: ApplySettings, operation: Operation, users: list[User], storage_host: str
+    settings: ApplySettings, roles: Sequence[RoleSetting], users: list[User], storage_host: str
 ) -> dict[str, Any]:
-    roles = settings.roles if operation == "bootstrap" else settings.cleanup_roles
     optional = {"bootstrap_gid": settings.gid} if settings.gid is not None else {}
     return {
         **settings.extra_vars,

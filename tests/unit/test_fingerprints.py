@@ -70,9 +70,21 @@ def test_where_and_whose_concerns_every_role(site: Path, setting: dict[str, Any]
     assert changed(before, fingerprints(site, **setting)) == set(before)
 
 
-def test_a_role_whose_content_we_cannot_see_says_so(site: Path) -> None:
-    settings = ApplySettings(storage_root="/volumes", roles=("user_dir", "tutorials"))
+@pytest.mark.parametrize(
+    ("variables", "revised"),
+    [
+        ({}, True),
+        ({"script_when": "once"}, True),
+        ({"script_when": "always"}, False),
+        ({"script_when": "{{ x }}"}, False),
+    ],
+)
+def test_a_program_that_is_run_each_time_is_never_done(variables: dict[str, Any], revised: bool) -> None:
+    settings = ApplySettings(
+        storage_root="/volumes", roles=("user_dir", "tutorials", "script"), extra_vars=variables
+    )
     assert [(item.role, item.revised) for item in describe(settings)] == [
         ("user_dir", True),
-        ("tutorials", False),
+        ("tutorials", True),
+        ("script", revised),
     ]
