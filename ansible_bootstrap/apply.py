@@ -114,7 +114,8 @@ def _serve(settings: ApplySettings, request: Request) -> int:
     users, refused = parse_users(request.users)
     storage_host = _only_host(users)
     run = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
-    roles, fingerprints = settings.cleanup_roles, ()
+    roles = settings.cleanup_roles
+    fingerprints: tuple[RoleFingerprint, ...] = ()
     if request.operation == "bootstrap":
         fingerprints = describe(settings)
         roles = _left(settings.roles, fingerprints, request.done)
@@ -157,8 +158,8 @@ def _run(
                 request.operation,
                 roles,
                 list(batch.users.values()),
-                batch.storage_host,
                 directory,
+                storage_host=batch.storage_host,
                 check=request.check,
                 diff=request.diff,
                 cancelled=over.is_set,

@@ -65,9 +65,9 @@ def run_playbook(
     operation: Operation,
     roles: Sequence[RoleSetting],
     users: list[User],
-    storage_host: str,
     directory: Path,
     *,
+    storage_host: str,
     check: bool,
     diff: bool,
     cancelled: Callable[[], bool] = lambda: False,
@@ -79,8 +79,8 @@ def run_playbook(
         operation: ``bootstrap`` or ``cleanup``.
         roles: of the settings' roles for it, those to apply.
         users: the batch, validated.
-        storage_host: a host of the inventory.
         directory: the run's own, mode 0700; holds everything that Ansible writes here.
+        storage_host: a host of the inventory.
         check: predict only.
         diff: have differences written to the outcomes file.
         cancelled: asked before Ansible starts, and then now and again whether to end it.
