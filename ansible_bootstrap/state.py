@@ -41,6 +41,15 @@ def ensure_state_dir(path: str | os.PathLike[str]) -> Path:
     return directory
 
 
+def make_private(path: Path) -> None:
+    """Make an empty file of mode 0600, if there is none; SQLite gives its journals the mode of the file itself.
+
+    Raises:
+        OSError: it cannot be made, or is a link.
+    """
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+
+
 def write_private(path: Path, text: str) -> None:
     """Let ``path`` hold exactly ``text``, mode 0600, atomically; untouched if it already does.
 

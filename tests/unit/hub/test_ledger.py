@@ -1,0 +1,276 @@
+"""Who is complete is believed only while everything that it was made under is as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ansible_bootstrap.ledger import FILE, Ledger, completed, digest
+from ansible_bootstrap.places import Place
+from ansible_bootstrap.protocol import RoleFingerprint
+
+
+def fingerprints(**roles: str) -> tuple[RoleFingerprint, ...]:
+    return tuple(RoleFingerprint(role=role, fingerprint=value, revised=True) for role, value in roles.items())
+
+
+FINGERPRINTS = fingerprints(user_dir="u1", tutorials="t1")
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "state", trust_for=3600)
+
+
+@pytest.fixture
+def alice(tmp_path: Path) -> Place:
+    """A user whose directory is there."""
+    (tmp_path / "alice").mkdir(mode=0o755)
+    return Place("alice", directory=str(tmp_path / "alice"), uid=1000, gid=100, storage_host="localhost")
+
+
+def test_nobody_is_known_at_first(ledger: Ledger, alice: Place) -> None:
+    assert ledger.look(alice) is None
+
+
+def test_who_is_complete_has_every_role_at_its_fingerprint(ledger: Ledger, alice: Place) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    entry = ledger.look(alice)
+    assert entry is not None and entry.has(FINGERPRINTS)
+    assert not entry.has(fingerprints(user_dir="u1", tutorials="t2"))
+    assert not entry.has(fingerprints(user_dir="u1", tutorials="t1", script="s1"))
+    assert entry.has(fingerprints(tutorials="t1"))  # A role that was taken out of the settings.
+
+
+def test_a_role_that_must_look_each_time_is_never_had(ledger: Ledger, alice: Place) -> None:
+    always = (*FINGERPRINTS, RoleFingerprint(role="script", fingerprint="s", revised=False))
+    ledger.complete([completed(alice, "", always)])
+    entry = ledger.look(alice)
+    assert entry is not None and not entry.has(always) and "script" not in entry.roles
+
+
+def test_a_role_that_failed_and_was_let_go_on_without_is_not_had(ledger: Ledger, alice: Place) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS, missing=["tutorials"])])
+    entry = ledger.look(alice)
+    assert entry is not None and dict(entry.roles) == {"user_dir": "u1"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"uid": 1001}, {"gid": 101}, {"name": "alicia"}, {"storage_host": "nas2"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_another_place_is_unknown(ledger: Ledger, alice: Place, change: dict[str, object]) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    assert ledger.look(replace(alice, **change)) is None  # type: ignore[arg-type]
+
+
+def test_another_directory_is_unknown(ledger: Ledger, alice: Place, tmp_path: Path) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    (tmp_path / "alice-2").mkdir()
+    assert ledger.look(replace(alice, directory=str(tmp_path / "alice-2"))) is None
+
+
+def test_groups_count_where_a_site_role_could_have_seen_them(ledger: Ledger, alice: Place) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    assert ledger.look(replace(alice, groups=("physics",)))
+    ledger.complete([completed(alice, "", fingerprints(user_dir="u1", my_datasets="m1"))])
+    assert ledger.look(replace(alice, groups=("physics",))) is None
+
+
+def emptied(directory: Path) -> None:
+    directory.rmdir()
+
+
+def replaced(directory: Path) -> None:
+    old = directory.with_name("old")
+    directory.rename(old)  # Kept, or the new one might get its inode.
+    directory.mkdir(mode=0o755)
+
+
+def linked(directory: Path) -> None:
+    directory.rmdir()
+    directory.symlink_to("/")
+
+
+def opened(directory: Path) -> None:
+    directory.chmod(0o777)
+
+
+@pytest.mark.parametrize("change", [emptied, replaced, linked, opened])
+def test_a_directory_that_is_not_as_it_was_makes_its_user_unknown(
+    ledger: Ledger, alice: Place, change: Callable[[Path], None]
+) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    change(Path(alice.directory or ""))
+    assert ledger.look(alice) is None
+
+
+@pytest.mark.root
+def test_so_does_another_owner(ledger: Ledger, alice: Place) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    os.chown(alice.directory or "", 20001, -1)
+    assert ledger.look(alice) is None
+
+
+def test_what_lies_in_the_directory_does_not(ledger: Ledger, alice: Place) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    Path(alice.directory or "", "essay.txt").write_text("mine")
+    assert ledger.look(alice)
+
+
+def test_the_directory_that_only_the_apply_side_knows_is_looked_at_too(
+    ledger: Ledger, alice: Place, tmp_path: Path
+) -> None:
+    plain = replace(alice, directory=None)
+    ledger.complete([completed(plain, str(tmp_path / "alice"), FINGERPRINTS)])
+    assert ledger.look(plain)
+    (tmp_path / "alice").rmdir()
+    assert ledger.look(plain) is None
+
+
+def at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    now = time.time()
+    monkeypatch.setattr("ansible_bootstrap.ledger.time.time", lambda: now + seconds)
+
+
+def test_what_this_machine_sees_is_good_for_ever(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    at(monkeypatch, 10**8)
+    assert ledger.look(alice)
+
+
+@pytest.mark.parametrize("host", ["localhost", "nas1"])
+def test_what_it_does_not_see_is_trusted_for_a_time(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    far = replace(alice, directory="/nowhere/alice", storage_host=host)
+    ledger.complete([completed(far, "", FINGERPRINTS)])
+    at(monkeypatch, 3500)
+    assert ledger.look(far)
+    at(monkeypatch, 200)
+    assert ledger.look(far) is None
+
+
+def test_a_path_here_is_no_proof_of_one_on_another_host(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = replace(alice, storage_host="nas1")
+    ledger.complete([completed(far, "", FINGERPRINTS)])
+    assert ledger.look(far)
+    at(monkeypatch, 4000)
+    assert ledger.look(far) is None
+
+
+def test_a_clock_that_was_set_back_trusts_nothing(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = replace(alice, directory="/nowhere/alice", storage_host="nas1")
+    ledger.complete([completed(far, "", FINGERPRINTS)])
+    at(monkeypatch, -7200)
+    assert ledger.look(far) is None
+
+
+def test_who_is_forgotten_is_unknown_everywhere(ledger: Ledger, alice: Place) -> None:
+    second = replace(alice, directory="/nowhere/alice-2", storage_host="nas1", server_name="two")
+    bob = replace(alice, name="bob", directory="/nowhere/bob")
+    ledger.complete([completed(place, "", FINGERPRINTS) for place in (alice, second, bob)])
+    assert ledger.forget(["alice", "nobody"]) == 2
+    assert ledger.look(alice) is None and ledger.look(second) is None and ledger.look(bob)
+    assert ledger.forget_all() == 1 and ledger.look(bob) is None
+
+
+def test_what_was_known_of_a_place_can_be_put_back(ledger: Ledger, alice: Place) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    known = ledger.forget_places([alice, replace(alice, name="bob")])
+    assert [entry.place for entry in known] == [alice] and ledger.look(alice) is None
+    ledger.restore(known)
+    assert ledger.look(alice)
+
+
+def test_nothing_is_noted_once_looking_has_taken_too_long(ledger: Ledger, alice: Place) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS)], until=time.monotonic() - 1)
+    assert ledger.look(alice) is None
+
+
+def test_where_a_user_was_is_remembered_for_each_server(ledger: Ledger, alice: Place) -> None:
+    two = replace(alice, directory="/nowhere/alice-two", server_name="two")
+    ledger.note_places([two, alice], "d1")
+    assert ledger.places("alice", "d1") == [alice, two]
+    assert ledger.places("alice", "other settings") == [] == ledger.places("bob", "d1")
+    ledger.note_places([replace(alice, uid=7)], "d1")
+    assert [place.uid for place in ledger.places("alice", "d1")] == [7, 1000]
+
+
+def test_a_digest_is_the_same_in_every_process_whatever_is_in_the_settings() -> None:
+    settings = {
+        "DockerSpawner": {"volumes": {"/x/{username}": "/home"}, "hook": test_nobody_is_known_at_first}
+    }
+    assert (
+        digest(settings)
+        == digest(dict(settings))
+        == digest({"DockerSpawner": dict(settings["DockerSpawner"])})
+    )
+    assert digest(settings) != digest({"DockerSpawner": {}})
+    assert digest({"x": object()}) == digest({"x": object()})
+
+
+@pytest.mark.parametrize("what", ["text", "another version", "cut"])
+def test_a_broken_file_knows_nobody_and_is_made_anew(
+    ledger: Ledger, alice: Place, tmp_path: Path, what: str
+) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    file = tmp_path / "state" / FILE
+    if what == "text":
+        file.write_bytes(b"this is no database " * 400)
+    elif what == "cut":
+        file.write_bytes(file.read_bytes()[:3000])
+    else:
+        with sqlite3.connect(file) as database:
+            database.execute("PRAGMA user_version = 99")
+    with contextlib.suppress(sqlite3.Error):
+        assert ledger.look(alice) is None
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    assert ledger.look(alice)
+
+
+def test_the_file_is_private_and_removing_it_forgets_everybody(
+    ledger: Ledger, alice: Place, tmp_path: Path
+) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    for file in (tmp_path / "state").iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        file.unlink()
+    assert ledger.look(alice) is None
+
+
+def _write(directory: Path, number: int) -> None:
+    ledger = Ledger(directory)
+    for count in range(20):
+        place = Place(f"user{number}-{count}", directory="/nowhere", storage_host="h")
+        ledger.complete([completed(place, "", FINGERPRINTS)])
+
+
+def test_several_processes_and_threads_write_at_once(ledger: Ledger, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers: list[threading.Thread | multiprocessing.process.BaseProcess] = [
+        context.Process(target=_write, args=(tmp_path / "state", 1)),
+        *(threading.Thread(target=_write, args=(tmp_path / "state", number)) for number in (2, 3)),
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert ledger.forget_all() == 60
