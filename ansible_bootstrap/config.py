@@ -18,10 +18,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from traitlets import Callable, Dict, Enum, Float, Int, List, TraitType, Unicode, Union, default
+from traitlets import Bool, Callable, Dict, Enum, Float, Int, List, TraitType, Unicode, Union, default
 from traitlets.config import SingletonConfigurable
 
 from .errors import SettingsError
+from .ledger import digest
 from .protocol import MAX_USERS
 from .settings import make_settings
 from .state import default_state_dir, ensure_state_dir, write_private
@@ -36,6 +37,8 @@ SETTINGS_FILE: Final = "apply-settings.json"
 """Below ``state_dir``, mode 0600: what the embedded apply program is handed."""
 
 DEFAULT_CLEANUP_DELAY: Final = 5.0
+
+_PLACE_SETTINGS: Final = ("place", "storage_host", "storage_root", "uid", "gid")
 
 
 def _apply(trait: TraitType[Any, Any], help: str) -> Any:
@@ -107,11 +110,49 @@ class AnsibleBootstrap(SingletonConfigurable):
         """,
     ).tag(config=True)
 
+    recheck = Enum(
+        ["changed", "always"],
+        default_value="changed",
+        help="""
+        ``changed`` (default): a user who is complete costs no run, until a role, a setting, the place of their storage
+        or the directory itself (as this machine sees it) has changed, or ``ansible-bootstrap forget`` was told their
+        name. ``always``: every spawn is a run, for site roles that must do something each time.
+        """,
+    ).tag(config=True)
+
+    trust_for = Float(
+        86400.0,
+        min=0.0,
+        help="""
+        Seconds for which a user counts as complete where this machine cannot see the storage, as on a remote
+        storage host; after that, the next spawn is a run. Default: 86400, a day.
+        """,
+    ).tag(config=True)
+
+    at_login = Bool(
+        True,
+        help="""
+        Begin at login, so that the storage is ready when the user presses Start. Default: True. It never delays or
+        fails a login.
+        """,
+    ).tag(config=True)
+
+    warm = Bool(
+        True,
+        help="""
+        Keep one apply program started in advance, so that a run begins at once; it takes about 100 MB of memory.
+        Only for the default ``apply_command``. Default: True.
+        """,
+    ).tag(config=True)
+
     batch_size = Int(
         500,
         min=1,
         max=MAX_USERS,
-        help="Most users in one run. Default: 500. Whoever is beyond it goes into the next run.",
+        help="""
+        Most users in one run. Default: 500. Whoever is beyond it goes into the next run. Where runs take long, they
+        become smaller by themselves.
+        """,
     ).tag(config=True)
 
     place = Callable(
@@ -228,6 +269,14 @@ class AnsibleBootstrap(SingletonConfigurable):
         if self.cleanup_delay is not None:
             return float(self.cleanup_delay)
         return DEFAULT_CLEANUP_DELAY if self.embedded else None
+
+    def place_digest(self) -> str:
+        """A digest of all settings that say where a user's storage is: the spawners' and ours."""
+        sections = {name: dict(section) for name, section in self.config.items() if name.endswith("Spawner")}
+        ours = self.config.get("AnsibleBootstrap", {})
+        kept = {name: ours[name] for name in _PLACE_SETTINGS if name in ours}
+        spawner = self.config.get("JupyterHub", {}).get("spawner_class", "")
+        return digest({**sections, "AnsibleBootstrap": kept, "spawner_class": spawner})
 
     def check(self) -> None:
         """Refuse settings that contradict themselves.

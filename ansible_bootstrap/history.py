@@ -1,7 +1,10 @@
 """What runs there were and what became of whom: one SQLite file for ``ansible-bootstrap status``.
 
 It is for people to look at; nothing is decided by it. The hub hands records to a daemon thread, so a slow
-or full disk delays no spawn, and a history that cannot be written is one warning in the log.
+or full disk delays no spawn, and a history that cannot be written is one warning in the log. A file that another
+version has written is begun anew: what is lost is a look back.
+
+Each record drops what is too old, a few runs at a time, and gives the space back to the file system.
 """
 
 from __future__ import annotations
@@ -16,23 +19,38 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from .errors import AnsibleBootstrapError
+from .errors import AnsibleBootstrapError, Reason
 from .protocol import Outcome
-from .state import ensure_state_dir
+from .state import ensure_state_dir, make_private
 
 FILE: Final = "history.sqlite"
 """Below ``state_dir``, mode 0600."""
 
 BUSY_SECONDS: Final = 5.0
-MAX_QUEUED: Final = 1000
+MAX_QUEUED: Final = 100
 """Most runs that wait to be written; beyond, they are dropped."""
 
 MAX_MESSAGE: Final = 2000
 
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS runs (
+MAX_RUNS: Final = 50_000
+"""Most runs that are kept, however young."""
+
+MAX_DROPPED: Final = 20
+"""Most runs that one record drops: it adds one, so what is too old goes soon, and no record takes long."""
+
+MAX_PAGES: Final = 1000
+"""Most pages, of 4 KiB each, that one record gives back."""
+
+RunOutcome = Literal["ok", "partial", "failed", "abandoned"]
+
+_NOT_THE_USERS: Final[frozenset[Reason]] = frozenset({"settings", "unreachable", "timeout", "apply_failed"})
+"""Where the only user of a run fails for one of these, it is the run that failed."""
+
+_VERSION: Final = 2
+_SCHEMA: Final = f"""
+CREATE TABLE runs (
     number INTEGER PRIMARY KEY,
     run TEXT NOT NULL,
     operation TEXT NOT NULL,
@@ -42,17 +60,26 @@ CREATE TABLE IF NOT EXISTS runs (
     users INTEGER NOT NULL,
     failed INTEGER NOT NULL,
     checked INTEGER NOT NULL,   -- whether it only predicted
+    outcome TEXT NOT NULL,
+    fetched INTEGER NOT NULL,
     error TEXT NOT NULL
 );
-CREATE INDEX IF NOT EXISTS runs_started ON runs (started);
-CREATE TABLE IF NOT EXISTS outcomes (
+CREATE INDEX runs_started ON runs (started);
+CREATE TABLE outcomes (
     number INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE,
     name TEXT NOT NULL,
+    reason TEXT NOT NULL,       -- empty: ok
     outcome TEXT NOT NULL       -- JSON of protocol.Outcome
 );
-CREATE INDEX IF NOT EXISTS outcomes_name ON outcomes (name, number);
-CREATE INDEX IF NOT EXISTS outcomes_number ON outcomes (number);
-PRAGMA user_version = 1;
+CREATE INDEX outcomes_name ON outcomes (name, number);
+CREATE INDEX outcomes_number ON outcomes (number);
+CREATE TABLE roles (
+    number INTEGER NOT NULL REFERENCES runs ON DELETE CASCADE,
+    role TEXT NOT NULL,
+    seconds REAL NOT NULL,
+    PRIMARY KEY (number, role)
+);
+PRAGMA user_version = {_VERSION};
 """
 
 
@@ -71,11 +98,38 @@ class RunRecord:
     error: str = ""
     """Why users without an outcome of their own have failed, if there are any."""
     outcomes: list[Outcome] = field(default_factory=list)
+    roles: dict[str, float] = field(default_factory=dict)
+    """Seconds by role."""
+    fetched: int = 0
+    """How many sources were fetched from elsewhere."""
+    abandoned: bool = False
+    """Whether it was stopped because nobody waited any more: that is nobody's failure."""
 
     @property
     def failed(self) -> int:
         """How many users failed."""
         return sum(outcome.status == "failed" for outcome in self.outcomes)
+
+    @property
+    def outcome(self) -> RunOutcome:
+        """What became of the run itself.
+
+        ``failed`` is as a whole: it broke off, or none of several users got through, or what befell the only
+        one has nothing to do with that user. ``partial``: some users failed.
+        """
+        if self.abandoned:
+            return "abandoned"
+        nobody = self.failed == len(self.outcomes) > 0
+        if self.error or (nobody and (len(self.outcomes) > 1 or self.outcomes[0].reason in _NOT_THE_USERS)):
+            return "failed"
+        return "partial" if self.failed else "ok"
+
+    @property
+    def why(self) -> str:
+        """Why it failed as a whole, or nothing."""
+        if self.error or self.outcome != "failed":
+            return self.error
+        return next(outcome.message for outcome in self.outcomes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +144,10 @@ class RunSummary:
     users: int
     failed: int
     check: bool
+    outcome: RunOutcome
+    fetched: int
     error: str
+    """Why it failed as a whole, if it did."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -108,6 +165,14 @@ class PastOutcome:
 
 
 _SUMMARY: Final = tuple(item.name for item in fields(RunSummary))
+COLUMNS: Final = ", ".join("checked" if name == "check" else name for name in _SUMMARY)
+"""Of ``runs``, for :func:`summary`."""
+
+
+def summary(row: tuple[Any, ...]) -> RunSummary:
+    """Return the run of a row of :data:`COLUMNS`."""
+    values = dict(zip(_SUMMARY, row, strict=True))
+    return RunSummary(**{**values, "check": bool(values["check"])})
 
 
 class History:
@@ -128,76 +193,112 @@ class History:
         Raises:
             sqlite3.Error, OSError, SettingsError: it cannot be written.
         """
-        with self._open(write=True) as database:
-            cursor = database.execute(
-                "INSERT INTO runs (run, operation, storage_host, started, seconds, users, failed, checked, error)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    run.run,
-                    run.operation,
-                    run.storage_host,
-                    run.started,
-                    round(run.seconds, 3),
-                    run.users,
-                    run.failed,
-                    run.check,
-                    run.error[:MAX_MESSAGE],
-                ),
+        with self._writing() as database:
+            with database:
+                number = database.execute(
+                    f"INSERT INTO runs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+                    (
+                        run.run,
+                        run.operation,
+                        run.storage_host,
+                        run.started,
+                        round(run.seconds, 3),
+                        run.users,
+                        run.failed,
+                        run.check,
+                        run.outcome,
+                        run.fetched,
+                        run.why[:MAX_MESSAGE],
+                    ),
+                ).lastrowid
+                database.executemany(
+                    "INSERT INTO outcomes (number, name, reason, outcome) VALUES (?, ?, ?, ?)",
+                    (
+                        (number, outcome.name, outcome.reason or "", _shortened(outcome).model_dump_json())
+                        for outcome in run.outcomes
+                    ),
+                )
+                database.executemany(
+                    "INSERT INTO roles (number, role, seconds) VALUES (?, ?, ?)",
+                    ((number, role, round(seconds, 3)) for role, seconds in run.roles.items()),
+                )
+                self._drop(database)
+            # Each step frees one page; ``execute`` would make only the first.
+            database.executescript(f"PRAGMA incremental_vacuum({MAX_PAGES})")
+
+    def _drop(self, database: sqlite3.Connection) -> None:
+        too_old = time.time() - self._days * 86400
+        last = database.execute("SELECT MAX(number) FROM runs").fetchone()[0]
+        for which, bound in (("started < ?", too_old), ("number <= ?", last - MAX_RUNS)):
+            database.execute(
+                f"DELETE FROM runs WHERE number IN (SELECT number FROM runs WHERE {which} LIMIT ?)",  # noqa: S608
+                (bound, MAX_DROPPED),
             )
-            database.executemany(
-                "INSERT INTO outcomes (number, name, outcome) VALUES (?, ?, ?)",
-                [
-                    (cursor.lastrowid, outcome.name, _shortened(outcome).model_dump_json())
-                    for outcome in run.outcomes
-                ],
-            )
-            database.execute("DELETE FROM runs WHERE started < ?", (time.time() - self._days * 86400,))
 
     def runs(self, limit: int = 20) -> list[RunSummary]:
         """Return the last runs, the newest first; none if there is no history."""
-        rows = self._select(
-            "SELECT run, operation, storage_host, started, seconds, users, failed, checked, error"
-            " FROM runs ORDER BY number DESC LIMIT ?",
-            (limit,),
-        )
-        return [
-            RunSummary(**{**dict(zip(_SUMMARY, row, strict=True)), "check": bool(row[7])}) for row in rows
-        ]
+        query = f"SELECT {COLUMNS} FROM runs ORDER BY number DESC LIMIT ?"  # noqa: S608
+        return [summary(row) for row in self.select(query, (limit,))]
 
     def outcomes(self, name: str, limit: int = 1) -> list[PastOutcome]:
         """Return what became of a user, the newest first; nothing if nothing is known."""
         return [
             PastOutcome(started, operation, bool(check), Outcome.model_validate_json(text))
-            for started, operation, check, text in self._select(
-                "SELECT started, operation, checked, outcome FROM outcomes JOIN runs USING (number)"
+            for started, operation, check, text in self.select(
+                "SELECT started, operation, checked, outcomes.outcome FROM outcomes JOIN runs USING (number)"
                 " WHERE name = ? ORDER BY number DESC, outcomes.rowid DESC LIMIT ?",
                 (name, limit),
             )
         ]
 
-    def _select(self, query: str, values: tuple[Any, ...]) -> list[Any]:
-        if not (self._directory / FILE).exists():
+    def select(self, query: str, values: tuple[Any, ...]) -> list[Any]:
+        """Return the rows of a query; none if there is no history.
+
+        Raises:
+            ValueError: another version has written it.
+            sqlite3.Error, OSError: it cannot be read.
+        """
+        path = self._directory / FILE
+        if not path.exists():
             return []
-        with self._open(write=False) as database:
-            if database.execute("PRAGMA user_version").fetchone()[0] == 0:
+        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as database:
+            version = _version(database)
+            if version == 0:
                 return []  # The first run is just making it.
+            if version != _VERSION:
+                raise ValueError(
+                    "another version of ansible-bootstrap has written it; the next run begins a new one"
+                )
             return database.execute(query, values).fetchall()
 
     @contextlib.contextmanager
-    def _open(self, *, write: bool) -> Iterator[sqlite3.Connection]:
-        path = self._directory / FILE
-        if write:
-            ensure_state_dir(self._directory)
-            # SQLite gives its -wal and -shm the mode of the file itself.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        database = sqlite3.connect(path, timeout=BUSY_SECONDS)
-        try:
-            if write:
-                database.executescript("PRAGMA journal_mode = WAL; PRAGMA foreign_keys = ON;" + _SCHEMA)
-            with database:
-                yield database
-        finally:
-            database.close()
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        ensure_state_dir(self._directory)
+        make_private(self._directory / FILE)
+        with contextlib.closing(sqlite3.connect(self._directory / FILE, timeout=BUSY_SECONDS)) as database:
+            if _version(database) != _VERSION:
+                _begin(database)
+            database.execute("PRAGMA foreign_keys = ON")
+            yield database
+
+
+def _begin(database: sqlite3.Connection) -> None:
+    """Make the tables, in place of another version's."""
+    database.execute(
+        "PRAGMA auto_vacuum = INCREMENTAL"
+    )  # Only while there is nothing in the file, not even a mode.
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("BEGIN EXCLUSIVE")
+    if _version(database) != _VERSION:  # Not made by another process meanwhile.
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            database.execute(f'DROP TABLE "{table}"')
+        for statement in _SCHEMA.split(";\n"):
+            database.execute(statement)
+    database.commit()
+
+
+def _version(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
 
 
 class Recorder:

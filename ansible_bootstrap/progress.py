@@ -14,14 +14,20 @@ class ProgressLog:
     """Sentences in the order they were said. A browser may come late, and several may come."""
 
     def __init__(self) -> None:
-        self._sentences: list[str] = []
+        self._said: list[tuple[str, float]] = []
         self._news = asyncio.Event()
         self._closed = False
 
-    def say(self, sentence: str) -> None:
-        """Append a sentence, unless it only repeats the last one."""
-        if not self._closed and len(self._sentences) < MAX_SENTENCES and sentence not in self._sentences[-1:]:
-            self._sentences.append(sentence)
+    def say(self, sentence: str, share: float) -> None:
+        """Append a sentence, unless it only repeats the last one.
+
+        Args:
+            sentence: for the student.
+            share: of the way that is done, 0.0 to 1.0; what was shown once is never taken back.
+        """
+        last, reached = self._said[-1] if self._said else ("", 0.0)
+        if not self._closed and len(self._said) < MAX_SENTENCES and sentence != last:
+            self._said.append((sentence, max(share, reached)))
             self._wake()
 
     def close(self) -> None:
@@ -29,13 +35,13 @@ class ProgressLog:
         self._closed = True
         self._wake()
 
-    async def follow(self) -> AsyncIterator[str]:
-        """Yield every sentence from the first, and new ones as they are said, until closed."""
+    async def follow(self) -> AsyncIterator[tuple[str, float]]:
+        """Yield every sentence and its share from the first, and new ones as they are said, until closed."""
         read = 0
         while True:
-            while read < len(self._sentences):
+            while read < len(self._said):
                 read += 1
-                yield self._sentences[read - 1]
+                yield self._said[read - 1]
             if self._closed:
                 return
             await self._news.wait()

@@ -3,6 +3,9 @@
 Rejected: ``asyncio.to_thread`` and every ``ThreadPoolExecutor``. The interpreter joins their threads
 at exit, so one hung LDAP lookup would keep the hub from stopping. And a thread per call: a hung
 directory server would leave one for each student who tries.
+
+Looking at users' directories has threads of its own: an NFS server that hangs takes all of them, and must not take
+those that everything else needs.
 """
 
 from __future__ import annotations
@@ -19,13 +22,49 @@ T = TypeVar("T")
 MAX_THREADS: Final = 8
 """Most calls at work at once; others queue until their own timeout."""
 
-_jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-_lock = threading.Lock()
-_threads = 0
-_busy = 0
+
+class Pool:
+    """Daemon threads, made as they are needed.
+
+    Args:
+        name: of the threads.
+        size: most calls at work at once; others queue until their own timeout.
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name = name
+        self._size = size
+        self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._busy = 0
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """Have the job done; it must not raise."""
+        with self._lock:
+            self._busy += 1
+            if self._busy > self._threads and self._threads < self._size:
+                self._threads += 1
+                name = f"ansible-bootstrap-{self._name}-{self._threads}"
+                threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while True:
+            job = self._jobs.get()
+            try:
+                job()
+            finally:
+                with self._lock:
+                    self._busy -= 1
 
 
-async def in_thread(func: Callable[[], T], *, timeout: float) -> T:  # noqa: ASYNC109 - a bound is the point
+GENERAL: Final = Pool("work", MAX_THREADS)
+PROBES: Final = Pool("probe", MAX_THREADS)
+"""For calls that look at users' directories."""
+
+
+async def in_thread(func: Callable[[], T], *, timeout: float, pool: Pool = GENERAL) -> T:  # noqa: ASYNC109 - a bound is the point
     """Call ``func`` in a daemon thread and return what it returns.
 
     Raises:
@@ -55,30 +94,9 @@ async def in_thread(func: Callable[[], T], *, timeout: float) -> T:  # noqa: ASY
         with contextlib.suppress(RuntimeError):  # The loop has closed in the meantime.
             loop.call_soon_threadsafe(deliver, value, error)
 
-    _submit(job)
+    pool.submit(job)
     await asyncio.wait({answer}, timeout=timeout)
     if not answer.done():
         answer.cancel()
         raise TimeoutError(f"no answer within {timeout:g} s")
     return answer.result()
-
-
-def _submit(job: Callable[[], None]) -> None:
-    global _threads, _busy  # noqa: PLW0603 - one pool for the process
-    with _lock:
-        _busy += 1
-        if _busy > _threads and _threads < MAX_THREADS:
-            _threads += 1
-            threading.Thread(target=_work, name=f"ansible-bootstrap-{_threads}", daemon=True).start()
-    _jobs.put(job)
-
-
-def _work() -> None:
-    global _busy  # noqa: PLW0603
-    while True:
-        job = _jobs.get()
-        try:
-            job()
-        finally:
-            with _lock:
-                _busy -= 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from jupyterhub.proxy import Proxy
 from jupyterhub.spawner import SimpleLocalProcessSpawner
 
-import ansible_bootstrap.hub
+import ansible_bootstrap.hub.spawns
 from ansible_bootstrap import bootstrapped, setup
 
 here = Path(__file__).parent
@@ -68,7 +68,7 @@ def storage_host(spawner):
     return "storage2" if spawner.user.name.endswith("-two") else "localhost"
 
 
-resolve = ansible_bootstrap.hub.resolve
+resolve = ansible_bootstrap.hub.spawns.resolve
 
 
 async def treacherous_resolve(spawner, config=None):
@@ -81,7 +81,7 @@ async def treacherous_resolve(spawner, config=None):
     return await resolve(spawner, config)
 
 
-ansible_bootstrap.hub.resolve = treacherous_resolve
+ansible_bootstrap.hub.spawns.resolve = treacherous_resolve
 
 c = get_config()  # noqa: F821
 c.JupyterHub.proxy_class = NoProxy
@@ -102,6 +102,8 @@ c.Authenticator.allow_all = True
 c.DummyAuthenticator.password = "secret"
 c.Spawner.cmd = [sys.executable, str(here / "fake_server.py")]
 c.Spawner.consecutive_failure_limit = 5
+c.Spawner.poll_interval = 1
+c.Spawner.http_timeout = 5
 c.Spawner.auth_state_hook = before_the_hook
 c.SimpleLocalProcessSpawner.home_dir_template = f"{path}/storage/{{username}}"
 

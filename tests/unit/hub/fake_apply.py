@@ -5,6 +5,7 @@ Usage: ``python fake_apply.py CONTROL [--settings FILE]``. CONTROL is a JSON fil
 ===============  ==============================================================================
 ``delay``        seconds of work before the outcomes
 ``roles``        names announced before that (default ``["user_dir", "tutorials"]``)
+``fingerprints`` what it says of roles (default: one that is never done with, so that every spawn is a run)
 ``fail``         ``{name: outcome fields}``: these users fail
 ``more``         ``{name: outcome fields}``: these succeed with something to say
 ``silent``       names that get no outcome
@@ -15,7 +16,9 @@ Usage: ``python fake_apply.py CONTROL [--settings FILE]``. CONTROL is a JSON fil
 ``cleanup``      the same for clean-ups, which otherwise succeed at once
 ===============  ==============================================================================
 
-It appends one JSON line to CONTROL.log when a run begins (with pid, environment and users) and ends.
+It appends one JSON line to CONTROL.log when a run begins (with pid, environment and users) and ends. With ``--warm`` it
+is a spare: it says so in a line of its own and waits for the request; the end of stdin is then a good end. As spare it
+minds ``spare``: ``die`` (at once) or ``chatter`` (speaks before it is asked).
 """
 
 from __future__ import annotations
@@ -36,7 +39,19 @@ def main() -> None:
     control: dict[str, Any] = json.loads(control_file.read_text())
     if control.get("ignore_term"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    request = json.loads(sys.stdin.buffer.readline())
+    if sys.argv[-1] == "--warm":
+        with Path(f"{control_file}.log").open("a") as log:
+            log.write(json.dumps({"what": "spare", "pid": os.getpid(), "argv": sys.argv[2:]}) + "\n")
+        if control.get("spare") == "die":
+            print("the disk of /srv/secret is gone", file=sys.stderr, flush=True)
+            os._exit(70)
+        if control.get("spare") == "chatter":
+            print(json.dumps({"event": "end", "run": "x", "ok": 0, "failed": 0}), flush=True)
+    line = sys.stdin.buffer.readline()
+    if not line:
+        os._exit(0)
+    control = json.loads(control_file.read_text())
+    request = json.loads(line)
     users = request["users"]
     if request["operation"] == "cleanup":
         control = control.get("cleanup", {})
@@ -62,10 +77,15 @@ def main() -> None:
         "begin",
         check=request["check"],
         users=[user["name"] for user in users],
+        done=request["done"],
         environment=dict(os.environ),
         argv=sys.argv[2:],
     )
     threading.Thread(target=watch_stdin, daemon=True).start()
+    fingerprints = control.get("fingerprints", [{"role": "user_dir", "fingerprint": "1", "revised": False}])
+    if request["operation"] == "describe":
+        emit("described", roles=fingerprints)
+        os._exit(0)
     if control.get("orphan"):
         orphan = subprocess.Popen(["sleep", "30"], start_new_session=True)
         note("orphan", orphan=orphan.pid)
@@ -76,8 +96,10 @@ def main() -> None:
         emit("refused", reason="settings", message="storage_root is missing")
         os._exit(2)
     run = f"fake-{os.getpid()}"
-    emit("accepted", run=run, storage_host=users[0]["storage_host"] if users else "localhost")
-    for role in control.get("roles", ["user_dir", "tutorials"]):
+    roles = control.get("roles", ["user_dir", "tutorials"])
+    host = users[0]["storage_host"] if users else "localhost"
+    emit("accepted", run=run, storage_host=host, roles=roles, fingerprints=fingerprints)
+    for role in roles:
         emit("role", role=role, users=len(users))
     time.sleep(control.get("delay", 0))
     if behave == "die":

@@ -17,15 +17,15 @@ import pytest
 from traitlets.config import Config
 
 import ansible_bootstrap
-from ansible_bootstrap import AnsibleBootstrap, BootstrapError, RoleFailedError, hub, setup
-from ansible_bootstrap.hub import bootstrapped, post_stop_hook, pre_spawn_hook
+from ansible_bootstrap import AnsibleBootstrap, BootstrapError, RoleFailedError, setup
+from ansible_bootstrap.hub import bootstrapped, chain, core, post_stop_hook, pre_spawn_hook, spawns
 from ansible_bootstrap.progress import ProgressLog
 
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(hub, "_chained", {name: {} for name in hub._HOOKS})
-    monkeypatch.setattr(hub, "_core", None)
+    monkeypatch.setattr(chain, "_chained", {name: {} for name in chain.HOOKS})
+    monkeypatch.setattr(core, "_core", None)
     AnsibleBootstrap.clear_instance()
     yield
     AnsibleBootstrap.clear_instance()
@@ -63,15 +63,15 @@ def test_setup_chains_what_is_there_for_the_class_it_was_for() -> None:
     setup(c)
     assert c.Spawner.pre_spawn_hook is c.Special.pre_spawn_hook is pre_spawn_hook
     assert c.Spawner.post_stop_hook is post_stop_hook
-    assert hub._chained["pre_spawn_hook"] == {"Spawner": general, "Special": special}
+    assert chain._chained["pre_spawn_hook"] == {"Spawner": general, "Special": special}
 
 
 def test_setup_makes_no_lazy_values() -> None:
     c = Config()
     c.Special.pre_spawn_hook  # noqa: B018 - an admin who only looked
     setup(c)
-    assert hub._chained["pre_spawn_hook"] == {}
-    assert set(c) == {"Spawner", "Special"}
+    assert chain._chained["pre_spawn_hook"] == {}
+    assert set(c) == {"Authenticator", "Spawner", "Special"}
 
 
 def test_the_hooks_are_the_same_after_the_deep_copy_that_every_spawner_gets() -> None:
@@ -98,7 +98,7 @@ async def test_a_chained_hook_with_a_lock_is_called_as_it_is(tmp_path: Path) -> 
     c.Spawner.pre_spawn_hook = hook = Hook()
     setup(c)
     spawner = Spawner(tmp_path)
-    await hub._call_chained("pre_spawn_hook", spawner)
+    await chain.call_chained("pre_spawn_hook", Spawner, spawner)
     assert hook.seen == [spawner]
 
 
@@ -107,10 +107,10 @@ async def test_the_nearest_class_wins_and_none_means_none(tmp_path: Path) -> Non
     c = Config()
     c.Spawner.pre_spawn_hook = lambda spawner: called.append("general")
     setup(c)
-    await hub._call_chained("pre_spawn_hook", Special(tmp_path))
+    await chain.call_chained("pre_spawn_hook", Special, Special(tmp_path))
     c.Special.pre_spawn_hook = None
     setup(c)
-    await hub._call_chained("pre_spawn_hook", Special(tmp_path))
+    await chain.call_chained("pre_spawn_hook", Special, Special(tmp_path))
     assert called == ["general"]
 
 
@@ -154,7 +154,7 @@ async def test_post_stop_has_a_deadline(
     async def hangs(spawner: Any) -> None:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(hub, "POST_STOP_SECONDS", 0.05)
+    monkeypatch.setattr(spawns, "POST_STOP_SECONDS", 0.05)
     spawner = Spawner(tmp_path, storage_root="/v", cleanup_roles=["x"], place=hangs)
     async with asyncio.timeout(5):
         await post_stop_hook(spawner)
@@ -209,20 +209,20 @@ async def test_a_log_is_replayed_to_everybody_whenever_they_come() -> None:
     log = ProgressLog()
     early = asyncio.create_task(collect(log))
     await asyncio.sleep(0)
-    log.say("one")
-    log.say("one")
+    log.say("one", 0.5)
+    log.say("one", 0.6)
     await asyncio.sleep(0)
     middle = asyncio.create_task(collect(log))
-    log.say("two")
+    log.say("two", 0.2)
     log.close()
-    log.say("too late")
+    log.say("too late", 1.0)
     late = asyncio.create_task(collect(log))
     async with asyncio.timeout(2):
-        assert [await task for task in (early, middle, late)] == [["one", "two"]] * 3
+        assert [await task for task in (early, middle, late)] == [[("one", 0.5), ("two", 0.5)]] * 3
 
 
-async def collect(log: ProgressLog) -> list[str]:
-    return [sentence async for sentence in log.follow()]
+async def collect(log: ProgressLog) -> list[tuple[str, float]]:
+    return [said async for said in log.follow()]
 
 
 # The package

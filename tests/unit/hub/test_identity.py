@@ -11,10 +11,10 @@ import pytest
 from jupyterhub.spawner import SimpleLocalProcessSpawner, Spawner
 from traitlets.config import Config
 
-from ansible_bootstrap import BootstrapError, hub
+from ansible_bootstrap import BootstrapError
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import UnresolvedError
-from ansible_bootstrap.hub import pre_spawn_hook
+from ansible_bootstrap.hub import core, pre_spawn_hook
 from ansible_bootstrap.places import Place, resolve
 
 ROOT = "/volumes/jupyterhub"
@@ -202,7 +202,7 @@ async def test_the_hooks_deadline_holds_and_nothing_is_logged_of_the_state(
     async def hangs() -> None:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(hub, "_core", None)
+    monkeypatch.setattr(core, "_core", None)
     AnsibleBootstrap.clear_instance()
     asked = SimpleNamespace(
         user=User({"user_attributes": {"uidNumber": ["20001", "x"], "secret": ["hunter2"]}}),

@@ -14,7 +14,7 @@ from hub_fakes import FakeApply, Lines, until
 
 from ansible_bootstrap.apply_client import ApplyClient
 from ansible_bootstrap.dispatcher import Dispatcher
-from ansible_bootstrap.hub import _is_active
+from ansible_bootstrap.hub.core import _is_active
 from ansible_bootstrap.pending import FILE, CleanupFile, PendingCleanups
 from ansible_bootstrap.places import Place
 

@@ -1,0 +1,248 @@
+"""A run in flight: its request, what its events tell, and who is left without an outcome when it lands."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Protocol
+
+from . import sentences
+from .cleanups import Cleanup
+from .errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
+from .history import RunRecord
+from .protocol import (
+    Accepted,
+    End,
+    Event,
+    Fetched,
+    Operation,
+    Outcome,
+    OutcomeEvent,
+    Refused,
+    Request,
+    RoleFingerprint,
+    RoleStarted,
+)
+from .run_log import log_run, log_user
+from .works import Waiter, Work, WorkKey, done_by_all
+
+
+class Run(Protocol):
+    """A run of the apply program, as ``apply_client.ApplyRun``."""
+
+    def stop(self, why: AnsibleBootstrapError) -> None:
+        """End it; returns at once."""
+
+    async def finish(self) -> None:
+        """Return when it has ended well, or raise why not."""
+
+
+class Client(Protocol):
+    """Starts runs, as ``apply_client.ApplyClient``."""
+
+    def start(
+        self, request: Request, on_event: Callable[[Event], None], *, limit: float
+    ) -> Coroutine[Any, Any, Run]:
+        """Start one run."""
+
+
+class Flight:
+    """One run of one operation on one storage host.
+
+    Args:
+        operation: for all its works.
+        storage_host: where they are.
+        works: those who have boarded.
+        check: only predict.
+        log: for the admin.
+        settled: called with each work that has an outcome of its own, before its waiters are released.
+        cleanups: what the works are made of, if the operation is ``cleanup``.
+    """
+
+    def __init__(
+        self,
+        operation: Operation,
+        storage_host: str,
+        works: dict[WorkKey, Work],
+        *,
+        check: bool,
+        log: logging.Logger,
+        settled: Callable[[Flight, Work, Outcome], None],
+        cleanups: Mapping[WorkKey, Cleanup] | None = None,
+    ) -> None:
+        self.operation = operation
+        self.works = works
+        """Those without an outcome yet."""
+        self.boarded = frozenset(works)
+        """All, with or without an outcome."""
+        self.keys = _keys(works)
+        """The same by their key in the request."""
+        self.done = done_by_all(works.values()) if operation == "bootstrap" else {}
+        self.cleanups = cleanups or {}
+        self.record = RunRecord(
+            run=uuid.uuid4().hex[:12],
+            operation=operation,
+            storage_host=storage_host,
+            started=time.time(),
+            users=len(works),
+            check=check,
+        )
+        self.fingerprints: tuple[RoleFingerprint, ...] = ()
+        """Of all roles, as of this run."""
+        self.error: AnsibleBootstrapError | None = None
+        """Why those who have no outcome when it lands have none."""
+        self.orderly = False
+        """Whether the apply program has ended as it should."""
+        self.abandoned = False
+        self.late = False
+        """Whether somebody gave up waiting while it was in the air."""
+        self._log = log
+        self._settled = settled
+        self._began = time.monotonic()
+        self._process: Run | None = None
+        self._roles: tuple[str, ...] = ()
+        self._role: tuple[str, float] | None = None
+        """At work, and since when."""
+        self._shown: tuple[str, float] = ("", 0.0)
+
+    async def fly(self, client: Client, limit: float) -> None:
+        """Run it to its end.
+
+        Args:
+            client: starts it.
+            limit: seconds that it may take.
+
+        Raises:
+            AnsibleBootstrapError: it could not be started, or has not ended as it should.
+        """
+        self._began = time.monotonic()
+        users = [self.works[key].place.user(name).model_dump() for name, key in self.keys.items()]
+        request = Request(operation=self.operation, users=users, check=self.record.check, done=self.done)
+        self._process = await client.start(request, self._on_event, limit=limit)
+        if self.abandoned:
+            self._process.stop(self._nobody_waits())
+        await self._process.finish()
+        self.orderly = not self.abandoned
+
+    def join(self, waiter: Waiter, work: Work) -> None:
+        """One more waits for a work in the air, and is told where it is."""
+        work.waiters.append(waiter)
+        if self._shown[0]:
+            waiter.say(*self._shown)
+
+    def abandon_if_unwanted(self) -> None:
+        """Stop the run if nobody wants what is left of it."""
+        if (
+            self.operation == "bootstrap"
+            and self.works
+            and not self.abandoned
+            and not any(work.wanted for work in self.works.values())
+        ):
+            self.abandoned = True
+            self.record.abandoned = not self.late
+            if self._process is not None:
+                self._process.stop(self._nobody_waits())
+
+    def land(self) -> None:
+        """Close the record. Whoever has no outcome has failed: silence is never success."""
+        self._end_role()
+        self.record.seconds = time.monotonic() - self._began
+        error = self.error or ApplyError("the run ended without an outcome for this user")
+        details = f"run {self.record.run}: {error.details or error.message}"
+        if self.works:
+            self.record.error = error.details
+            if self.operation == "cleanup":
+                self._log.warning("ansible_bootstrap: clean-up of %d users: %s", len(self.works), details)
+        for name, key in self.keys.items():
+            work = self.works.get(key)
+            if work is not None:
+                self._note(self._silent(name, work.place.storage_host, error, work))
+                work.fail(BY_REASON[error.reason], details)
+        self.works.clear()
+        log_run(self._log, self.record)
+
+    # -- events -------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Accepted():
+                self.record.run = event.run
+                self.fingerprints = event.fingerprints
+                self._roles = event.roles
+            case RoleStarted():
+                self._begin_role(_short(event.role), event.users)
+            case OutcomeEvent(outcome=outcome):
+                self._settle(outcome)
+            case Refused():
+                self.record.error = event.message
+            case End():
+                self._end_role()
+            case Fetched():
+                self.record.fetched += event.count
+
+    def _begin_role(self, role: str, users: int) -> None:
+        self._end_role()
+        self._role = (role, time.monotonic())
+        share = self._shown[1]
+        if role in self._roles:
+            share = max(share, self._roles.index(role) / len(self._roles))
+        self._shown = (sentences.at_work(role, users), share)
+        for work in self.works.values():
+            work.say(*self._shown)
+
+    def _end_role(self) -> None:
+        if self._role is not None:
+            role, began = self._role
+            self.record.roles[role] = self.record.roles.get(role, 0.0) + time.monotonic() - began
+            self._role = None
+
+    def _settle(self, outcome: Outcome) -> None:
+        key = self.keys.get(outcome.key)
+        work = self.works.get(key) if key else None
+        if key is None or work is None or work.place.name != outcome.name:
+            self._log.warning("ansible_bootstrap: run %s has an outcome nobody asked for", self.record.run)
+            return
+        del self.works[key]
+        self._note(outcome)
+        self._settled(self, work, outcome)
+        work.settle(outcome)
+        self.abandon_if_unwanted()
+
+    def _nobody_waits(self) -> AnsibleBootstrapError:
+        if self.late:
+            return DeadlineError("nobody waits for the run any more, it took too long")
+        return ApplyError("nobody waits for the run any more")
+
+    def _note(self, outcome: Outcome) -> None:
+        self.record.outcomes.append(outcome)
+        if not self.record.abandoned:  # Else it is no failure of theirs.
+            log_user(self._log, self.record, outcome)
+
+    def _silent(self, key: str, host: str, error: AnsibleBootstrapError, work: Work) -> Outcome:
+        return Outcome(
+            key=key,
+            name=work.place.name,
+            status="failed",
+            reason=error.reason,
+            message=error.details or error.message,
+            storage_host=host,
+            directory=work.place.directory or "",
+            seconds=round(self.record.seconds, 3),
+            run=self.record.run,
+        )
+
+
+def _keys(works: Mapping[WorkKey, Work]) -> dict[str, WorkKey]:
+    keys: dict[str, WorkKey] = {}
+    for key, work in works.items():
+        name, number = work.place.name, 2
+        while name in keys:  # One user's named servers with a directory each.
+            name, number = f"{work.place.name}#{number}", number + 1
+        keys[name] = key
+    return keys
+
+
+def _short(role: str) -> str:
+    return role.rpartition(".")[2]

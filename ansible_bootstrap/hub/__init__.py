@@ -1,0 +1,42 @@
+"""The JupyterHub side: hooks, progress, and the error that shows well. Nothing else imports jupyterhub.
+
+What the hub demands of a hook, and where it says so (jupyterhub 6):
+
+* It runs on the event loop and has no time limit: ``start_timeout`` wraps only ``Spawner.start``
+  (``User.spawn``). So everything here is bounded by ``c.AnsibleBootstrap.timeout``.
+* ``User.spawn`` catches ``Exception``: a CancelledError that leaves the hook without anybody having cancelled
+  the spawn would leave a "ready" server that does not exist.
+* A spawn is cancelled with one second to end (``UserServerAPIHandler.delete``): nothing is awaited then.
+* A TimeoutError is reported as ``start_timeout``; the text of any other exception reaches the student;
+  plain ones count towards ``consecutive_failure_limit``, after which the hub exits
+  (``BaseHandler.spawn_single_user``). So only :class:`BootstrapError` leaves the hook.
+* Settings are deep-copied into each spawner (traitlets' ``Configurable``): the hooks are module-level functions,
+  and what they share is in one ``Core``.
+
+=============  =============================================================================
+``install``    ``setup(c)``: installs the hooks; calls those that were there before
+``hooks``      before a server starts, after it stopped
+``login``      at login: the work is begun before anybody presses Start
+``spawns``     one start of one server: what the hooks do
+``page``       what the student sees meanwhile
+``mixin``      ``bootstrapped``: spawner classes that do the same without hooks
+``chain``      the hooks that were configured before ours
+``core``       what all of them share: dispatcher, ledger, fingerprints, history, metrics
+``failure``    the one exception that leaves a hook
+=============  =============================================================================
+"""
+
+from .failure import BootstrapError
+from .hooks import post_stop_hook, pre_spawn_hook
+from .install import setup
+from .login import post_auth_hook
+from .mixin import bootstrapped
+
+__all__ = [
+    "BootstrapError",
+    "bootstrapped",
+    "post_auth_hook",
+    "post_stop_hook",
+    "pre_spawn_hook",
+    "setup",
+]

@@ -1,0 +1,219 @@
+"""What the hooks share, made once a process: dispatcher, ledger, fingerprints, history, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+from traitlets import TraitError
+from traitlets.config import Config
+
+from ansible_bootstrap.apply_client import ApplyClient
+from ansible_bootstrap.bookkeeper import Bookkeeper
+from ansible_bootstrap.config import DEFAULT_CLEANUP_DELAY, AnsibleBootstrap
+from ansible_bootstrap.described import CurrentFingerprints, Fingerprints
+from ansible_bootstrap.dispatcher import Dispatcher
+from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError, SettingsError
+from ansible_bootstrap.fingerprints import describe
+from ansible_bootstrap.history import History, Recorder, RunRecord
+from ansible_bootstrap.ledger import Entry, Ledger
+from ansible_bootstrap.metrics import Metrics
+from ansible_bootstrap.pending import PendingCleanups
+from ansible_bootstrap.places import Place
+from ansible_bootstrap.protocol import Described, Event, Outcome, Request, RoleFingerprint
+from ansible_bootstrap.settings import make_settings
+from ansible_bootstrap.threads import in_thread
+
+from .failure import why
+
+UP_SECONDS: Final = 1.0
+"""Between two looks at whether the hub is up."""
+
+SETTINGS_SECONDS: Final = 10.0
+"""To write the apply program's settings file on the hub's own disk."""
+
+DESCRIBE_SECONDS: Final = 10.0
+
+
+class Core:
+    """Made when the hub is up or at the first hook, when all settings have been made.
+
+    Args:
+        config: the settings.
+        users: the hub's ``UserDict``, which has at least all users with an active server; None if there is none.
+
+    Raises:
+        SettingsError: the settings contradict themselves.
+    """
+
+    def __init__(self, config: AnsibleBootstrap, users: Any) -> None:
+        config.check()
+        self.config = config
+        self.users = users
+        self.cleanup_delay = config.effective_cleanup_delay()
+        self.pending: PendingCleanups | None = None
+        if self.cleanup_delay is not None and not config.observing:
+            self.pending = PendingCleanups(config.state_dir, config.log)
+        self.client = ApplyClient(
+            lambda: in_thread(config.apply_argv, timeout=SETTINGS_SECONDS),
+            config.log,
+            spare=config.embedded and config.warm,
+        )
+        self.fingerprints = CurrentFingerprints(self._describe, config.log)
+        self.books = Bookkeeper(Ledger(config.state_dir, config.trust_for), config.log, config.place_digest())
+        self._cleaned: dict[tuple[str, str], list[Entry]] = {}
+        """What was known of those whose clean-up has begun, to be put back if it changes nothing."""
+        self.metrics = Metrics()
+        self._recorder = Recorder(History(config.state_dir, config.history_days), config.log)
+        self.dispatcher = Dispatcher(
+            self.client,
+            config.log,
+            batch_size=config.batch_size,
+            run_limit=config.timeout,
+            check=config.observing,
+            cleanup_delay=DEFAULT_CLEANUP_DELAY if self.cleanup_delay is None else self.cleanup_delay,
+            record=self._record,
+            keep=self.pending.note if self.pending is not None else lambda key, place: None,
+            complete=self._complete,
+            forget=self._forget,
+        )
+        self.metrics.watch(self.dispatcher.waiting, self.dispatcher.waiting_cleanups)
+        self._background: set[asyncio.Task[None]] = set()
+        if self.pending is not None:
+            self.start(self._restore(self.pending))
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let it run beside the hooks."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a user who is complete is let through without a run."""
+        return self.config.recheck == "changed" and not self.config.observing
+
+    async def known(self, place: Place) -> tuple[bool, Mapping[str, str]]:
+        """Return whether the user needs nothing, and which roles they have at which fingerprint."""
+        if not self.remembers:
+            return False, {}
+        entry = await self.books.look(place)
+        if entry is None:
+            return False, {}
+        fingerprints = await self.fingerprints.current()
+        return fingerprints is not None and entry.has(fingerprints), entry.roles
+
+    async def _describe(self) -> Fingerprints:
+        if self.config.embedded:
+            settings = make_settings(self.config.apply_settings(), "c.AnsibleBootstrap")
+            return await in_thread(partial(describe, settings), timeout=DESCRIBE_SECONDS)
+        said: list[Described] = []
+
+        def on_event(event: Event) -> None:
+            if isinstance(event, Described):
+                said.append(event)
+
+        run = await self.client.start(Request(operation="describe"), on_event, limit=DESCRIBE_SECONDS)
+        try:
+            await run.finish()
+        except AnsibleBootstrapError:
+            if not said:
+                raise
+        if not said:
+            raise ApplyError("the apply program described nothing")
+        return said[0].roles
+
+    # -- what the dispatcher tells ------------------------------------------------------------
+
+    def _complete(self, place: Place, outcome: Outcome, fingerprints: Sequence[RoleFingerprint]) -> None:
+        self.fingerprints.renewed(tuple(fingerprints))
+        if self.remembers:
+            self.books.complete(place, outcome, fingerprints)
+
+    async def _forget(self, places: Sequence[Place]) -> None:
+        """Before a clean-up: it may take away what a bootstrap gave."""
+        for entry in await self.books.forget(places):
+            self._cleaned.setdefault((entry.place.storage_host, entry.place.name), []).append(entry)
+
+    def _record(self, run: RunRecord) -> None:
+        self._recorder.record(run)
+        self.metrics.record(run)
+        if run.operation == "cleanup" and self._cleaned:
+            self._put_back(run)
+
+    def _put_back(self, run: RunRecord) -> None:
+        """Whom a clean-up left as they were is still complete."""
+        touched = {outcome.name for outcome in run.outcomes if outcome.status != "ok" or outcome.changed}
+        unchanged: list[Entry] = []
+        for name in {outcome.name for outcome in run.outcomes}:
+            entries = self._cleaned.pop((run.storage_host, name), [])
+            unchanged.extend(entries if name not in touched else [])
+        if unchanged:
+            self.start(self.books.restore(unchanged))
+
+    async def _restore(self, pending: PendingCleanups) -> None:
+        self.dispatcher.restore(await pending.load(), partial(_is_active, self.users))
+
+
+_core: Core | None = None
+
+
+def core_of(spawner: Any) -> Core:
+    """Return the one core of this process, for a spawner of its hub.
+
+    Raises:
+        SettingsError: the settings cannot be used.
+    """
+    return make_core(spawner.config, getattr(spawner.user, "settings", None))
+
+
+def make_core(hub_config: Config, hub_settings: Mapping[str, Any] | None) -> Core:
+    """Return the one core of this process.
+
+    Raises:
+        SettingsError: the settings cannot be used.
+    """
+    global _core  # noqa: PLW0603 - one for the process, as SingletonConfigurable has one instance
+    try:
+        config = AnsibleBootstrap.instance(config=hub_config)
+    except TraitError as error:
+        raise SettingsError(f"c.AnsibleBootstrap: {error}") from None
+    if _core is None or _core.config is not config:
+        _core = Core(config, (hub_settings or {}).get("users"))
+    return _core
+
+
+def _is_active(users: Any, name: str) -> bool:
+    """Whether that user has an active server; also if it cannot be told, for then nothing may be deleted."""
+    if users is None:
+        return True
+    try:
+        user = users.get(name)
+        return user is not None and bool(user.active)
+    except Exception:
+        return True
+
+
+def when_up(loop: asyncio.AbstractEventLoop) -> None:
+    """Do what an earlier hub has left, and make ready, without waiting for somebody to press Start."""
+    from jupyterhub.app import JupyterHub  # noqa: PLC0415 - heavy, and loaded wherever there is a hub
+
+    app = JupyterHub.instance() if JupyterHub.initialized() else None
+    if app is None or app.http_server is None:  # Before that, the hub does not know yet who has a server.
+        loop.call_later(UP_SECONDS, when_up, loop)
+        return
+    try:
+        core = make_core(app.config, app.tornado_settings)
+    except Exception as error:  # Each spawn says so, too.
+        app.log.error("ansible_bootstrap: %s", why(error))
+        return
+    core.start(_make_ready(core))
+
+
+async def _make_ready(core: Core) -> None:
+    """Pay before the first student comes for what the first would otherwise wait for."""
+    core.client.warm_up()
+    if core.remembers:
+        await core.fingerprints.current()

@@ -1,0 +1,51 @@
+"""The one exception that leaves a hook: a sentence for the student, a reason for metrics, nothing else."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from ansible_bootstrap.errors import AnsibleBootstrapError
+
+try:
+    from jupyterhub.spawner import SpawnException as _HubError
+except ImportError:  # JupyterHub 5, where every failed spawn counts towards consecutive_failure_limit.
+    from tornado.web import HTTPError as _HubError
+
+
+class BootstrapError(_HubError):  # type: ignore[misc, unused-ignore]
+    """What leaves the hook: shows one sentence on the spawn page, in the progress and in the API.
+
+    Attributes:
+        jupyterhub_message: that sentence.
+        reason: one of ``errors.REASONS``; the hub makes it a label of its metrics.
+        status_code: 503.
+    """
+
+    def __init__(self, error: AnsibleBootstrapError) -> None:
+        if _HubError.__name__ == "SpawnException":
+            super().__init__(error.message, reason=error.reason, status_code=503)
+        else:
+            super().__init__(503, error.message, reason=error.reason)
+        self.jupyterhub_message = error.message
+        self.jupyterhub_html_message = html.escape(error.message)
+
+
+def shown(spawner: Any, error: AnsibleBootstrapError) -> BootstrapError:
+    """Log the details in one line for the admin, and return what the user may see."""
+    spawner.log.error(
+        "ansible_bootstrap: %s not started (%s): %s", spawner._log_name, error.reason, why(error)
+    )
+    return BootstrapError(error)
+
+
+def why(error: BaseException) -> str:
+    """One line for the log, without control characters, of bounded length."""
+    if isinstance(error, AnsibleBootstrapError):
+        return one_line(error.details or error.message)
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+def one_line(text: str) -> str:
+    """Text without control characters, of bounded length."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:2000])

@@ -1,0 +1,83 @@
+"""At login: begin the work, so that it is done when the student presses Start.
+
+Nobody waits for it, and whatever goes wrong with it is a line in the log: the spawn's own hook finds out again, and
+wins. It is left to the spawn, too, where it cannot be told yet whose storage is where: if the user's last server had
+its storage in another place than the spawner says now (a profile that was chosen on the spawn page, say).
+
+Source: ``Authenticator.get_authenticated_user`` calls the hook when all checks have passed, but before the hub
+has made the user (``BaseHandler.auth_to_user``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any, Final
+
+from ansible_bootstrap.errors import AnsibleBootstrapError
+from ansible_bootstrap.places import resolve
+
+from .chain import call_chained, is_chained
+from .core import Core, make_core
+from .failure import why
+
+USER_SECONDS: Final = 10.0
+"""From the login to the hub's knowing the user."""
+
+_LOOK_SECONDS: Final = 0.1
+
+
+async def post_auth_hook(authenticator: Any, handler: Any, auth_model: Any) -> Any:
+    """Begin the work for a user who logs in; return what the hook that was there before us makes of the login.
+
+    Never delays a login, and never fails one.
+    """
+    if is_chained("post_auth_hook", type(authenticator)):
+        auth_model = await call_chained(
+            "post_auth_hook", type(authenticator), authenticator, handler, auth_model
+        )
+    try:
+        _begin(authenticator, handler, auth_model)
+    except Exception as error:
+        authenticator.log.warning("ansible_bootstrap: nothing is prepared at login: %s", why(error))
+    return auth_model
+
+
+def _begin(authenticator: Any, handler: Any, auth_model: Any) -> None:
+    settings = getattr(handler, "settings", None)
+    if not auth_model or not settings or "users" not in settings:
+        return
+    core = make_core(authenticator.config, settings)
+    if core.config.at_login and not core.config.observing:
+        core.start(_prepare(core, auth_model["name"]))
+
+
+async def _prepare(core: Core, name: str) -> None:
+    try:
+        user = await _user(core, name)
+        if user is None or user.active:
+            return
+        place = await resolve(user.get_spawner(), core.config)
+        last = await core.books.place_of(name)
+        if last is not None and replace(last, groups=place.groups) != place:
+            return
+        known, done = await core.known(place)
+        if not known:
+            core.dispatcher.prepare(place, done)
+            core.metrics.login()
+    except AnsibleBootstrapError as error:
+        core.config.log.info(
+            "ansible_bootstrap: nothing is prepared for %s at login: %s", ascii(name), why(error)
+        )
+    except Exception:
+        core.config.log.exception("ansible_bootstrap: nothing is prepared for %s at login", ascii(name))
+
+
+async def _user(core: Core, name: str) -> Any:
+    """Return the hub's user once there is one; None if the login came to nothing after all."""
+    for _ in range(round(USER_SECONDS / _LOOK_SECONDS)):
+        await asyncio.sleep(_LOOK_SECONDS)
+        user = core.users.get(name)
+        if user is not None:
+            return user
+    return None

@@ -1,0 +1,57 @@
+"""What the student sees while the storage is prepared: the spawn page's bar and its sentences.
+
+Two things that the page cannot know. Whatever a spawner says first, the page shows at once in the place of our last
+sentence; so a notice that is meant to be read ("you can work without it") stays beside the spawner's own events. And
+it takes the hub some moments to say that a spawn has failed, in which a spawner would announce the server that does
+not come.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+from .spawns import Spawn, spawn_of
+
+FIRST_PERCENT: Final = 5
+LAST_PERCENT: Final = 45
+"""The default spawner's own first event says 50."""
+
+
+def show_progress(spawner: Any) -> None:
+    """Wrap ``spawner.progress`` once: the hub calls it for each listener that comes from now on."""
+    if getattr(type(spawner), "shows_bootstrap", False) or "_ansible_bootstrap_wrapped" in spawner.__dict__:
+        return
+    spawner.__dict__["_ansible_bootstrap_wrapped"] = True
+    theirs = spawner.progress
+    spawner.progress = lambda: progress(spawner, theirs)
+
+
+async def progress(spawner: Any, theirs: Callable[[], AsyncIterator[Any]]) -> AsyncIterator[Any]:
+    """Our sentences from the first, then the spawner's own events, if a server starts."""
+    spawn = spawn_of(spawner)
+    notice = ""
+    async for sentence, share in spawn.progress.follow():
+        percent = FIRST_PERCENT + round(share * (LAST_PERCENT - FIRST_PERCENT))
+        yield {"progress": percent, "message": sentence}  # No html_message: the page escapes this one.
+        notice = sentence if share >= 1.0 else ""  # All is done, and still there is something to say.
+    if not _starts(spawner, spawn):
+        return
+    async for event in theirs():
+        yield _beside(notice, event) if notice else event
+
+
+def _starts(spawner: Any, spawn: Spawn) -> bool:
+    """Whether a server comes now; with ``mode = "observe"``, whatever became of the storage."""
+    return spawn.ready is not None or spawner.config.get("AnsibleBootstrap", {}).get("mode") == "observe"
+
+
+def _beside(notice: str, event: Any) -> Any:
+    """Return the event with our notice beside its text; a spawner may say the same event again, so it is a copy."""
+    both = dict(event)
+    if "message" in both:
+        both["message"] = f"{both['message']} ({notice})"
+    if "html_message" in both:
+        both["html_message"] = f"{both['html_message']} ({html.escape(notice)})"
+    return both

@@ -1,0 +1,195 @@
+"""One start of one server, from the hook to the stop: what is waited for, what is let through, what is logged."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from ansible_bootstrap.errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
+from ansible_bootstrap.places import Place, resolve
+from ansible_bootstrap.progress import ProgressLog
+from ansible_bootstrap.protocol import Outcome
+
+from .core import Core, core_of
+from .failure import one_line, shown, why
+
+POST_STOP_SECONDS: Final = 2.0
+"""A post_stop_hook that hangs locks the user out and keeps the hub from stopping."""
+
+EARLY_SECONDS: Final = 60.0
+"""A server that dies so soon may have died because its storage is not what we think it is."""
+
+
+@dataclass
+class Spawn:
+    """What we know of a spawner's present start; ends with the post_stop_hook."""
+
+    progress: ProgressLog = field(default_factory=ProgressLog)
+    place: Place | None = None
+    begun: bool = False
+    ready: float | None = None
+    """When the storage was ready, by ``time.monotonic``."""
+
+
+def spawn_of(spawner: Any) -> Spawn:
+    """Return what we know of the spawner's present start."""
+    spawn: Spawn | None = spawner.__dict__.get("_ansible_bootstrap")
+    if spawn is None:
+        spawn = spawner.__dict__["_ansible_bootstrap"] = Spawn()
+    return spawn
+
+
+async def bootstrap(spawner: Any) -> None:
+    """The part of the hook that is ours; nothing but BootstrapError and a real cancellation leaves it."""
+    spawn = spawn_of(spawner)
+    spawn.begun = True
+    began = time.monotonic()
+    way = "failed"
+    core: Core | None = None
+    try:
+        core = core_of(spawner)
+        if core.config.observing:
+            core.start(_observe(spawner, core))
+            way = "observed"
+            return
+        way = await _make_ready(spawner, core, spawn)
+        spawn.ready = time.monotonic()
+    except asyncio.CancelledError:
+        way = "cancelled"
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise shown(spawner, ApplyError("cancelled from within")) from None
+    except TimeoutError:
+        raise shown(spawner, DeadlineError("a step of the bootstrap timed out")) from None
+    except AnsibleBootstrapError as error:
+        exception = shown(spawner, error)
+        if spawner.config.get("AnsibleBootstrap", {}).get("mode") == "observe":
+            return  # Not even a mistake in the settings holds anybody up then.
+        raise exception from None
+    except Exception as error:
+        spawner.log.exception("ansible_bootstrap: unexpected failure for %s", spawner._log_name)
+        raise shown(spawner, ApplyError(f"unexpected {type(error).__name__}")) from None
+    finally:
+        spawn.progress.close()
+        if core is not None:
+            core.metrics.hook(way, time.monotonic() - began)
+
+
+async def _make_ready(spawner: Any, core: Core, spawn: Spawn) -> str:
+    """Return once the storage is ready, and by which way: ``known`` without a run, or ``run``."""
+    deadline = asyncio.get_running_loop().time() + core.config.timeout
+    place = spawn.place = await _resolved(spawner, core, deadline)
+    known, done = await core.known(place)
+    if known and core.dispatcher.claim_untouched(place):
+        core.books.note_place(place)
+        return "known"
+    _tell(spawner, spawn, await _wait(core, place, spawn.progress, deadline, done))
+    core.books.note_place(place)
+    return "run"
+
+
+async def _resolved(spawner: Any, core: Core, deadline: float) -> Place:
+    try:
+        async with asyncio.timeout_at(deadline) as limit:
+            return await resolve(spawner, core.config)
+    except TimeoutError:
+        if limit.expired():
+            raise DeadlineError("where the storage is was not known in time") from None
+        raise
+
+
+async def _wait(
+    core: Core, place: Place, progress: ProgressLog, deadline: float, done: Mapping[str, str]
+) -> Outcome:
+    left = max(0.0, deadline - asyncio.get_running_loop().time())
+    outcome = await core.dispatcher.wait(place, timeout=left, on_progress=progress.say, done=done)
+    if outcome.status == "failed":
+        raise BY_REASON[outcome.reason or "role_failed"](_explained(outcome))
+    return outcome
+
+
+async def _observe(spawner: Any, core: Core) -> None:
+    """``mode = "observe"``: say in the log what would have happened, later, and hold nobody up."""
+    name = spawner._log_name
+    deadline = asyncio.get_running_loop().time() + core.config.timeout
+    try:
+        outcome = await _wait(core, await _resolved(spawner, core, deadline), ProgressLog(), deadline, {})
+    except AnsibleBootstrapError as error:
+        spawner.log.warning(
+            "ansible_bootstrap: observed %s: would fail (%s): %s", name, error.reason, why(error)
+        )
+    except Exception:
+        spawner.log.exception("ansible_bootstrap: could not observe %s", name)
+    else:
+        what = f"would change: {', '.join(outcome.changed)}" if outcome.changed else "nothing to change"
+        spawner.log.info("ansible_bootstrap: observed %s: %s", name, one_line(what))
+
+
+def _tell(spawner: Any, spawn: Spawn, outcome: Outcome) -> None:
+    """What went wrong without keeping the user from working: a sentence for them, a line for the admin."""
+    if outcome.continued:
+        spawn.progress.say("Something extra could not be prepared this time; you can work without it", 1.0)
+        spawner.log.warning(
+            "ansible_bootstrap: %s starts without %s: %s",
+            spawner._log_name,
+            one_line(", ".join(outcome.continued)),
+            one_line("; ".join(outcome.notes) or f"run {outcome.run}"),
+        )
+
+
+def _explained(outcome: Outcome) -> str:
+    parts = [
+        f"role {outcome.failed_role}" if outcome.failed_role else "",
+        f"task {outcome.failed_task!r}" if outcome.failed_task else "",
+        f"host {outcome.storage_host}" if outcome.storage_host else "",
+        f"run {outcome.run}" if outcome.run else "",
+    ]
+    return f"{', '.join(part for part in parts if part)}: {outcome.message}"
+
+
+# -- after the server ----------------------------------------------------------------------------
+
+
+async def stopped(spawner: Any) -> None:
+    """Do what is to be done after a server: note the clean-up, doubt the storage of one that ended early."""
+    spawn: Spawn | None = spawner.__dict__.pop("_ansible_bootstrap", None)
+    if spawn is not None:
+        spawn.progress.close()
+        if spawn.begun and spawn.ready is None:
+            return  # Nothing was started, so there is nothing to clean up.
+    try:
+        core = core_of(spawner)
+        async with asyncio.timeout(POST_STOP_SECONDS):
+            if spawn is not None and spawn.place is not None and _early(spawner, spawn):
+                await core.books.forget([spawn.place])
+            if core.cleanup_delay is None:
+                return
+            place = spawn.place if spawn else None
+            place = place or await resolve(spawner, core.config)
+        core.dispatcher.cleanup(place, partial(_has_active_server, spawner.user))
+        if core.pending is not None:
+            await core.pending.written(POST_STOP_SECONDS)  # A hub killed right after this still knows of it.
+    except Exception as error:
+        spawner.log.warning("ansible_bootstrap: no clean-up for %s: %s", spawner._log_name, why(error))
+
+
+def _early(spawner: Any, spawn: Spawn) -> bool:
+    """Whether the server did not come up, or died soon; not if it was asked to stop."""
+    starting = getattr(spawner, "_spawn_future", None)
+    if starting is not None and not starting.done():
+        return True  # ``User.spawn`` stops what did not start.
+    if getattr(spawner, "_stop_future", None) is not None:
+        return False  # ``BaseHandler.stop_single_user``
+    return spawn.ready is not None and time.monotonic() - spawn.ready < EARLY_SECONDS
+
+
+def _has_active_server(user: Any) -> bool:
+    try:
+        return any(spawner.active for spawner in user.spawners.values())
+    except Exception:  # The user has been deleted from the hub's database in the meantime.
+        return False

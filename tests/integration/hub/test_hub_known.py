@@ -1,0 +1,206 @@
+"""A user who needs nothing costs nothing, and whoever might need something is not taken for one of those."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hub_fakes import FakeApply, until
+from hub_process import Api, RunningHub
+
+from ansible_bootstrap.ledger import FILE, Ledger
+
+USER_DIR = {"role": "user_dir", "fingerprint": "u1", "revised": True}
+TUTORIALS = {"role": "tutorials", "fingerprint": "t1", "revised": True}
+
+
+@pytest.fixture
+def known(apply: FakeApply, hub: RunningHub) -> Callable[..., Any]:
+    """Gives users their storage, by a spawn each, and stops their servers."""
+    do(apply)
+
+    async def make(api: Api, *names: str) -> None:
+        await api.create(*names)
+        for name in names:
+            home(hub, name).mkdir(exist_ok=True)
+            assert (await api.spawn(name)).status_code == 201
+        await until(lambda: noted(hub) >= set(names))
+        for name in names:
+            await stop(api, name)
+        apply.notes.unlink(missing_ok=True)
+
+    return make
+
+
+def do(apply: FakeApply, *fingerprints: dict[str, Any], **control: Any) -> None:
+    apply.do(fingerprints=list(fingerprints or (USER_DIR, TUTORIALS)), **control)
+
+
+def home(hub: RunningHub, name: str) -> Path:
+    return hub.path / "storage" / name
+
+
+def noted(hub: RunningHub) -> set[str]:
+    """Whom the hub has written down."""
+    with contextlib.closing(sqlite3.connect(hub.path / "state" / FILE)) as database:
+        return {name for (name,) in database.execute("SELECT name FROM complete")}
+
+
+async def stop(api: Api, name: str) -> None:
+    await api.stop(name)
+    await api.until(name, lambda servers: not servers)
+
+
+async def start(api: Api, name: str) -> None:
+    assert (await api.spawn(name)).status_code == 201
+    await stop(api, name)
+
+
+async def test_who_has_everything_starts_without_a_run(
+    hub: RunningHub, apply: FakeApply, known: Callable[..., Any]
+) -> None:
+    async with hub.api() as api:
+        await known(api, "ada")
+        await start(api, "ada")
+    assert apply.runs == []
+    assert 'ansible_bootstrap_hook_duration_seconds_count{way="known"}' in await metrics(hub)
+
+
+async def test_a_role_that_changed_is_the_only_one_that_is_applied(
+    hub: RunningHub, apply: FakeApply, known: Callable[..., Any]
+) -> None:
+    async with hub.api() as api:
+        await known(api, "berta")
+        do(apply, USER_DIR, {**TUTORIALS, "fingerprint": "t2"})
+        home(hub, "newcomer").mkdir()
+        await api.create("newcomer")
+        await start(api, "newcomer")  # Their run brings the news; otherwise it takes a minute.
+        await start(api, "berta")
+    assert [(run["users"], run["done"]) for run in apply.runs] == [
+        (["newcomer"], {}),
+        (["berta"], {"user_dir": "u1", "tutorials": "t1"}),
+    ]
+
+
+def without(directory: Path) -> None:
+    directory.rmdir()
+
+
+def another_mode(directory: Path) -> None:
+    directory.chmod(0o700)
+
+
+@pytest.mark.parametrize("change", [without, another_mode])
+async def test_whose_directory_is_not_as_it_was_gets_everything(
+    hub: RunningHub, apply: FakeApply, known: Callable[..., Any], change: Callable[[Path], None]
+) -> None:
+    name = f"carla-{change.__name__}"
+    async with hub.api() as api:
+        await known(api, name)
+        change(home(hub, name))
+        assert (await api.spawn(name)).status_code in {201, 500}  # No directory: the fake program makes none.
+        await stop(api, name)
+    assert [(run["users"], run["done"]) for run in apply.runs] == [([name], {})]
+
+
+async def test_who_is_forgotten_by_the_admin_gets_everything(
+    hub: RunningHub, apply: FakeApply, known: Callable[..., Any]
+) -> None:
+    async with hub.api() as api:
+        await known(api, "dora")
+        assert Ledger(hub.path / "state").forget(["dora"]) == 1
+        await start(api, "dora")
+    assert [run["users"] for run in apply.runs] == [["dora"]]
+
+
+async def test_whose_server_does_not_start_is_doubted(
+    hub: RunningHub, apply: FakeApply, known: Callable[..., Any]
+) -> None:
+    async with hub.api() as api:
+        await known(api, "emma")
+        crash = home(hub, "emma") / "crash"
+        crash.touch()
+        assert (await api.spawn("emma")).status_code >= 400
+        assert apply.runs == []
+        crash.unlink()
+        await api.until("emma", lambda servers: not servers)
+        await start(api, "emma")
+    assert [run["users"] for run in apply.runs] == [["emma"]]
+
+
+async def test_whose_server_dies_within_a_minute_is_doubted(
+    hub: RunningHub, apply: FakeApply, known: Callable[..., Any]
+) -> None:
+    async with hub.api() as api:
+        await known(api, "fanny")
+        (home(hub, "fanny") / "die").touch()
+        assert (await api.spawn("fanny")).status_code == 201
+        await api.until("fanny", lambda servers: not servers, 30)
+        (home(hub, "fanny") / "die").unlink()
+        await start(api, "fanny")
+    assert [run["users"] for run in apply.runs] == [["fanny"]]
+
+
+@pytest.mark.parametrize(("changed", "runs"), [([], []), (["cleanup"], [["gerda"]])])
+async def test_after_a_clean_up_that_changed_something_everything_is_looked_at_again(
+    hub: RunningHub, apply: FakeApply, known: Callable[..., Any], changed: list[str], runs: list[list[str]]
+) -> None:
+    async with hub.api() as api:
+        await known(api, "gerda")
+        do(apply, cleanup={"more": {"gerda": {"changed": changed}}})
+        await start(api, "gerda")
+        await until(lambda: apply.cleanups)
+        await asyncio.sleep(0.5)  # It is over, and noted.
+        apply.notes.unlink()
+        await start(api, "gerda")
+    assert [run["users"] for run in apply.runs] == runs
+
+
+async def test_who_is_back_before_the_clean_up_began_withdraws_it(
+    hub: RunningHub, apply: FakeApply, known: Callable[..., Any]
+) -> None:
+    async with hub.api() as api:
+        await known(api, "hanna")
+        assert (await api.spawn("hanna")).status_code == 201
+        await api.stop("hanna")
+        await api.until("hanna", lambda servers: not servers)
+        assert (await api.spawn("hanna")).status_code == 201
+        await asyncio.sleep(1)  # More than twice the delay.
+        assert apply.cleanups == [] == apply.runs
+        await stop(api, "hanna")
+
+
+async def test_the_work_begins_at_login_and_start_finds_it_done(hub: RunningHub, apply: FakeApply) -> None:
+    do(apply)
+    home(hub, "irma").mkdir()
+    async with httpx.AsyncClient(follow_redirects=True, timeout=30) as browser:
+        await browser.get(f"{hub.url}/login")
+        form = {"username": "irma", "password": "secret", "_xsrf": browser.cookies["_xsrf"]}
+        answer = await browser.post(f"{hub.url}/login?next=%2Fhub%2Ftoken", data=form)
+        assert answer.status_code == 200
+        await until(lambda: apply.ended)
+    async with hub.api() as api:
+        await start(api, "irma")
+    assert [run["users"] for run in apply.runs] == [["irma"]]
+
+
+async def test_a_login_is_no_slower_and_no_failure_if_nothing_works(
+    hub: RunningHub, apply: FakeApply
+) -> None:
+    do(apply, behave="die")
+    async with httpx.AsyncClient(follow_redirects=True, timeout=30) as browser:
+        await browser.get(f"{hub.url}/login")
+        form = {"username": "buggy", "password": "secret", "_xsrf": browser.cookies["_xsrf"]}
+        answer = await browser.post(f"{hub.url}/login?next=%2Fhub%2Ftoken", data=form)
+        assert answer.status_code == 200 and "/hub/token" in str(answer.url)
+
+
+async def metrics(hub: RunningHub) -> str:
+    async with hub.api() as api:
+        return (await api.client.get(f"{hub.url}/metrics")).text

@@ -1,0 +1,280 @@
+"""What a spawner object made from the configuration alone says, and that the hub's own says the same."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from jupyterhub import orm
+from jupyterhub.spawner import LocalProcessSpawner, SimpleLocalProcessSpawner
+from jupyterhub.user import User
+from traitlets.config import Config
+
+from ansible_bootstrap.config import AnsibleBootstrap
+from ansible_bootstrap.detached import Detached
+from ansible_bootstrap.errors import RefusedError, UnresolvedError
+from ansible_bootstrap.hub import bootstrapped
+from ansible_bootstrap.places import Place, resolve
+
+ROOT = "/volumes/jupyterhub"
+NAMES = ["alice", "emmy.noether", "Grace_Hopper", "anna.schmidt@example.org", "zoë", "李雷", "o'neil", "a b"]
+
+dockerspawner = pytest.importorskip("dockerspawner")
+
+
+class OwnSpawner(dockerspawner.DockerSpawner):
+    """A site's: the storage lies below the user's faculty."""
+
+    @property
+    def volume_binds(self) -> Any:
+        return {
+            f"{ROOT}/{self.user.name[0].lower()}/{self.escaped_name}": {"bind": "/home/jovyan", "mode": "rw"}
+        }
+
+
+def numbered(template: str, spawner: Any) -> str:
+    return template.replace("{username}", f"{len(spawner.user.name)}-{spawner.escaped_name}")
+
+
+def configured(spawner_class: Any = None, /, **sections: Any) -> Config:
+    config = Config({"AnsibleBootstrap": {"storage_root": ROOT}})
+    if spawner_class is not None:
+        config.JupyterHub.spawner_class = spawner_class
+    config.merge(sections)
+    return config
+
+
+HOME = {f"{ROOT}/{{username}}": "/home/jovyan"}
+CONFIGURATIONS: dict[str, Callable[[], Config]] = {
+    "by entry point": lambda: configured("docker", DockerSpawner={"volumes": HOME}),
+    "by import path": lambda: configured("dockerspawner.DockerSpawner", DockerSpawner={"volumes": HOME}),
+    "legacy escape": lambda: configured("docker", DockerSpawner={"volumes": HOME, "escape": "legacy"}),
+    "escape of the site's": lambda: configured(
+        "docker", DockerSpawner={"volumes": HOME, "escape": lambda text: text.encode().hex()}
+    ),
+    "raw name": lambda: configured(
+        "docker", DockerSpawner={"volumes": {f"{ROOT}/{{raw_username}}": "/home/jovyan"}}
+    ),
+    "format_volume_name": lambda: configured(
+        "docker", DockerSpawner={"volumes": HOME, "format_volume_name": numbered}
+    ),
+    "mounts": lambda: configured(
+        "docker",
+        DockerSpawner={
+            "mounts": [{"type": "bind", "source": f"{ROOT}/{{username}}/m", "target": "/home/jovyan"}]
+        },
+    ),
+    "prefix and name template": lambda: configured(
+        "docker",
+        DockerSpawner={
+            "volumes": {f"{ROOT}/{{prefix}}-{{username}}-{{servername}}": "/home/jovyan"},
+            "prefix": "hub",
+            "name_template": "{prefix}-{username}--{servername}",
+            "extra_create_kwargs": {"user": "1000:100"},
+        },
+    ),
+    "swarm": lambda: configured("dockerspawner.SwarmSpawner", SwarmSpawner={"volumes": HOME}),
+    "system user": lambda: configured(
+        "dockerspawner.SystemUserSpawner",
+        SystemUserSpawner={"host_homedir_format_string": f"{ROOT}/{{username}}", "run_as_root": True},
+        AnsibleBootstrap={"place": lambda spawner: {"directory": spawner.host_homedir}},
+    ),
+    "bootstrapped": lambda: configured(
+        bootstrapped(dockerspawner.DockerSpawner), DockerSpawner={"volumes": HOME}
+    ),
+    "site's own class": lambda: configured(OwnSpawner),
+    "simple": lambda: configured(
+        "simple", SimpleLocalProcessSpawner={"home_dir_template": f"{ROOT}/{{username}}"}
+    ),
+    "place, host and groups": lambda: configured(
+        "simple",
+        AnsibleBootstrap={
+            "place": lambda spawner: {
+                "directory": f"{ROOT}/{spawner.user.groups[0].name}/{spawner.user.escaped_name}"
+            },
+            "storage_host": lambda spawner: "one" if spawner.user.name < "e" else "two",
+        },
+    ),
+    "group overrides": lambda: configured(
+        "docker",
+        DockerSpawner={
+            "volumes": HOME,
+            "group_overrides": {
+                "students": {
+                    "groups": ["students"],
+                    "spawner_override": {"escape": "legacy", "extra_create_kwargs": {"user": "1234"}},
+                }
+            },
+        },
+    ),
+}
+
+
+def detached(config: Config) -> Detached:
+    return Detached(AnsibleBootstrap(config=config))
+
+
+@pytest.fixture
+def hub_says() -> Iterator[Callable[[Config, str], Any]]:
+    """The place as the hub's own objects make it, with a database, when it calls the hook."""
+    database = orm.new_session_factory("sqlite:///:memory:")()
+    group = orm.Group(name="students")
+    database.add(group)
+
+    async def say(config: Config, name: str) -> Place:
+        row = orm.User(name=name)
+        database.add(row)
+        row.groups.append(group)
+        database.commit()
+        cls = detached(config)._made("spawner_class")
+        spawner = User(row, {"config": config, "spawner_class": cls, "base_url": "/"}).spawner
+        await spawner.apply_group_overrides()
+        return await resolve(spawner, AnsibleBootstrap(config=config))
+
+    yield say
+    database.close()
+
+
+@pytest.fixture(autouse=True)
+def no_connection(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """No spawner is to speak to Docker, or to anybody."""
+    tried: list[Any] = []
+
+    def connect(self: socket.socket, address: Any) -> None:
+        tried.append(address)
+        raise AssertionError(f"connects to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket.socket, "connect_ex", connect)
+    return tried
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+async def test_it_says_what_the_hubs_own_spawner_says(
+    configuration: Callable[[], Config], hub_says: Callable[[Config, str], Any], no_connection: list[Any]
+) -> None:
+    config = configuration()
+    asked = detached(config)
+    for name in NAMES:
+        place = await asked.place(name, groups=["students"])
+        assert place == await hub_says(config, name)
+        assert place.directory is not None
+        assert place.directory.startswith(ROOT)
+    assert no_connection == []
+
+
+async def test_a_name_with_a_dot_is_where_docker_will_mount_it() -> None:
+    place = await detached(CONFIGURATIONS["by entry point"]()).place("emmy.noether")
+    assert place.directory == f"{ROOT}/emmy-2enoether"
+
+
+async def test_a_system_user_is_where_the_system_says() -> None:
+    me = pwd.getpwuid(os.getuid())
+    if me.pw_name == "root":
+        me = pwd.getpwnam("daemon")
+    for chosen in (LocalProcessSpawner, "localprocess"):
+        place = await detached(configured(chosen)).place(me.pw_name)
+        assert (place.directory, place.uid, place.gid) == (me.pw_dir, me.pw_uid, me.pw_gid)
+
+
+async def test_without_any_spawner_class_somebody_whom_the_system_does_not_know_is_a_name() -> None:
+    asked = detached(configured())
+    assert asked.names_only
+    assert await asked.place("emmy.noether") == Place("emmy.noether", storage_host="localhost")
+    assert not detached(configured("localprocess")).names_only
+
+
+async def test_with_one_the_same_is_unresolved_with_a_way_out() -> None:
+    with pytest.raises(UnresolvedError, match=r"the system knows no user.*column directory.*start once"):
+        await detached(configured("localprocess")).place("emmy.noether")
+
+
+# What cannot be told
+
+
+class DemandingSpawner(SimpleLocalProcessSpawner):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.faculty = self.user.orm_user.faculty
+
+
+def asks_admin(spawner: Any) -> Any:
+    return {"directory": f"{ROOT}/{spawner.user.admin}/{spawner.user.name}"}
+
+
+def asks_groups(spawner: Any) -> Any:
+    return {"directory": f"{ROOT}/{spawner.user.groups[0].name}"}
+
+
+async def asks_auth_state(spawner: Any) -> Any:
+    return {"directory": (await spawner.user.get_auth_state())["home"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (lambda: configured(DemandingSpawner), "user.orm_user: only a running hub knows it"),
+        (lambda: configured("nope.Spawner"), "'nope.Spawner' could not be imported"),
+        (
+            lambda: configured("docker", DockerSpawner={"volumes": {"/v/{faculty}": "/home/jovyan"}}),
+            "cannot fill in the templates",
+        ),
+        (
+            lambda: configured("docker", DockerSpawner={"volumes": HOME, "escape": lambda text: 1 // 0}),
+            "ZeroDivisionError",
+        ),
+        (
+            lambda: configured("simple", AnsibleBootstrap={"place": asks_admin}),
+            "user.admin: only a running hub knows it",
+        ),
+        (lambda: configured("simple", AnsibleBootstrap={"place": asks_groups}), "a roster's column groups"),
+        (lambda: configured("simple", AnsibleBootstrap={"place": asks_auth_state}), "TypeError"),
+        (
+            lambda: configured("simple", AnsibleBootstrap={"storage_host": lambda spawner: None}),
+            "storage_host returned NoneType",
+        ),
+    ],
+)
+async def test_what_fails_in_a_sites_own_code_is_unresolved_and_names_the_way_out(
+    config: Callable[[], Config], said: str
+) -> None:
+    with pytest.raises(UnresolvedError) as caught:
+        await detached(config()).place("alice")
+    assert said in caught.value.details
+    assert "a roster's column directory" in caught.value.details
+    assert "start once" in caught.value.details
+
+
+async def test_a_name_that_the_policy_refuses_is_refused_before_anything_is_asked() -> None:
+    with pytest.raises(RefusedError):
+        await detached(CONFIGURATIONS["by entry point"]()).place("../../etc")
+
+
+async def test_uid_and_gid_of_a_roster_stand_for_the_auth_state() -> None:
+    config = configured("docker", DockerSpawner={"volumes": HOME}, AnsibleBootstrap={"uid": "request"})
+    place = await detached(config).place("alice", auth_state={"uidNumber": 2001, "gidNumber": 100})
+    assert (place.uid, place.gid) == (2001, 100)
+    with pytest.raises(UnresolvedError, match="uidNumber"):
+        await detached(config).place("alice")
+
+
+# Names as the hub knows them
+
+
+def test_the_normal_form_of_a_name_is_the_authenticators() -> None:
+    config = configured(
+        "simple", Authenticator={"username_map": {"e.noether": "emmy"}}, DummyAuthenticator={"password": "x"}
+    )
+    config.JupyterHub.authenticator_class = "dummy"
+    asked = detached(config)
+    assert [asked.normal_form(name) for name in ("Alice", "E.Noether", "bob")] == ["alice", "emmy", "bob"]
+
+
+def test_an_authenticator_that_cannot_be_made_has_no_opinion() -> None:
+    config = configured("simple")
+    config.JupyterHub.authenticator_class = "nope.Authenticator"
+    assert detached(config).normal_form("Alice") == "Alice"

@@ -1,0 +1,212 @@
+"""Whatever spawns, logins, stops, cancels and failures come in whatever order, some things never happen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hub_fakes import Lines
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ansible_bootstrap import cleanups
+from ansible_bootstrap.dispatcher import Dispatcher
+from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
+from ansible_bootstrap.places import Place
+from ansible_bootstrap.protocol import Event, Outcome, OutcomeEvent, Request
+
+MAX_RUNS = 2
+HOSTS = ("s1", "s2", "s3")
+
+PLACES = st.builds(
+    Place,
+    name=st.sampled_from("abcd"),
+    storage_host=st.sampled_from(HOSTS),
+    uid=st.sampled_from([1, 1, 1, 2]),
+)
+DONE = st.sampled_from([{}, {"user_dir": "1"}, {"user_dir": "1", "script": "2"}])
+STEPS = st.one_of(
+    st.tuples(st.just("spawn"), PLACES, DONE),
+    st.tuples(st.just("spawn"), PLACES, DONE),
+    st.tuples(st.just("login"), PLACES, DONE),
+    st.tuples(st.just("stop"), PLACES, st.booleans()),
+    st.tuples(st.just("known"), PLACES),
+    st.tuples(st.just("cancel"), st.integers(0, 50)),
+    st.tuples(st.just("outcome"), st.integers(0, 2), st.integers(0, 9), st.sampled_from(["ok", "failed"])),
+    st.tuples(st.just("end"), st.integers(0, 2), st.sampled_from([None, ApplyError("died")])),
+    st.tuples(st.just("end"), st.integers(0, 2), st.none()),
+    st.tuples(st.just("forgetting"), st.booleans()),
+    st.tuples(st.just("wait")),
+)
+
+
+class Air:
+    """The runs that are in the air; checks each as it starts."""
+
+    def __init__(self) -> None:
+        self.runs: list[SimulatedRun] = []
+        self.cleaned: list[SimulatedRun] = []
+        self.can_forget = True
+        self.forgotten: set[tuple[str, str]] = set()
+
+    async def start(
+        self, request: Request, on_event: Callable[[Event], None], *, limit: float
+    ) -> SimulatedRun:
+        run = SimulatedRun(self, request, on_event)
+        assert request.users
+        assert run.host not in {other.host for other in self.runs}, "two runs on one host"
+        assert len(self.runs) < MAX_RUNS
+        assert {user["storage_host"] for user in request.users} == {run.host}
+        assert len({user["name"] for user in request.users}) == len(request.users), (
+            "a directory twice in one run"
+        )
+        if request.operation == "cleanup":
+            assert {(run.host, user["name"]) for user in request.users} <= self.forgotten
+        self.runs.append(run)
+        return run
+
+    async def forget(self, places: Sequence[Place]) -> None:
+        await asyncio.sleep(0)
+        if not self.can_forget:
+            raise OSError("disk full")
+        self.forgotten.update((place.storage_host, place.name) for place in places)
+
+    def complete(self, place: Place, outcome: Outcome, fingerprints: Any) -> None:
+        flying = [run for run in self.runs if run.host == place.storage_host]
+        assert [run.request.operation for run in flying] == ["bootstrap"]
+        self.forgotten.discard((place.storage_host, place.name))
+
+
+class SimulatedRun:
+    def __init__(self, air: Air, request: Request, on_event: Callable[[Event], None]) -> None:
+        self.air = air
+        self.request = request
+        self.host = request.users[0]["storage_host"]
+        self._on_event = on_event
+        self._left = list(request.users)
+        self._stopped: AnsibleBootstrapError | None = None
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settle(self, number: int, status: Any) -> None:
+        if self._left:
+            user = self._left.pop(number % len(self._left))
+            self._on_event(OutcomeEvent(outcome=Outcome(key=user["key"], name=user["name"], status=status)))
+
+    def end(self, error: AnsibleBootstrapError | None) -> None:
+        error = error or self._stopped
+        if not self._over.done():
+            self._over.set_exception(error) if error else self._over.set_result(None)
+
+    def stop(self, why: AnsibleBootstrapError) -> None:
+        assert self._stopped is None
+        self._stopped = why
+
+    async def finish(self) -> None:
+        await asyncio.wait({self._over})
+        self.air.runs.remove(self)
+        self._over.result()
+
+
+async def simulate(steps: list[tuple[Any, ...]], batch_size: int) -> None:
+    air = Air()
+    log = Lines()
+    kept: dict[Any, Place] = {}
+
+    def keep(key: Any, place: Place | None) -> None:
+        if place is None:
+            kept.pop(key, None)
+        else:
+            kept[key] = place
+
+    dispatcher = Dispatcher(
+        air,
+        log.logger,
+        batch_size=batch_size,
+        max_runs=MAX_RUNS,
+        cleanup_delay=0,
+        complete=air.complete,
+        forget=air.forget,
+        keep=keep,
+    )
+    spawns: list[asyncio.Task[Outcome]] = []
+    cancelled: set[asyncio.Task[Outcome]] = set()
+    away = True
+
+    def show(text: str, share: float) -> None:
+        assert text
+        assert 0 <= share < 1
+
+    for step in steps:
+        match step:
+            case ("spawn", place, done):
+                waiting = dispatcher.wait(place, timeout=60, on_progress=show, done=done)
+                spawns.append(asyncio.create_task(waiting))  # type: ignore[arg-type]
+            case ("login", place, done):
+                dispatcher.prepare(place, done)
+            case ("stop", place, away):
+                dispatcher.cleanup(place, lambda away=away: not away)
+            case ("known", place) if dispatcher.claim_untouched(place):
+                touching = [run for run in air.runs if run.host == place.storage_host]
+                assert not any(
+                    run.request.operation == "cleanup"
+                    and place.name in {user["name"] for user in run.request.users}
+                    for run in touching
+                )
+            case ("cancel", number) if spawns:
+                spawn = spawns[number % len(spawns)]
+                if not spawn.done():
+                    cancelled.add(spawn)
+                    spawn.cancel()
+            case ("outcome", number, user, status) if air.runs:
+                air.runs[number % len(air.runs)].settle(user, status)
+            case ("end", number, error) if air.runs:
+                air.runs[number % len(air.runs)].end(error)
+            case ("forgetting", can_forget):
+                air.can_forget = can_forget
+            case ("wait",):
+                for _ in range(5):
+                    await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    air.can_forget = True
+    for _ in range(20_000):
+        for run in list(air.runs):
+            run.settle(0, "ok")
+            if not run._left:
+                run.end(None)
+        await asyncio.sleep(0)
+        parked = [parked for parked in dispatcher._cleanups._parked.values() if not parked.active()]
+        if not (dispatcher._hosts or dispatcher._flights or parked) and all(spawn.done() for spawn in spawns):
+            break
+    else:
+        raise AssertionError("it does not come to an end")
+    for spawn in spawns:
+        if not spawn.cancelled():
+            assert spawn.exception() is None or isinstance(spawn.exception(), ApplyError)
+        else:
+            assert spawn in cancelled
+    mishaps = [record for record in log.records if record.levelno >= logging.ERROR]
+    assert not mishaps, mishaps[0].exc_text  # An assertion above that failed within the dispatcher is one.
+    assert not air.runs
+    assert not dispatcher._ready
+    assert not dispatcher._cleanups._due
+    left = {key for parked in dispatcher._cleanups._parked.values() for key in parked.places}
+    assert left <= set(kept), "a clean-up that waits and is not kept on disk"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    steps=st.lists(STEPS, min_size=80, max_size=300), batch_size=st.integers(1, 4), impatient=st.booleans()
+)
+def test_whatever_happens_in_whatever_order(
+    steps: list[tuple[Any, ...]], batch_size: int, impatient: bool
+) -> None:
+    patience, retry = cleanups.PATIENCE_SECONDS, cleanups.RETRY_SECONDS
+    cleanups.PATIENCE_SECONDS, cleanups.RETRY_SECONDS = 0.0 if impatient else patience, 0.0  # type: ignore[misc]
+    try:
+        asyncio.run(asyncio.wait_for(simulate(steps, batch_size), 60))
+    finally:
+        cleanups.PATIENCE_SECONDS, cleanups.RETRY_SECONDS = patience, retry  # type: ignore[misc]
