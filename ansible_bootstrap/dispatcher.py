@@ -240,8 +240,6 @@ class Dispatcher:
         self._pump_scheduled = False
         while len(self._flights) < self._max_runs and (name := self._next_ready()) is not None:
             host = self._ready.pop(name)
-            if host.flight is not None:
-                continue
             host.flight = self._board(host)
             if host.flight is None:
                 self._drop_if_idle(host)

@@ -14,7 +14,6 @@ from .errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
 from .history import RunRecord
 from .protocol import (
     Accepted,
-    End,
     Event,
     Fetched,
     Operation,
@@ -25,6 +24,7 @@ from .protocol import (
     RoleFingerprint,
     RoleStarted,
 )
+from .role_clock import RoleClock
 from .run_log import log_run, log_user
 from .works import Waiter, Work, WorkKey, done_by_all
 
@@ -103,8 +103,7 @@ class Flight:
         self._began = time.monotonic()
         self._process: Run | None = None
         self._roles: tuple[str, ...] = ()
-        self._role: tuple[str, float] | None = None
-        """At work, and since when."""
+        self._clock = RoleClock(self.record)
         self._shown: tuple[str, float] = ("", 0.0)
 
     async def fly(self, client: Client, limit: float) -> None:
@@ -147,7 +146,7 @@ class Flight:
 
     def land(self) -> None:
         """Close the record. Whoever has no outcome has failed: silence is never success."""
-        self._end_role()
+        self._clock.stop()
         self.record.seconds = time.monotonic() - self._began
         error = self.error or ApplyError("the run ended without an outcome for this user")
         details = f"run {self.record.run}: {error.details or error.message}"
@@ -166,37 +165,28 @@ class Flight:
     # -- events -------------------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
+        self._clock.take(event)
         match event:
             case Accepted():
                 self.record.run = event.run
                 self.fingerprints = event.fingerprints
                 self._roles = event.roles
             case RoleStarted():
-                self._begin_role(_short(event.role), event.users)
+                self._begin_role(event.role, event.users)
             case OutcomeEvent(outcome=outcome):
                 self._settle(outcome)
             case Refused():
                 self.record.error = event.message
-            case End():
-                self._end_role()
             case Fetched():
                 self.record.fetched += event.count
 
     def _begin_role(self, role: str, users: int) -> None:
-        self._end_role()
-        self._role = (role, time.monotonic())
         share = self._shown[1]
         if role in self._roles:
             share = max(share, self._roles.index(role) / len(self._roles))
         self._shown = (sentences.at_work(role, users), share)
         for work in self.works.values():
             work.say(*self._shown)
-
-    def _end_role(self) -> None:
-        if self._role is not None:
-            role, began = self._role
-            self.record.roles[role] = self.record.roles.get(role, 0.0) + time.monotonic() - began
-            self._role = None
 
     def _settle(self, outcome: Outcome) -> None:
         key = self.keys.get(outcome.key)
@@ -211,6 +201,40 @@ class Flight:
         self.abandon_if_unwanted()
 
     def _nobody_waits(self) -> AnsibleBootstrapError:
+        if self.late:
+            return DeadlineError("nobody waits for the run any more, it took too long")
+        return ApplyError("nobody waits for the run any more")
+
+    def _note(self, outcome: Outcome) -> None:
+        self.record.outcomes.append(outcome)
+        if not self.record.abandoned:  # Else it is no failure of theirs.
+            log_user(self._log, self.record, outcome)
+
+    def _silent(self, key: str, host: str, error: AnsibleBootstrapError, work: Work) -> Outcome:
+        return Outcome(
+            key=key,
+            name=work.place.name,
+            status="failed",
+            reason=error.reason,
+            message=error.details or error.message,
+            storage_host=host,
+            directory=work.place.directory or "",
+            seconds=round(self.record.seconds, 3),
+            run=self.record.run,
+        )
+
+
+def _keys(works: Mapping[WorkKey, Work]) -> dict[str, WorkKey]:
+    keys: dict[str, WorkKey] = {}
+    for key, work in works.items():
+        name, number = work.place.name, 2
+        while name in keys:  # One user's named servers with a directory each.
+            name, number = f"{work.place.name}#{number}", number + 1
+        keys[name] = key
+    return keys
+
+
+def _nobody_waits(self) -> AnsibleBootstrapError:
         if self.late:
             return DeadlineError("nobody waits for the run any more, it took too long")
         return ApplyError("nobody waits for the run any more")

@@ -8,6 +8,7 @@ stdin open: its end means *stop*. The apply program answers on stdout with one J
                 all roles, and ``roles``: those that are left to apply.
 ``role``        a role begins for ``users`` users of the batch: progress, decides nothing.
 ``outcome``     the final :class:`Outcome` of one user, as soon as it is known, once per key.
+``fetched``     a role downloaded ``count`` sources for the batch: for metrics, decides nothing.
 ``described``   the answer to ``describe``, and the only line.
 ``refused``     nothing was or will be done; has ``reason`` and ``message``.
 ``end``         the last line, after every user's outcome; has the counts.
@@ -177,6 +178,14 @@ class RoleStarted(_Wire):
     users: int
 
 
+class Fetched(_Wire):
+    """A role downloaded so many sources for the batch; what the cache had or the server called unchanged is none."""
+
+    event: Literal["fetched"] = "fetched"
+    role: str
+    count: Annotated[int, Field(ge=0)]
+
+
 class OutcomeEvent(_Wire):
     """One user is final."""
 
@@ -208,7 +217,7 @@ class End(_Wire):
     failed: int
 
 
-Event = Accepted | RoleStarted | OutcomeEvent | Refused | Described | End
+Event = Accepted | RoleStarted | Fetched | OutcomeEvent | Refused | Described | End
 _EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 

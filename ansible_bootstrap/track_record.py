@@ -39,16 +39,14 @@ class TrackRecord:
         record = flight.record
         unreachable = [outcome.reason == "unreachable" for outcome in record.outcomes]
         if silent or all(unreachable):
-            if (
-                not flight.abandoned or flight.late
-            ):  # Else they changed their minds; the host has done nothing.
+            if not record.abandoned:  # Else they changed their minds; the host has done nothing.
                 self._troubled.add(record.storage_host)
         else:
             self._troubled.discard(record.storage_host)
         pace = self._pace(record.storage_host, flight.operation)
         if flight.orderly and not any(unreachable):
             pace.landed(record.users, record.seconds)
-        elif flight.late or (flight.error is not None and flight.error.reason == "timeout"):
+        elif flight.error is not None and flight.error.reason == "timeout":
             pace.ran_out_of_time(record.users, record.seconds)
 
     def _pace(self, host: str, operation: str) -> Pace:

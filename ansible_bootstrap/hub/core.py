@@ -65,7 +65,7 @@ class Core:
         self.books = Bookkeeper(Ledger(config.state_dir, config.trust_for), config.log, config.place_digest())
         self._cleaned: dict[tuple[str, str], list[Entry]] = {}
         """What was known of those whose clean-up has begun, to be put back if it changes nothing."""
-        self.metrics = Metrics()
+        self.metrics = Metrics(hosts=[config.storage_host] if isinstance(config.storage_host, str) else [])
         self._recorder = Recorder(History(config.state_dir, config.history_days), config.log)
         self.dispatcher = Dispatcher(
             self.client,
@@ -99,10 +99,11 @@ class Core:
         """Return whether the user needs nothing, and which roles they have at which fingerprint."""
         if not self.remembers:
             return False, {}
+        # First, for it may take a while: a clean-up that begins meanwhile makes the user unknown.
+        fingerprints = await self.fingerprints.current()
         entry = await self.books.look(place)
         if entry is None:
             return False, {}
-        fingerprints = await self.fingerprints.current()
         return fingerprints is not None and entry.has(fingerprints), entry.roles
 
     async def _describe(self) -> Fingerprints:

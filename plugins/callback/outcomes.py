@@ -134,6 +134,8 @@ class CallbackModule(CallbackBase):
                 self._note_change(user["key"], role)
             notes = self._notes.setdefault(user["key"], [])
             notes.extend(f"{role}: {note}" for note in user.get("notes") or [])
+        if data.get("fetched"):
+            self._write(type="fetched", role=role, count=data["fetched"])
 
     def _account(self, data: dict[str, Any]) -> None:
         for failure in data.get("continued") or []:

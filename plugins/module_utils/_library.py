@@ -55,11 +55,15 @@ class Library:
         fetch_timeout: seconds for one download.
         wait: seconds to wait for another run that is fetching.
 
+    Attributes:
+        fetched: how many archives the web has sent us; "unchanged" is not one.
+
     Raises:
         StorageError: another run is still at work in the cache.
     """
 
     def __init__(self, cache: int, limits: Limits, fetch_timeout: float, wait: float) -> None:
+        self.fetched = 0
         self._limits = limits
         self._fetch_timeout = fetch_timeout
         self._open: list[int] = []
@@ -157,6 +161,7 @@ class Library:
             answer = fetched.value
             if answer is None:
                 return ""
+            self.fetched += 1
             content: str = answer.pop("sha256")
             self._check_sum(source, content)
             if not exists(self._trees, _tree_name(content, source)):

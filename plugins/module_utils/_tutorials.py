@@ -24,14 +24,16 @@ from typing import Any
 
 from . import _as_user, _batch
 from ._archives import Limits
-from ._batch import LOCK_WAIT, Claim, Report, Storage
+from ._batch import LOCK_WAIT, Claim
 from ._errors import StorageError, explain
 from ._files import sync
 from ._homes import look
 from ._library import Library, Tree
 from ._names import STATE_DIRECTORY
 from ._placing import Found, Placing, look_at, reveal, stage
+from ._report import Report
 from ._sources import Source, check_path, parse_sources
+from ._storage import Storage
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,26 @@ class Options:
     child_timeout: float = 60
     fetch_timeout: float = 60
     max_bytes: int = 2 << 30
+
+
+@dataclass
+class TutorialsReport(Report):
+    """The results, and what it cost.
+
+    Attributes:
+        fetched: downloads, for the whole batch.
+    """
+
+    fetched: int = 0
+
+    def as_result(self, *, diff: bool = False) -> dict[str, Any]:
+        """Return what the module returns."""
+        return {**super().as_result(diff=diff), "fetched": self.fetched}
+
+
+@dataclass
+class _Tally:
+    fetched: int = 0
 
 
 Entries = dict[str, dict[str, Any]]
@@ -87,12 +109,14 @@ class _Job:
         self.wanted.remove(source)
 
 
-def place(users: list[Any], root: str, uid_min: int, options: Options, *, check: bool) -> Report:
+def place(users: list[Any], root: str, uid_min: int, options: Options, *, check: bool) -> TutorialsReport:
     """Give every user of the batch the tutorials they did not get yet; see the module ``tutorials``."""
-    return _batch.run(users, root, uid_min, partial(_work, options), check=check)
+    tally = _Tally()
+    report = _batch.run(users, root, uid_min, partial(_work, options, tally), check=check)
+    return TutorialsReport(report.users, report.diff, tally.fetched)
 
 
-def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
+def _work(options: Options, tally: _Tally, storage: Storage, claims: list[Claim]) -> None:
     sources = parse_sources(options.sources)
     jobs: list[_Job] = []
     try:
@@ -105,7 +129,7 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
             _predict(jobs, options)
         else:
             _resume(storage, jobs, options)
-            _bring(storage, jobs, options)
+            _bring(storage, jobs, options, tally)
     finally:
         for job in jobs:
             os.close(job.home)
@@ -200,7 +224,7 @@ def _put(storage: Storage, claims: Iterable[Claim]) -> None:
                 claim.put(storage)
 
 
-def _bring(storage: Storage, jobs: list[_Job], options: Options) -> None:
+def _bring(storage: Storage, jobs: list[_Job], options: Options, tally: _Tally) -> None:
     """Fetch what anybody still wants, stage it for all, bring it onto the disk at once, reveal it for all."""
     wanted = {source.name: source for job in jobs for source in job.wanted}
     if not wanted:
@@ -218,6 +242,7 @@ def _bring(storage: Storage, jobs: list[_Job], options: Options) -> None:
         _sync(storage, jobs)
         _reveal(storage, jobs, trees, options)
     finally:
+        tally.fetched += library.fetched
         library.close()
 
 

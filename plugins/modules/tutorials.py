@@ -16,22 +16,7 @@ description:
   - An archive is fetched once for a batch, and unpacked once for each revision, into a cache below O(root).
     If the server is down, the cache serves.
   - An archive with anything but regular files, directories and links that stay inside is refused.
-  - Each user is worked for alone. If any fails the module fails, after all others are done.
 options:
-  users:
-    description:
-      - The batch. A record has C(name), C(directory), C(uid) and C(gid), and optionally C(key),
-        C(storage_host) and C(groups).
-      - A directory may repeat under the same name (several servers of one user); keys may not.
-    type: list
-    elements: raw
-    required: true
-  root:
-    description:
-      - Directory below which all users' directories lie. It must exist, belong to root or to the user
-        Ansible works as, and be writable for nobody else.
-    type: path
-    required: true
   sources:
     description:
       - The tutorials. Each has a C(name), by which is recorded who has it, and exactly one of C(url) (an
@@ -43,10 +28,6 @@ options:
     type: list
     elements: dict
     required: true
-  uid_min:
-    description: Root does not work for a uid below this.
-    type: int
-    default: 1000
   child_timeout:
     description: Seconds that copying may take for one user.
     type: int
@@ -59,14 +40,11 @@ options:
     description: Bytes that one archive may have, packed and unpacked.
     type: int
     default: 2147483648
+extends_documentation_fragment: ansible_bootstrap.jupyterhub.batch
 author: the ansible_bootstrap contributors
 attributes:
   check_mode:
     description: Predicts what would happen to each user, fetches and writes nothing.
-    support: full
-  diff_mode:
-    description: Shows states, owners and modes.
-    support: full
 """
 
 EXAMPLES = r"""
@@ -106,20 +84,25 @@ users:
       description: What the admin should know although it did not fail.
       type: list
       elements: str
+fetched:
+  description:
+    - How many archives were downloaded for the batch, also those that were then refused. What the cache had and what
+      the server called unchanged does not count.
+  returned: always
+  type: int
 """
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _tutorials
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS
 
 
 def main() -> None:
     """Read the arguments, do the work, report."""
     module = AnsibleModule(
         argument_spec={
-            "users": {"type": "list", "elements": "raw", "required": True},
-            "root": {"type": "path", "required": True},
+            **ARGUMENTS,
             "sources": {"type": "list", "elements": "dict", "required": True},
-            "uid_min": {"type": "int", "default": 1000},
             "child_timeout": {"type": "int", "default": 60},
             "fetch_timeout": {"type": "int", "default": 60},
             "max_bytes": {"type": "int", "default": 2147483648},
@@ -134,10 +117,7 @@ def main() -> None:
     report = _tutorials.place(
         given["users"], given["root"], given["uid_min"], options, check=module.check_mode
     )
-    result = report.as_result(diff=module._diff)
-    if "msg" in result:
-        module.fail_json(**result)
-    module.exit_json(**result)
+    report.end(module)
 
 
 if __name__ == "__main__":

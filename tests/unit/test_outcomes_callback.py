@@ -26,7 +26,7 @@ class Told:
     def result(self, action: str, host: str = "", role: str = "", name: str = "Do it", **data: Any) -> Any:
         """A result as Ansible hands it over; ``host`` is a user's key, or empty for the storage host."""
         user = {"bootstrap_user": {"key": host}} if host else {}
-        ours = action in ("batch", "outcome", "user_dir")
+        ours = action in ("batch", "outcome", "user_dir", "tutorials")
         return SimpleNamespace(
             _result=data,
             _host=SimpleNamespace(get_vars=lambda: user),
@@ -172,3 +172,20 @@ def test_messages_are_bounded_and_printable(told):
     told.failed("outcome", "alice", failures=[failure("alice")])
     message = told.outcome("alice")["message"]
     assert message.isprintable() and len(message) < 10_000
+
+
+def test_what_the_module_fetched_is_passed_on_also_if_somebody_failed(told):
+    users = [{"key": "alice", "changed": True}]
+    told.ok("tutorials", "", OURS + "tutorials", users=users, fetched=2)
+    told.failed("tutorials", "", OURS + "tutorials", users=users, fetched=1, msg="1 of 2 users failed")
+    told.ok("tutorials", "", OURS + "tutorials", users=users, fetched=0)
+    assert told.lines == [
+        {"type": "fetched", "role": "tutorials", "count": 2},
+        {"type": "fetched", "role": "tutorials", "count": 1},
+    ]
+
+
+def test_nobody_else_has_fetched_anything(told):
+    told.ok("ansible.builtin.get_url", "", "datasets", fetched=5)
+    told.ok("evil.jupyterhub.tutorials", "", "datasets", users=[], fetched=5)
+    assert told.lines == []

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from ansible_bootstrap.errors import RefusedError
-from ansible_bootstrap.roster import read_roster
+from ansible_bootstrap.roster import Roster, distinct
 
 
 def roster(tmp_path: Path, text: str) -> list[dict[str, object]]:
     path = tmp_path / "class"
     path.write_text(text, encoding="utf-8")
-    return read_roster(path)
+    return list(distinct(Roster(path)))
 
 
 def test_a_text_roster_is_one_name_a_line(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_csv_without_a_header_is_told_to_have_one(tmp_path: Path) -> None:
 def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     path = tmp_path / "class.csv"
     path.write_bytes("name,uid\nzoë,2001\n".encode("utf-8-sig"))
-    assert read_roster(path) == [{"name": "zoë", "uid": 2001}]
+    assert list(Roster(path)) == [{"name": "zoë", "uid": 2001}]
 
 
 def test_a_bad_cell_is_kept_for_the_policy_to_refuse_with_its_row(tmp_path: Path) -> None:
@@ -67,6 +67,25 @@ def test_a_column_that_means_nothing_is_an_error_that_lists_those_that_do(tmp_pa
         roster(tmp_path, "name,quota\nalice,5\n")
 
 
+def test_of_the_same_record_twice_the_first_counts(tmp_path: Path) -> None:
+    assert roster(tmp_path, "name,uid\nalice,1\nbob,2\nalice,3\n") == [
+        {"name": "alice", "uid": 1},
+        {"name": "bob", "uid": 2},
+    ]
+
+
+def test_an_empty_cell_of_groups_says_that_there_are_none(tmp_path: Path) -> None:
+    assert roster(tmp_path, "name,groups,uid\nalice,,\nbob\n") == [
+        {"name": "alice", "groups": []},
+        {"name": "bob"},
+    ]
+
+
+def test_a_quote_that_is_never_closed_is_an_error_and_not_one_endless_name(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="not CSV"):
+        roster(tmp_path, 'name,groups\nalice,"' + "x,y\n" * 50_000)
+
+
 def test_the_same_name_on_two_hosts_is_two_users(tmp_path: Path) -> None:
     assert len(roster(tmp_path, "name,storage_host\nalice,a\nalice,b\nalice,b\n")) == 2
 
@@ -77,4 +96,4 @@ def test_a_roster_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(RefusedError, match=r"class\.txt"):
-        read_roster(path)
+        Roster(path)

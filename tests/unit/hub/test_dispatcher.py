@@ -280,7 +280,7 @@ async def test_a_student_reads_what_happens(hub: Hub) -> None:
     await hub.settled()
     run.on_event(Accepted(run="r1", storage_host="localhost"))
     run.on_event(RoleStarted(role="user_dir", users=1))
-    run.on_event(RoleStarted(role="ansible_bootstrap.jupyterhub.tutorials", users=50))
+    run.on_event(RoleStarted(role="tutorials", users=50))
     run.on_event(RoleStarted(role="site_quota_v2", users=2))
     assert hub.said("alice") == [
         "Preparing your directory",

@@ -12,7 +12,7 @@ import pytest
 from fake_runs import Hub, Run
 from hub_fakes import Lines, until
 
-from ansible_bootstrap import cleanups, dispatcher, flights
+from ansible_bootstrap import cleanups, dispatcher, flights, role_clock
 from ansible_bootstrap.errors import ApplyError, DeadlineError, UnreachableError
 from ansible_bootstrap.places import Place
 from ansible_bootstrap.protocol import Accepted, End, Fetched, RoleFingerprint, RoleStarted
@@ -32,7 +32,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(flights, "time", SimpleNamespace(monotonic=lambda: self.now, time=lambda: 0.0))
+        for module in (flights, role_clock):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now, time=lambda: 0.0))
 
 
 async def busy(hub: Hub, name: str = "first", **place: Any) -> tuple[asyncio.Task[Any], Run]:
@@ -209,12 +210,16 @@ async def test_more_logins_than_fit_are_dropped_with_one_warning(
         hub.dispatcher.prepare(Place(f"login{number}"))
     assert hub.dispatcher.waiting()[""][0] == 5
     assert sum("too many logins" in line for line in log.lines) == 1
-    spawn = hub.spawn("login19")
+    spawns = [hub.spawn("login19"), hub.spawn("login0")]
     await hub.settled()
+    for number in (20, 21):  # One finds room, the other does not.
+        hub.dispatcher.prepare(Place(f"login{number}"))
+    assert sum("too many logins" in line for line in log.lines) == 1
     run.succeed()
     (await hub.run(2)).succeed()
-    assert (await spawn).status == "ok"
-    await first
+    assert {outcome.status for outcome in await asyncio.gather(first, *spawns)} == {"ok"}
+    assert "login20" in hub.runs[1].names
+    assert "login21" not in hub.runs[1].names
 
 
 async def test_a_bad_place_at_login_is_a_line_in_the_log(hub: Hub, log: Lines) -> None:
@@ -288,6 +293,19 @@ async def test_a_host_where_somebody_waits_goes_before_those_with_logins_only(lo
     assert [run.names for run in hub.runs[1:]] == [["alice"], ["bob"]]
 
 
+async def test_a_host_that_nobody_waits_for_any_more_does_not_wait_for_a_run(log: Lines) -> None:
+    hub = Hub(log, max_runs=1)
+    first, run = await busy(hub, storage_host="s1")
+    gone = hub.spawn("alice", storage_host="s2")
+    await hub.settled()
+    await cancel(gone)
+    assert list(hub.dispatcher._hosts) == ["s1"]
+    run.succeed()
+    await first
+    await until(lambda: not hub.dispatcher._flights)
+    assert_empty(hub)
+
+
 async def test_a_storm_of_cancels_costs_the_others_nothing_and_leaves_nothing(log: Lines) -> None:
     hub = Hub(log, batch_size=100)
     first, run = await busy(hub)
@@ -321,6 +339,24 @@ async def test_a_run_that_everybody_left_says_nothing_against_its_host(log: Line
     for run in hub.runs:
         run.succeed()
     await asyncio.gather(*again)
+
+
+async def test_a_host_that_has_recovered_has_its_share_again(log: Lines) -> None:
+    hub = Hub(log, max_runs=2)
+    hosts = ("s1", "s2")
+    for host in hosts:
+        spawn, run = await busy(hub, storage_host=host)
+        run.end(ApplyError("it hangs"))
+        await asyncio.wait({spawn})
+        assert isinstance(spawn.exception(), ApplyError)
+        spawn, run = await busy(hub, storage_host=host)
+        run.succeed()
+        await spawn
+    spawns = [hub.spawn("alice", storage_host=host) for host in hosts]
+    await hub.run(6)
+    for run in hub.runs:
+        run.succeed()
+    await asyncio.gather(*spawns)
 
 
 # Clean-ups
@@ -367,6 +403,37 @@ async def test_a_clean_up_that_is_due_asks_again_whether_the_user_has_a_server(h
     second = await hub.run(2)
     assert {user["directory"] for user in second.request.users} == {"/v/alice-a", "/v/alice-b"}
     second.succeed()
+
+
+async def test_a_clean_up_that_was_due_comes_after_all_if_the_spawn_fails(hub: Hub) -> None:
+    first, run = await busy(hub)
+    hub.dispatcher.cleanup(Place("alice"), never)
+    await until(lambda: hub.dispatcher._cleanups._due)
+    spawn = hub.spawn("alice")
+    await hub.settled()
+    assert not hub.dispatcher.waiting_cleanups()
+    run.succeed()
+    second = await hub.run(2)
+    second.settle(status="failed", reason="role_failed")
+    second.end()
+    await asyncio.gather(first, spawn)
+    third = await hub.run(3)
+    assert (third.request.operation, third.names) == ("cleanup", ["alice"])
+    third.succeed()
+
+
+async def test_a_clean_up_that_is_asked_for_again_in_flight_is_kept_for_the_next_hub(log: Lines) -> None:
+    kept: list[Any] = []
+    hub = Hub(log, keep=lambda key, place: kept.append(place))
+    alice = Place("alice")
+    hub.dispatcher.cleanup(alice, never)
+    run = await hub.run(1)
+    hub.dispatcher.cleanup(alice, never)
+    run.succeed()
+    await until(lambda: hub.records)
+    assert kept == [alice, alice]
+    (await hub.run(2)).succeed()
+    await until(lambda: kept == [alice, alice, None])
 
 
 async def test_a_user_is_forgotten_before_their_clean_up_begins(log: Lines) -> None:
@@ -600,7 +667,7 @@ async def test_a_run_tells_its_seconds_by_role(hub: Hub, monkeypatch: pytest.Mon
     spawn, run = await busy(hub)
     clock.now += 1
     run.on_event(Accepted(run="r1", storage_host="s", roles=("user_dir", "site")))
-    for role, seconds in (("ansible_bootstrap.jupyterhub.user_dir", 2), ("site", 3), ("user_dir", 4)):
+    for role, seconds in (("user_dir", 2), ("site", 3), ("user_dir", 4)):
         run.on_event(RoleStarted(role=role, users=1))
         clock.now += seconds
     run.on_event(Fetched(role="tutorials", count=2))
@@ -684,7 +751,7 @@ async def test_a_student_sees_which_share_is_done(hub: Hub) -> None:
     waiting = hub.spawn("bob")
     await hub.settled()
     run.on_event(Accepted(run="r1", storage_host="s", roles=("user_dir", "tutorials", "site_a", "site_b")))
-    for role in ("user_dir", "ansible_bootstrap.jupyterhub.tutorials", "site_b", "site_a", "unheard_of"):
+    for role in ("user_dir", "tutorials", "site_b", "site_a", "unheard_of"):
         run.on_event(RoleStarted(role=role, users=1))
     late = hub.spawn("first", server_name="b")
     await hub.settled()
@@ -716,13 +783,34 @@ async def test_those_left_behind_by_a_full_run_are_told_anew_and_only_news(log: 
     assert hub.said("u5") == ["Waiting for 6 others", "Waiting for 5 others", "Waiting for 3 others"]
 
 
+async def test_a_number_that_has_not_changed_is_not_said_again(log: Lines) -> None:
+    hub = Hub(log, batch_size=1)
+    first, run = await busy(hub)
+    run.settle()
+    spawns = [hub.spawn(f"u{number}") for number in range(3)]
+    await hub.settled()
+    run.end()
+    await hub.run(2)
+    assert [hub.said(f"u{number}") for number in range(3)] == [
+        [],
+        ["Waiting for 1 other"],
+        ["Waiting for 2 others"],
+    ]
+    for number in (2, 3, 4):
+        (await hub.run(number)).succeed()
+    await asyncio.gather(first, *spawns)
+
+
 # Batches that adapt
 
 
 async def fly(hub: Hub, clock: Clock, users: int, seconds: float, how: str = "orderly") -> int:
     """So many spawns at once, whose first run takes so long; return how many users it had."""
     number = len(hub.runs) + 1
-    spawns = [hub.spawn(f"r{number}u{user}", timeout=30 if how != "late" else 0.2) for user in range(users)]
+    spawns = [
+        hub.spawn(f"r{number}u{user}", 30 if how != "late" else 0.2, storage_host="s1")
+        for user in range(users)
+    ]
     run = await hub.run(number)
     clock.now += seconds
     match how:
@@ -731,6 +819,9 @@ async def fly(hub: Hub, clock: Clock, users: int, seconds: float, how: str = "or
         case "cancelled":
             await cancel(*spawns)
             run.end(run.stopped)
+        case "cancelled at its end":
+            await cancel(*spawns)
+            run.end()
         case "late":
             await asyncio.wait(spawns)
             assert {type(spawn.exception()) for spawn in spawns} == {DeadlineError}
@@ -759,6 +850,7 @@ async def fly(hub: Hub, clock: Clock, users: int, seconds: float, how: str = "or
         ("late", True),
         ("limit", True),
         ("cancelled", False),
+        ("cancelled at its end", False),
         ("unreachable", False),
         ("down", False),
     ],
@@ -786,9 +878,9 @@ async def test_each_storage_host_and_clean_up_has_a_pace_of_its_own(
     await asyncio.gather(*other)
     await until(lambda: not hub.dispatcher._flights)
     number = len(hub.runs) + 1
-    first, run = await busy(hub)
+    first, run = await busy(hub, storage_host="s1")
     for user in range(50):
-        hub.dispatcher.cleanup(Place(f"u{user}"), never)
+        hub.dispatcher.cleanup(Place(f"u{user}", storage_host="s1"), never)
     await until(lambda: not hub.dispatcher._cleanups._parked)
     run.succeed()
     await first

@@ -100,10 +100,10 @@ def test_what_once_was_slow_to_start_is_not_so_for_ever() -> None:
     assert sizes[-2] < 100, sizes
 
 
-@pytest.mark.parametrize(("seconds", "size"), [(120, 41), (9, 500)])
-def test_a_run_that_was_given_up_late_was_too_large(seconds: float, size: int) -> None:
+@pytest.mark.parametrize(("users", "seconds", "size"), [(500, 120, 41), (100, 9, 500)])
+def test_a_run_that_was_given_up_late_was_too_large(users: int, seconds: float, size: int) -> None:
     pace = Pace(CEILING, FLOOR)
-    pace.ran_out_of_time(500, seconds)
+    pace.ran_out_of_time(users, seconds)
     assert pace.size == size
 
 

@@ -136,7 +136,7 @@ async def test_a_spawn_withdraws_what_an_earlier_hub_has_left_when_it_succeeds(
     apply.do(fail={"alice": {"message": "quota"}})
     hub = await start(delay=0.5).restored()
     for status, left in (("failed", ["alice"]), ("ok", [])):
-        outcome = await hub.dispatcher.wait(ALICE, timeout=10, on_progress=lambda text: None)
+        outcome = await hub.dispatcher.wait(ALICE, timeout=10, on_progress=lambda text, share: None)
         assert outcome.status == status
         assert await hub.on_disk() == left
         apply.do()
@@ -149,7 +149,7 @@ async def test_a_spawn_before_the_file_was_read_counts(start: Any, apply: FakeAp
     earlier.dispatcher.cleanup(ALICE, never)
     await earlier.on_disk()
     hub = start()
-    assert (await hub.dispatcher.wait(ALICE, timeout=10, on_progress=lambda text: None)).status == "ok"
+    assert (await hub.dispatcher.wait(ALICE, timeout=10, on_progress=lambda text, share: None)).status == "ok"
     assert await hub.pending.load() == []
     assert await hub.on_disk() == []
 

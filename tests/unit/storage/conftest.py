@@ -5,6 +5,7 @@ make_user   the record of a user below it; as root each has a uid of their own, 
 as_user     run a function in a process that is somebody else (root only)
 victim      a file and a directory of root's outside the storage root; unchanged after the test
 small_disk  a file system of 256 KiB (root only)
+default_acl gives a directory an ACL that it hands on; returns the uid that it lets in
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -103,3 +105,27 @@ def small_disk(root: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=0755", "tmpfs", str(root)], check=True)
     yield root
     subprocess.run(["umount", str(root)], check=True)
+
+
+STRANGER = 20099
+_EVERYBODYS = 0xFFFFFFFF
+_ACL = [
+    (0x01, 7, _EVERYBODYS),  # user::rwx
+    (0x02, 7, STRANGER),  # user:20099:rwx
+    (0x04, 5, _EVERYBODYS),  # group::r-x
+    (0x10, 7, _EVERYBODYS),  # mask::rwx
+    (0x20, 5, _EVERYBODYS),  # other::r-x
+]
+
+
+@pytest.fixture
+def default_acl() -> Callable[[Path], int]:
+    def give(directory: Path) -> int:
+        entries = b"".join(struct.pack("<HHI", *entry) for entry in _ACL)
+        try:
+            os.setxattr(directory, "system.posix_acl_default", struct.pack("<I", 2) + entries)
+        except OSError as error:
+            pytest.skip(f"no ACLs here: {error}")
+        return STRANGER
+
+    return give

@@ -91,6 +91,17 @@ def test_one_who_hangs_is_stopped_and_delays_nobody(here: int) -> None:
     assert time.monotonic() - started < 5
 
 
+def test_one_who_is_held_by_a_signal_of_the_users_delays_nobody(here: int) -> None:
+    def held() -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    started = time.monotonic()
+    first, second = _as_user.run_all([_own(here, held), _own(here, os.getpid)], timeout=60)
+    assert "was held by a signal" in str(first.error)
+    assert second.unwrap()
+    assert time.monotonic() - started < 30
+
+
 @pytest.mark.parametrize(
     ("work", "says"),
     [

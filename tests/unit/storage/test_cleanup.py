@@ -492,6 +492,34 @@ def test_many_paths_and_notes_make_a_short_report(home: Home) -> None:
     assert os.listdir(place / "t") == []
 
 
+def test_a_directory_too_full_to_be_listed_costs_its_user_alone(
+    root: Path, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, bob = make_user("alice", home=True), make_user("bob", home=True)
+    for user in (alice, bob):
+        place = Path(user["directory"], "scratch")
+        place.mkdir()
+        for number in range(2 if user is alice else 1):
+            (place / str(number)).touch()
+        os.chown(place, user["uid"], user["gid"])
+    real = os.listdir
+
+    def listdir(place: Any) -> list[str]:
+        """To make ten million files would take too long."""
+        names = real(place)
+        return names * 5_000_000 if len(names) == 2 else names
+
+    monkeypatch.setattr(_cleanup, "_MEMORY", 16 << 20)
+    monkeypatch.setattr(os, "listdir", listdir)
+    results = _cleanup.clean([alice, bob], str(root), 1000, ["scratch/*"], 60, check=False).users
+    assert "needs more memory than it may have" in results[0]["msg"]
+    assert not results[1]["failed"] and results[1]["changed"]
+    monkeypatch.undo()
+    (result,) = _cleanup.clean([alice], str(root), 1000, ["scratch/*"], 60, check=False).users
+    assert not result["failed"]
+    assert list((root / "alice/scratch").iterdir()) == []
+
+
 def test_too_deep_is_a_note(home: Home) -> None:
     user, place = home
     fill(home, "t/x", "t/deep/x")

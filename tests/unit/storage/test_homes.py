@@ -349,23 +349,18 @@ def test_a_mode_that_is_none_is_everybodys_error(root: Path, make_user: MakeUser
 
 
 @pytest.mark.root
-def test_default_acls_do_not_widen_a_home(root: Path, make_user: MakeUser) -> None:
-    # user::rwx, user:20009:rwx, group::rwx, mask::rwx, other::rwx
-    entries = [
-        (1, 7, 0xFFFFFFFF),
-        (2, 7, 20009),
-        (4, 7, 0xFFFFFFFF),
-        (16, 7, 0xFFFFFFFF),
-        (32, 7, 0xFFFFFFFF),
-    ]
-    acl = (2).to_bytes(4, "little") + b"".join(
-        tag.to_bytes(2, "little") + perm.to_bytes(2, "little") + who.to_bytes(4, "little")
-        for tag, perm, who in entries
-    )
-    try:
-        os.setxattr(root, "system.posix_acl_default", acl)
-    except OSError as error:
-        pytest.skip(f"no ACLs here: {error}")
-    assert one(root, make_user("alice"), options=Options("0700"))["changed"]
-    assert stat.S_IMODE((root / "alice").stat().st_mode) == 0o700
+@pytest.mark.parametrize("mode", ["0700", "0750", "0755"])
+def test_default_acls_do_not_widen_a_home(
+    root: Path, make_user: MakeUser, default_acl: Callable[[Path], int], tmp_path: Path, mode: str
+) -> None:
+    default_acl(root)
+    (tmp_path / "skel/sub").mkdir(parents=True)
+    (tmp_path / "skel/sub/file").write_text("for the user\n")
+    options = Options(mode, str(tmp_path / "skel"))
+    for path in (tmp_path, *tmp_path.parents[:-2]):
+        path.chmod(path.stat().st_mode | 0o005)
+    assert one(root, make_user("alice"), options=options)["changed"]
+    assert stat.S_IMODE((root / "alice").stat().st_mode) == int(mode, 8)
+    for path in (root / "alice", *(root / "alice").rglob("*")):
+        assert os.listxattr(path) == [], path
     assert stat.S_IMODE((root / ".ansible_bootstrap").stat().st_mode) == 0o700

@@ -369,9 +369,10 @@ def test_without_root_it_is_the_same_for_oneself(
     assert "script_as root needs root" in refused["msg"]
 
 
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])  # the last is an exception
 @pytest.mark.parametrize("as_root", [False, pytest.param(True, marks=pytest.mark.root)])
 def test_killed_half_way_it_ends_with_all_it_started_and_runs_again(
-    root: Path, make_user: MakeUser, put: Put, as_root: bool
+    root: Path, make_user: MakeUser, put: Put, as_root: bool, by: signal.Signals
 ) -> None:
     home = root / "alice"
     path = put(
@@ -380,16 +381,34 @@ def test_killed_half_way_it_ends_with_all_it_started_and_runs_again(
     alice = make_user("alice", home=True)
     module = os.fork()
     if module == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with contextlib.suppress(BaseException):
             one(root, alice, path, as_root=as_root)
         os._exit(0)
     wait_until((home / "half").exists)
     wait_until(lambda: len(processes("76543")) >= 2)
-    os.kill(module, signal.SIGKILL)
+    os.kill(module, by)
     os.waitpid(module, 0)
     wait_until(lambda: not processes("76543"))
     assert record(root) is None
     assert one(root, alice, path, as_root=as_root)["changed"]
+
+
+def test_a_module_that_ends_just_as_the_program_does_leaves_no_daemon(
+    root: Path, make_user: MakeUser, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = put("(setsid sleep 65432 & echo $! >pid); while [ ! -s pid ]; do sleep 0.01; done\n")
+    real, told = signal.signal, []
+
+    def at_the_last_moment(number: int, handler: Any) -> Any:
+        if (number, handler) == (signal.SIGTERM, signal.SIG_IGN) and not told:
+            told.append(True)
+            signal.raise_signal(signal.SIGTERM)
+        return real(number, handler)
+
+    monkeypatch.setattr(signal, "signal", at_the_last_moment)
+    assert one(root, make_user("alice", home=True), path)["failed"]
+    assert processes("65432") == []
 
 
 def test_nothing_counts_that_is_not_on_the_disk(

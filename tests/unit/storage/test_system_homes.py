@@ -318,6 +318,59 @@ def test_a_partial_home_that_others_left_is_made_whole_once_it_is_silent(
     is_whole(root, alice, skeleton)
 
 
+def test_a_partial_home_is_old_if_only_a_clock_that_was_set_back_says_otherwise(
+    root: Path, make_user: MakeUser, ensure: Ensure, skeleton: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, options = make_user("alice"), Options(skeleton=str(skeleton))
+    home = root / "alice"
+    home.mkdir(mode=0o700)
+    (home / ".bashrc").write_text("set -o vi\n")
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 5)
+    assert ensure(alice, check=True, options=options)[0]["changed"]
+    monkeypatch.setattr(time, "time", lambda: real() + _system_homes.SETTLED - 30)
+    assert "is being made at this moment" in ensure(alice, options=options)[0]["msg"]
+    monkeypatch.setattr(time, "time", lambda: real() - 86400)
+    assert ensure(alice, options=options)[0]["changed"]
+    is_whole(root, alice, skeleton)
+
+
+def can(as_user: Callable[..., Any], uid: int, place: Path) -> bool:
+    """Say whether this user gets at what is there."""
+    return bool(as_user(uid, lambda: os.access(place, os.R_OK)))
+
+
+@pytest.mark.parametrize("umask", ["0077", "0027", "0022"])
+@pytest.mark.parametrize("above", [[], ["students"], ["students", "2026"]])
+def test_default_acls_do_not_widen_a_home_of_the_helpers(
+    root: Path,
+    make_user: MakeUser,
+    ensure: Ensure,
+    skeleton: Path,
+    default_acl: Callable[[Path], int],
+    as_user: Callable[..., Any],
+    umask: str,
+    above: list[str],
+) -> None:
+    if above:
+        (root / "students").mkdir()
+    bearing = root.joinpath(*above[:1])
+    stranger = default_acl(bearing)
+    home = root.joinpath(*above, "alice")
+    alice, options = make_user("alice", directory=str(home)), Options(umask, str(skeleton))
+    if umask == "0027":  # the group gets in and others do not: so would whom the ACL names
+        for check in (True, False):
+            said = ensure(alice, check=check, options=options)[0]["msg"]
+            assert f"{bearing} has a default ACL" in said
+            assert f"`setfacl -k {bearing}`" in said
+        assert not home.exists()
+        os.removexattr(bearing, "system.posix_acl_default")
+    assert ensure(alice, options=options)[0]["changed"]
+    is_whole(root, alice, skeleton, 0o777 & ~int(umask, 8))
+    for path in (home, home / ".bashrc", home / "sub" / "run"):
+        assert can(as_user, stranger, path) == can(as_user, stranger + 1, path) == (umask == "0022")
+
+
 # Killed
 
 CALLS = ("mkdir", "openat", "fchmod", "fchown", "write", "symlink", "lchown", "chmod", "chown")

@@ -1,0 +1,384 @@
+"""A spare, started ahead of its request: quicker than a cold run, and in nothing else different from one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_bootstrap.descendants import descendants
+
+DUMP = """
+import locale, logging, multiprocessing, os, random, resource, signal, sys
+from ansible import constants
+
+def state(_):
+    ansible = os.getppid()
+    config = constants.config
+    with open(f"/proc/{ansible}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    with open(f"/proc/{ansible}/status") as file:
+        status = [line for line in file if line.startswith(("Sig", "Shd", "Umask", "Groups", "NoNewPrivs"))]
+    return {
+        "settings": {name: repr(config.get_config_value_and_origin(name)) for name in config.get_configuration_definitions()},
+        "constants": {
+            name: repr(sorted(map(repr, value)) if isinstance(value, (set, frozenset)) else value)
+            for name, value in vars(constants).items()
+            if name.isupper()
+        },
+        "environment": dict(os.environ),
+        "argv": sys.argv, "path": sys.path, "executable": sys.executable, "optimize": sys.flags.optimize,
+        "directory": os.getcwd(), "status": [line for line in status if not line.startswith("SigQ")],
+        "limits": [resource.getrlimit(number) for number in range(16)],
+        "encodings": [sys.getfilesystemencoding(), sys.getdefaultencoding(), locale.getlocale(), sys.flags.utf8_mode],
+        "start": multiprocessing.get_start_method(), "log": [logging.root.level, len(logging.root.handlers)],
+        "terminal": [os.readlink(f"/proc/{ansible}/fd/{number}").rstrip("0123456789") for number in (0, 1, 2)],
+        "leads its session and has a controlling terminal": [int(fields[3]) == ansible, int(fields[4]) != 0],
+        "descriptors": sorted(os.readlink(f"/proc/{ansible}/fd/{n}").rstrip("0123456789[]:") for n in os.listdir(f"/proc/{ansible}/fd")),
+        "name": __import__("__main__").__name__,
+        "\\n random": random.random(),
+    }
+
+class FilterModule:
+    def filters(self):
+        return {"state": state}
+"""
+
+
+class Spare:
+    """A spare apply program as the client starts it."""
+
+    def __init__(self, site: Any, settings: dict[str, Any]) -> None:
+        self._site = site
+        number = len(list(site.path.glob("spare-*.out")))
+        self.settings = site.path / f"spare-{number}.json"
+        self.write(settings)
+        self._out, self._log = site.path / f"spare-{number}.out", site.path / f"spare-{number}.log"
+        with self._out.open("wb") as out, self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-I",
+                    "-m",
+                    "ansible_bootstrap.apply",
+                    "--settings",
+                    self.settings,
+                    "--warm",
+                ],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=log,
+            )
+
+    def write(self, settings: dict[str, Any]) -> None:
+        self.settings.write_text(json.dumps(settings))
+        self.settings.chmod(0o600)
+
+    def engine(self) -> int:
+        """Wait for the engine; return its pid."""
+        return int(
+            self.wait_for(lambda: [pid for pid in descendants(self.process.pid) if _is_engine(pid)])[0]
+        )
+
+    def wait_for(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"waited in vain: {self.log}"
+            time.sleep(0.02)
+        return value
+
+    def ask(self, *names: str, **more: Any) -> None:
+        users = [{"name": name} for name in names]
+        assert self.process.stdin
+        self.process.stdin.write(
+            json.dumps({"operation": "bootstrap", "users": users, **more}).encode() + b"\n"
+        )
+        self.process.stdin.flush()
+
+    def run(self, *names: str, **more: Any) -> int:
+        """Ask, and wait for the end; return the exit status."""
+        self.ask(*names, **more)
+        return self.process.wait(90)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        text = self._out.read_text()
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        found = [event["outcome"] for event in self.events if event["event"] == "outcome"]
+        return {outcome["name"]: outcome["status"] for outcome in found}
+
+
+def _is_engine(pid: int) -> bool:
+    try:
+        return b"engine.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def _directories() -> set[Path]:
+    base = Path("/run/ansible-bootstrap" if os.geteuid() == 0 else f"/tmp/ansible-bootstrap-{os.geteuid()}")
+    return set(base.glob("*"))
+
+
+def _gone(pids: set[int], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(_state(pid) not in ("", "Z") for pid in pids):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+@pytest.fixture
+def spare(site: Any) -> Iterator[Callable[..., Spare]]:
+    started: list[Spare] = []
+
+    def start(*roles: Any, **more: Any) -> Spare:
+        started.append(Spare(site, site.settings(roles=list(roles), **more)))
+        return started[-1]
+
+    yield start
+    for one in started:
+        family = descendants(one.process.pid) if one.process.poll() is None else set()
+        one.process.kill()
+        for pid in family:
+            if _state(pid):
+                os.kill(pid, signal.SIGKILL)
+        one.process.wait()
+        if one.process.stdin:
+            one.process.stdin.close()
+
+
+def say(text: str) -> dict[str, Any]:
+    return {"name": "Say something", "ansible.builtin.debug": {"msg": text}, "changed_when": True}
+
+
+def comparable(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events without what is of this run alone."""
+    text = json.dumps(events)
+    text = re.sub(r'"run": "[^"]*"', '"run": "R"', text)
+    made: list[dict[str, Any]] = json.loads(re.sub(r'"seconds": [0-9.]+', '"seconds": 0', text))
+    return made
+
+
+def test_a_warm_run_says_and_does_what_a_cold_one_does(site, apply_program, spare):
+    site.role("greet", say("hello"))
+    site.role("gate", {"name": "Check", "ansible.builtin.fail": {"msg": "no"}, "when": "username == 'bob'"})
+    roles = ["user_dir", "greet", "gate", {"role": "greet", "per": "batch"}]
+    warm = spare(*roles)
+    warm.engine()
+    engine = warm.engine()
+    status = warm.run("alice", "bob", "Zoë")
+    assert warm.log == ""
+    assert _gone({engine})
+    made = sorted(path.name for path in site.root.iterdir())
+    for path in site.root.iterdir():
+        if not path.name.startswith("."):
+            path.rmdir()
+    subprocess.run(["rm", "-rf", site.root / ".ansible_bootstrap"], check=True)
+    cold = apply_program(["alice", "bob", "Zoë"], *roles)
+    assert (status, comparable(warm.events)) == (cold.status, comparable(cold.events))
+    assert warm.outcomes == {"alice": "ok", "bob": "failed", "Zoë": "ok"}
+    assert sorted(path.name for path in site.root.iterdir()) == made
+
+
+def test_a_run_sees_the_same_ansible_warm_and_cold(site, apply_program, spare):
+    site.role(
+        "dump",
+        {
+            "name": "Dump",
+            "ansible.builtin.copy": {"content": "{{ '' | state | to_json }}", "dest": "{{ dump_to }}"},
+        },
+    )
+    plugins = site.roles / "dump" / "filter_plugins"
+    plugins.mkdir()
+    (plugins / "dump.py").write_text(DUMP)
+    role = {"role": "dump", "per": "batch"}
+    states = {}
+    for way in ("cold", "warm", "warm again"):
+        to = site.path / f"state {way}"
+        variables = {"extra_vars": {"dump_to": str(to)}}
+        if way == "cold":
+            assert apply_program(["alice"], role, settings=site.settings(**variables)).status == 0
+        else:
+            warm = spare(role, **variables)
+            warm.engine()
+            assert warm.run("alice") == 0, warm.log
+            assert warm.log == "", "it was a cold run"
+        text = re.sub(r"(/run/ansible-bootstrap|/tmp/ansible-bootstrap-\d+)/[\w-]+", "RUN", to.read_text())
+        text = re.sub(r"ansible-local-\w+|#\d+", "N", text.replace(str(to), "TO"))
+        states[way] = json.loads(text)
+    numbers = {state.pop("\n random") for state in states.values()}
+    assert len(numbers) == 3
+    assert states["warm"]["environment"]["ANSIBLE_LOCAL_TEMP"] == "RUN/tmp"
+    for part in states["cold"]:
+        assert states["warm"][part] == states["cold"][part], part
+        assert states["warm again"][part] == states["cold"][part], part
+
+
+def test_two_warm_runs_share_nothing(site, spare):
+    site.role(
+        "dump",
+        {
+            "name": "D",
+            "ansible.builtin.copy": {"content": "{{ vars }}", "dest": f"{site.path}/vars-{{{{ username }}}}"},
+        },
+    )
+    first, second = spare("dump", extra_vars={"secret": "s3cr3t"}), spare("dump")
+    engines = {first.engine(), second.engine()}
+    assert first.run("alice") == 0 and second.run("bob") == 0
+    text = (site.path / "vars-bob").read_text()
+    assert "bob" in text and "alice" not in text and "s3cr3t" not in text
+    assert len({spare.events[0]["run"] for spare in (first, second)}) == 2
+    assert len(engines) == 2 and _gone(engines)
+
+
+def test_the_settings_are_those_of_the_time_of_the_request(site, spare):
+    site.role(
+        "tell", {"name": "T", "ansible.builtin.copy": {"content": "{{ what }}", "dest": f"{site.path}/told"}}
+    )
+    warm = spare("absent", extra_vars={"what": "before"})
+    warm.engine()
+    warm.write(site.settings(roles=["tell"], extra_vars={"what": "after"}))
+    assert warm.run("alice") == 0, warm.log
+    assert (site.path / "told").read_text() == "after"
+    assert warm.log == "", "nothing that Ansible reads while it starts has changed"
+
+
+def test_settings_that_ansible_reads_while_it_starts_make_the_run_a_cold_one(site, spare):
+    site.role("tell", {"name": "T", "ansible.builtin.copy": {"content": "x", "dest": f"{site.path}/told"}})
+    warm = spare("tell")
+    engine = warm.engine()
+    site.roles.rename(site.path / "moved")
+    warm.write({**site.settings(roles=["tell"]), "roles_path": [str(site.path / "moved")]})
+    assert warm.run("alice") == 0, warm.log
+    assert (site.path / "told").exists()
+    assert warm.log.count("starts cold") == 1 and "settings have changed" in warm.log
+    assert _gone({engine})
+
+
+def test_an_engine_that_died_makes_the_run_a_cold_one(site, spare):
+    site.role("greet", say("hello"))
+    warm = spare("greet")
+    os.kill(warm.engine(), signal.SIGKILL)
+    assert warm.run("alice") == 0
+    assert warm.log.count("starts cold") == 1
+    assert warm.outcomes == {"alice": "ok"}
+
+
+def test_settings_that_were_wrong_at_first_are_read_again(site, spare):
+    site.role("greet", say("hello"))
+    warm = spare("greet", no_such_setting=1)
+    warm.wait_for(lambda: "starts cold" in warm.log)
+    assert warm.process.poll() is None
+    warm.write(site.settings(roles=["greet"]))
+    assert warm.run("alice") == 0
+    assert warm.outcomes == {"alice": "ok"}
+
+
+def test_settings_that_stay_wrong_are_refused_as_ever(site, spare):
+    warm = spare("greet", no_such_setting=1)
+    assert warm.run("alice") == 2
+    assert [event["event"] for event in warm.events] == ["refused"]
+
+
+@pytest.mark.parametrize("soon", [True, False])
+def test_a_spare_that_is_not_needed_leaves_quietly(site, spare, soon):
+    before = _directories()
+    warm = spare("user_dir")
+    engine = set() if soon else {warm.engine()}
+    assert warm.process.stdin
+    warm.process.stdin.close()
+    assert warm.process.wait(30) == 0
+    assert warm.log == "" and warm.events == []
+    assert _gone(engine)
+    assert not {
+        path for path in _directories() - before if path.name.startswith("spare-") and not _held(path)
+    }
+
+
+def _held(path: Path) -> bool:
+    """Whether it is another program's, which holds its lock."""
+    return subprocess.run(["flock", "-n", path, "true"], check=False).returncode != 0
+
+
+def test_a_spare_that_is_told_to_end_does(spare):
+    warm = spare("user_dir")
+    engine = warm.engine()
+    warm.process.send_signal(signal.SIGTERM)
+    assert warm.process.wait(30) == 3
+    assert _gone({engine})
+
+
+def test_a_spare_that_is_killed_takes_its_engine_along(spare):
+    warm = spare("user_dir")
+    engine = warm.engine()
+    warm.process.kill()
+    assert _gone({engine})
+
+
+@pytest.mark.parametrize("how", ["stdin", "TERM"])
+def test_a_stop_during_a_warm_run_leaves_no_process(site, spare, how):
+    begun = site.path / "begun"
+    site.role(
+        "stay",
+        {"name": "S", "ansible.builtin.shell": {"cmd": f"setsid sleep 600 & touch {begun}; sleep 600"}},
+    )
+    warm = spare("stay")
+    engine = warm.engine()
+    warm.ask("alice")
+    warm.wait_for(begun.exists)
+    family = descendants(warm.process.pid)
+    assert engine in family and len(family) >= 4
+    assert warm.process.stdin
+    if how == "stdin":
+        warm.process.stdin.close()
+    else:
+        warm.process.send_signal(signal.SIGTERM)
+    assert warm.process.wait(15) == 3
+    assert _gone(family)
+
+
+def test_an_installation_that_changed_meanwhile_is_started_anew(tmp_path):
+    """The request is still there for the program that takes over."""
+    code = """
+import itertools, sys
+from ansible_bootstrap import standby
+standby._installed = itertools.count().__next__
+def load(): raise OSError("no engine in this test")
+ours = [sys.executable, "-c", "print('new:', input())"]
+with standby.Standby(print) as ready:
+    print(ready.wait(load, ours))
+"""
+    done = subprocess.run(
+        [sys.executable, "-uc", code], input="request\n", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines() == ["the next run starts cold: no engine in this test", "new: request"]
+    same = code.replace("itertools.count().__next__", "lambda: 1")
+    done = subprocess.run(
+        [sys.executable, "-uc", same], input="request\n", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[1:] == ["True"]
