@@ -15,7 +15,6 @@ from .history import RunRecord
 from .protocol import (
     Accepted,
     Event,
-    Fetched,
     Operation,
     Outcome,
     OutcomeEvent,
@@ -177,8 +176,8 @@ class Flight:
                 self._settle(outcome)
             case Refused():
                 self.record.error = event.message
-            case Fetched():
-                self.record.fetched += event.count
+            case _:
+                pass
 
     def _begin_role(self, role: str, users: int) -> None:
         share = self._shown[1]
@@ -232,41 +231,3 @@ def _keys(works: Mapping[WorkKey, Work]) -> dict[str, WorkKey]:
             name, number = f"{work.place.name}#{number}", number + 1
         keys[name] = key
     return keys
-
-
-def _nobody_waits(self) -> AnsibleBootstrapError:
-        if self.late:
-            return DeadlineError("nobody waits for the run any more, it took too long")
-        return ApplyError("nobody waits for the run any more")
-
-    def _note(self, outcome: Outcome) -> None:
-        self.record.outcomes.append(outcome)
-        if not self.record.abandoned:  # Else it is no failure of theirs.
-            log_user(self._log, self.record, outcome)
-
-    def _silent(self, key: str, host: str, error: AnsibleBootstrapError, work: Work) -> Outcome:
-        return Outcome(
-            key=key,
-            name=work.place.name,
-            status="failed",
-            reason=error.reason,
-            message=error.details or error.message,
-            storage_host=host,
-            directory=work.place.directory or "",
-            seconds=round(self.record.seconds, 3),
-            run=self.record.run,
-        )
-
-
-def _keys(works: Mapping[WorkKey, Work]) -> dict[str, WorkKey]:
-    keys: dict[str, WorkKey] = {}
-    for key, work in works.items():
-        name, number = work.place.name, 2
-        while name in keys:  # One user's named servers with a directory each.
-            name, number = f"{work.place.name}#{number}", number + 1
-        keys[name] = key
-    return keys
-
-
-def _short(role: str) -> str:
-    return role.rpartition(".")[2]
