@@ -40,6 +40,10 @@ MAX_ANSWER = 1 << 20
 _PATIENCE = 2.0
 """Seconds after which a child no longer takes another's turn: it waits for something, most likely."""
 _MOST_AT_ONCE = 64
+_GLANCE = 1.0
+"""Seconds between looks for children that their user holds up with a signal."""
+_LAST_WORDS = 10.0
+"""Seconds for one who watches over a process to end it with all it started, before it is killed itself."""
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
@@ -89,10 +93,12 @@ class Answer:
 
 
 class _Child:
-    def __init__(self, place: int, pid: int, pipe: int, timeout: float) -> None:
+    def __init__(self, place: int, pid: int, pipe: int, timeout: float, *, watches: bool) -> None:
         self.place = place
         self.pid = pid
         self.pipe = pipe
+        self.watches = watches
+        """See :attr:`Task.keeps_rights`: killed at once, it would leave what it watches over."""
         self.started = time.monotonic()
         self.deadline = self.started + timeout
         self.data = bytearray()
@@ -140,16 +146,14 @@ def run_all(tasks: Iterable[Task], timeout: float) -> list[Answer]:
                 if not chunk or len(child.data) > MAX_ANSWER:
                     poll.unregister(pipe)
                     answers[child.place] = _finish(running.pop(pipe))
-            for pipe, child in list(running.items()):
-                if time.monotonic() >= child.deadline:
-                    poll.unregister(pipe)
-                    _end(running.pop(pipe))
-                    answers[child.place] = Answer(
-                        error=f"did not finish within {timeout:g} s and was stopped"
-                    )
+            ended = [(child, why) for child in running.values() if (why := _hopeless(child, timeout))]
+            for child, why in ended:
+                poll.unregister(child.pipe)
+                del running[child.pipe]
+                answers[child.place] = Answer(error=why)
+            _stop([child for child, _ in ended])
     finally:
-        for child in running.values():
-            _end(child)
+        _stop(list(running.values()))
         gc.unfreeze()
     return answers
 
@@ -159,7 +163,7 @@ def _ready(poll: select.poll, running: dict[int, _Child], waiting: bool) -> list
     if not running:
         return []
     now = time.monotonic()
-    until = min(child.deadline for child in running.values())
+    until = min(now + _GLANCE, *(child.deadline for child in running.values()))
     if waiting:
         turns = [child.started + _PATIENCE for child in running.values() if child.started + _PATIENCE > now]
         until = min([until, *turns])
@@ -183,7 +187,7 @@ def _start(place: int, task: Task, timeout: float) -> _Child:
         finally:
             os._exit(0)
     os.close(writer)
-    return _Child(place, pid, reader, timeout)
+    return _Child(place, pid, reader, timeout, watches=task.keeps_rights)
 
 
 def _answer(task: Task, writer: int, parent: int) -> dict[str, Any]:
@@ -292,6 +296,30 @@ def _finish(child: _Child) -> Answer:
         return Answer(error="the process working for this user ended without an answer")
 
 
+def _hopeless(child: _Child, timeout: float) -> str | None:
+    """Say why a child is to be waited for no longer; None if it is."""
+    if time.monotonic() >= child.deadline:
+        return f"did not finish within {timeout:g} s and was stopped"
+    # Its user may send it SIGSTOP, and all others of the batch would wait for the deadline.
+    with contextlib.suppress(ChildProcessError):  # it has ended
+        if os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None:
+            return "the process working for this user was held by a signal, of the user's own maybe"
+    return None
+
+
+def _stop(children: list[_Child]) -> None:
+    """End children who have not come to their own end; who watches over another process first ends that."""
+    watching = [child for child in children if child.watches]
+    for child in watching:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGTERM)
+    until = time.monotonic() + _LAST_WORDS
+    for child in watching:
+        _ended(child.pid, until - time.monotonic())
+    for child in children:
+        _end(child)
+
+
 def _end(child: _Child) -> int | None:
     """Kill the child's session and reap it; None if it cannot die yet (a dead disk holds it).
 
@@ -301,11 +329,16 @@ def _end(child: _Child) -> int | None:
     for kill, target in ((os.killpg, child.pid), (os.kill, child.pid)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(target, signal.SIGKILL)
+    return os.waitpid(child.pid, 0)[1] if _ended(child.pid, 2.0) else None
+
+
+def _ended(pid: int, seconds: float) -> bool:
+    """Wait for a child's end, without reaping it; say whether it came in time."""
+    until = time.monotonic() + seconds
     pause = 0.0001
-    while pause < 0.7:  # about two seconds in all
-        pid, status = os.waitpid(child.pid, os.WNOHANG)
-        if pid:
-            return status
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() >= until:
+            return False
         time.sleep(pause)
-        pause *= 1.5
-    return None
+        pause = min(0.2, pause * 1.5)
+    return True

@@ -14,32 +14,17 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 from ._errors import StorageError, explain, printable
-from ._files import open_root
 from ._names import NameRefusedError, below, check_key
-from ._state import Lock, Record, Records, State, check_owner_name, identity
+from ._report import Report, result
+from ._state import Lock, Record, check_owner_name, identity
+from ._storage import Home, Storage
 from ._users import UserRefusedError, parse_user
 
 LOCK_WAIT = 10.0
 """Seconds to wait, in all, for directories that another run is still working on."""
-
-
-@dataclass(frozen=True)
-class Home:
-    """One directory and whose it is or shall be."""
-
-    name: str
-    directory: str
-    parts: tuple[str, ...]
-    uid: int
-    gid: int
-
-    @property
-    def id(self) -> str:
-        """The name under which the state directory knows it."""
-        return identity(self.parts)
 
 
 @dataclass
@@ -111,64 +96,8 @@ class Claim:
         return () if self.lock is None else (self.lock.fd,)
 
 
-class Storage:
-    """The storage root and our state in it, open for one batch.
-
-    Raises:
-        StorageError: the root cannot be used (:func:`open_root`), or the state is not ours alone.
-    """
-
-    def __init__(self, root: str, *, check: bool) -> None:
-        self.check = check
-        self.root = open_root(root)
-        try:
-            self.records: Union[State, Records] = Records(self.root) if check else State(self.root)
-        except BaseException:
-            os.close(self.root)
-            raise
-
-    @property
-    def state(self) -> State:
-        """The state directory; check mode has none."""
-        if not isinstance(self.records, State):
-            raise TypeError("check mode writes nothing")
-        return self.records
-
-    def close(self) -> None:
-        """Close all descriptors."""
-        self.records.close()
-        os.close(self.root)
-
-
 Work = Callable[[Storage, "list[Claim]"], None]
 """What a role does to the claims of a batch. It fails single claims; what it raises fails them all."""
-
-
-@dataclass
-class Report:
-    """The results of a batch, in the order of its users."""
-
-    users: list[dict[str, Any]]
-    diff: list[dict[str, Any]]
-
-    def as_result(self, *, diff: bool = False) -> dict[str, Any]:
-        """Return what the module returns; a ``msg`` in it means that somebody failed.
-
-        Its arguments are not repeated (``invocation``): they are long, and a url may hold a token.
-        """
-        result: dict[str, Any] = {
-            "changed": any(user["changed"] for user in self.users),
-            "users": self.users,
-            "invocation": {},
-        }
-        if diff:
-            result["diff"] = self.diff
-        failed = [user for user in self.users if user["failed"]]
-        if failed:
-            first = "; ".join(f"{user['key']}: {user['msg']}" for user in failed[:3])
-            more = "; …" if len(failed) > 3 else ""
-            result.update(msg=f"{len(failed)} of {len(self.users)} users failed: {first}{more}")
-        return result
 
 
 def run(
@@ -197,9 +126,9 @@ def run(
     finally:
         os.umask(umask)
     results = {
-        key: _result(key, claim.error, claim.changed, claim.notes) for claim in claims for key in claim.keys
+        key: result(key, claim.error, claim.changed, claim.notes) for claim in claims for key in claim.keys
     }
-    results.update({key: _result(key, msg) for key, msg in refused.items()})
+    results.update({key: result(key, msg) for key, msg in refused.items()})
     return Report([results[key] for key in keys], [entry for claim in claims for entry in claim.diff])
 
 
@@ -338,15 +267,3 @@ def _fail_all(claims: list[Claim], error: Exception) -> None:
     why = explain(error) if isinstance(error, OSError) else str(error)
     for claim in claims:
         claim.error = claim.error or why
-
-
-def _result(
-    key: str, error: str | None, changed: bool = False, notes: list[str] | None = None
-) -> dict[str, Any]:
-    return {
-        "key": key,
-        "changed": changed,
-        "failed": error is not None,
-        "msg": error or "",
-        "notes": list(notes or ()),
-    }

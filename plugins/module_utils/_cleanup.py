@@ -18,13 +18,18 @@ from functools import partial
 from typing import Any
 
 from . import _as_user, _batch
-from ._batch import Claim, Report, Storage
+from ._batch import Claim
 from ._cleaning import Rule, remove
 from ._errors import StorageError, printable
 from ._homes import look
+from ._report import Report
+from ._storage import Storage
 
 _SHARE = 0.9
 """Of the time allowed, for the work: the rest is for saying how far it came."""
+
+_MEMORY = 512 << 20
+"""Bytes for one user's walk: whoever has a directory with millions of names in it must not use up the host's."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _AGE = re.compile(r"([1-9][0-9]{0,8})([smhdw])\Z")
@@ -119,6 +124,7 @@ def _work(paths: object, timeout: float, storage: Storage, claims: list[Claim]) 
                 directory,
                 partial(remove, directory, rules, timeout * _SHARE, check=storage.check),
                 claim.keep,
+                memory=_MEMORY,
             )
             for claim, directory in homes
         ]

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import _as_user, _batch
-from ._batch import Claim, Home, Report, Storage
+from . import _acls, _as_user, _batch
+from ._batch import Claim
 from ._errors import StorageError, explain, printable
-from ._files import DIRECTORY, kind, open_parent, rename_directory, sync
+from ._files import DIRECTORY, rename_directory, sync
+from ._report import Report
+from ._storage import Home, Storage
 from ._trees import copy_tree, remove_tree
 
 _MODE = re.compile(r"0[0-7]{3,4}\Z")
@@ -80,21 +82,9 @@ def look(storage: Storage, home: Home) -> tuple[str, int | None]:
     Raises:
         StorageError: anything else, which is left as it is.
     """
-    parent = open_parent(storage.root, home.parts, make=False)
-    if parent is None:
+    directory = storage.open_home(home)
+    if directory is None:
         return "absent", None
-    name = home.parts[-1]
-    try:
-        directory = os.open(name, DIRECTORY, dir_fd=parent)
-    except FileNotFoundError:
-        return "absent", None
-    except OSError as error:
-        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-            raise
-        what = kind(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
-        raise StorageError(f"{printable(home.directory)} is {what}, not a directory: left as it is") from None
-    finally:
-        os.close(parent)
     owner = os.fstat(directory).st_uid
     if owner == home.uid:
         return "present", directory
@@ -251,6 +241,7 @@ def _stage(storage: Storage, item: _Making) -> None:
     remove_tree(stage, claim.home.id)
     os.mkdir(claim.home.id, 0o700, dir_fd=stage)
     item.staged = os.open(claim.home.id, DIRECTORY, dir_fd=stage)
+    _acls.drop(item.staged)
     os.fchown(item.staged, claim.home.uid, claim.home.gid)
 
 
@@ -276,9 +267,7 @@ def _finish_stage(item: _Making, options: Options) -> None:
 def _reveal(storage: Storage, item: _Making, options: Options) -> None:
     """Put the staged home in its place, in one step."""
     home, stage = item.claim.home, storage.state.stage
-    parent = open_parent(storage.root, home.parts, make=True)
-    if parent is None:
-        raise StorageError(f"{printable(home.directory)}: the directory above it disappeared")
+    parent = storage.make_room(home)
     try:
         if not item.over:
             rename_directory(stage, home.id, parent, home.parts[-1])

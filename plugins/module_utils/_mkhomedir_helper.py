@@ -10,7 +10,6 @@ would get the host's keys.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import posixpath
 import re
@@ -19,6 +18,7 @@ import stat
 import subprocess
 from dataclasses import dataclass
 
+from ._as_user import PR_SET_PDEATHSIG, prctl
 from ._errors import StorageError, explain, printable
 from ._files import DIRECTORY
 from ._trees import MAX_DEPTH
@@ -26,9 +26,6 @@ from ._trees import MAX_DEPTH
 _PLACES = ("/sbin/mkhomedir_helper", "/usr/sbin/mkhomedir_helper")
 _UMASK = re.compile(r"0[0-7]{3}\Z")
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
-_PR_SET_PDEATHSIG = 1
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -175,7 +172,7 @@ def run_helper(helper: str, name: str, options: Options, keep: tuple[int, ...]) 
     parent = os.getpid()
 
     def die_with_us() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
 

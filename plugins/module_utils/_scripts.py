@@ -18,11 +18,13 @@ from functools import partial
 from typing import Any
 
 from . import _as_user, _batch
-from ._batch import Claim, Home, Report, Storage
+from ._batch import Claim
 from ._errors import StorageError, explain, printable
 from ._files import kind, open_parent, sync
 from ._homes import look
 from ._programs import check_program
+from ._report import Report
+from ._storage import Home, Storage
 from ._supervise import GRACE, Program, supervise
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

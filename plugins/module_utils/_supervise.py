@@ -58,10 +58,11 @@ class Program:
 
 
 class _ParentGoneError(BaseException):
-    """The module was killed: what it started must end too. No Exception, so that nobody keeps it."""
+    """The module was killed, or wants no more: what was started must end too. No Exception, so that nobody keeps it."""
 
 
 def _parent_gone(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough, and what follows must not be interrupted
     raise _ParentGoneError
 
 
@@ -88,11 +89,14 @@ def supervise(program: Program) -> dict[str, Any]:
     reader, writer = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(reader, False)
     try:
-        deadline = time.monotonic() + program.timeout
-        pid = _start(program, writer)
-        status, tail = _follow(pid, reader, woken, deadline)
+        try:
+            deadline = time.monotonic() + program.timeout
+            pid = _start(program, writer)
+            status, tail = _follow(pid, reader, woken, deadline)
+        finally:
+            # The module may end at this very line; that is why nothing else is done in this block.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         left = _end_all()
     if left is None:
         raise StorageError(

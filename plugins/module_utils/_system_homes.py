@@ -6,7 +6,9 @@ The helper makes the home as root with mode 0700, copies the skeleton, gives eac
 chmods the home itself, and chowns it last. Killed half-way it leaves a home of root's, and asked again it
 says that all is well. What it left is told by owner and mode:
 
-* the user's: the helper came to its end. Never touched.
+* the user's: never touched. The helper came to its end; but with no space left in a subdirectory it goes on, gives
+  the user what there is, and exits with 6. Such a home is taken back at once. If we were killed before that, then
+  by the next run: when it was begun, and holds a beginning of the skeleton and no more.
 * root's and shut (no rights for group and others): nobody but root was ever in it. If all it holds is a
   beginning of the skeleton, byte for byte, it is moved away and made anew: nothing can be lost by that.
 * root's and open, and recorded as begun: only the last chown is missing. The user may have written to
@@ -24,23 +26,24 @@ import errno
 import os
 import posixpath
 import pwd
-import re
-import stat
 import time
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any
 
-from . import _batch
-from ._batch import Claim, Home, Report, Storage
+from . import _acls, _batch
+from ._batch import Claim
 from ._errors import StorageError, printable
-from ._files import DIRECTORY, kind, open_parent, rename_directory, sync
+from ._files import open_parent, rename_directory, sync
 from ._mkhomedir_helper import Options, find_helper, open_skeleton, run_helper
+from ._partial_homes import is_partial, lacks_only_its_owner, other_than_skeleton
+from ._report import Report
+from ._storage import Home, Storage
 from ._trees import remove_tree
+from ._users import SYSTEM_NAME
 
 SETTLED = 60.0
 """Seconds of silence after which a partial home that is not ours counts as given up."""
-
-_SYSTEM_NAME = re.compile(r"[a-z_][a-z0-9_.-]{0,30}\Z")
 
 
 def ensure(users: list[Any], root: str, uid_min: int, options: Options, *, check: bool) -> Report:
@@ -63,6 +66,8 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
                 _check_account(claim.home)
                 state = _look(storage, claim, skeleton, mode)
                 if state != "present":
+                    if state != "finished":
+                        _check_acl(storage, claim.home, mode)
                     making.append((claim, state))
                 elif _began(claim):
                     ready.append(claim)
@@ -72,7 +77,7 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
             for claim, state in making:
                 _changed(claim, state, mode)
         elif making or ready:
-            ready += _make(storage, making, helper, options)
+            ready += _make(storage, making, helper, skeleton, options)
             sync(storage.root)
             for claim in ready:
                 with claim.alone():
@@ -81,7 +86,9 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
         os.close(skeleton)
 
 
-def _make(storage: Storage, making: list[tuple[Claim, str]], helper: str, options: Options) -> list[Claim]:
+def _make(
+    storage: Storage, making: list[tuple[Claim, str]], helper: str, skeleton: int, options: Options
+) -> list[Claim]:
     """Make the homes, or complete them; return the claims for which that was done."""
     done = []
     for claim, _ in making:
@@ -96,8 +103,14 @@ def _make(storage: Storage, making: list[tuple[Claim, str]], helper: str, option
             if state == "finished":
                 _give(storage, claim.home, options.mode)
             else:
+                if state == "partial":
+                    _take_back(storage, claim.home, skeleton)
                 _clear(storage, claim.home, state)
-                run_helper(helper, claim.home.name, options, claim.keep)
+                try:
+                    run_helper(helper, claim.home.name, options, claim.keep)
+                except StorageError:
+                    _take_back(storage, claim.home, skeleton)
+                    raise
                 _check_made(storage, claim)
             _changed(claim, state, options.mode)
             done.append(claim)
@@ -118,7 +131,7 @@ def _began(claim: Claim) -> bool:
 
 def _check_account(home: Home) -> None:
     """Refuse whoever the helper would not know, or know otherwise than we do."""
-    if not _SYSTEM_NAME.match(home.name):
+    if not SYSTEM_NAME.match(home.name):
         raise StorageError(
             "cannot be a system user's name: it has lower-case letters, digits and _ . - and begins with a letter or _"
         )
@@ -140,23 +153,26 @@ def _check_account(home: Home) -> None:
         )
 
 
-def _open_home(storage: Storage, home: Home) -> int | None:
-    """Open what is in the home's place; None if that is nothing."""
-    parent = open_parent(storage.root, home.parts, make=False)
-    if parent is None:
-        return None
-    name = home.parts[-1]
+def _check_acl(storage: Storage, home: Home, mode: int) -> None:
+    """Refuse a place in which a new home would let more people in than its mode says.
+
+    The helper takes what is handed on, and opens the home itself: nothing can be taken from it in between.
+    """
+    if not _acls.widens(mode):
+        return
+    depth = len(home.parts)
+    while (above := open_parent(storage.root, home.parts[:depth], make=False)) is None:
+        depth -= 1  # what is still to be made takes it from what there is; the storage root is there
     try:
-        return os.open(name, DIRECTORY, dir_fd=parent)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-            raise
-        what = kind(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
-        raise StorageError(f"{printable(home.directory)} is {what}, not a directory: left as it is") from None
+        handed_on = _acls.hands_on(above)
     finally:
-        os.close(parent)
+        os.close(above)
+    if handed_on:
+        place = printable(str(PurePosixPath(home.directory).parents[len(home.parts) - depth]))
+        raise StorageError(
+            f"{place} has a default ACL, by which others than its owner and group would get into a home of mode "
+            f'{mode:04o}: remove it with `setfacl -k {place}`, or set mkhomedir_umask to "0077"'
+        )
 
 
 def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:
@@ -170,12 +186,14 @@ def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:
         StorageError: anything else, which is left as it is.
     """
     home = claim.home
-    directory = _open_home(storage, home)
+    directory = storage.open_home(home)
     if directory is None:
         return "absent"
     try:
         status = os.fstat(directory)
         if status.st_uid == home.uid:
+            if _began(claim) and is_partial(directory, skeleton, home.uid):
+                return "partial"
             if status.st_gid != home.gid:
                 claim.notes.append(f"group is {status.st_gid}, not {home.gid}: left as it is")
             return "present"
@@ -184,14 +202,16 @@ def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:
         elif status.st_mode & 0o077:
             if not os.listdir(directory):
                 return "leftover"
-            if _began(claim) and _lacks_only_the_owner(directory, skeleton, home, status, mode):
+            if _began(claim) and lacks_only_its_owner(directory, skeleton, home.uid, mode):
                 return "finished"
             why = "belongs to root, is not empty, and others than root may have been in it"
         else:
             times = [status.st_ctime]
-            other = _other_than_skeleton(directory, skeleton, home.uid, times)
+            other = other_than_skeleton(directory, skeleton, home.uid, times)
             if other is None:
-                if not _began(claim) and time.time() - max(times) < SETTLED:
+                now = time.time()
+                # A time to come is from before the clock was set back: nobody is at it at this moment.
+                if not _began(claim) and any(0 <= now - changed < SETTLED for changed in times):
                     raise StorageError(
                         f"{printable(home.directory)} is being made at this moment, by a login maybe: "
                         f"run again in {SETTLED:g} s"
@@ -205,86 +225,12 @@ def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:
         os.close(directory)
 
 
-def _lacks_only_the_owner(
-    directory: int, skeleton: int, home: Home, status: os.stat_result, mode: int
-) -> bool:
-    """Say whether the helper had copied all, and opened the home.
-
-    Only root can add or remove names in the home itself, so these are still the helper's. What is below
-    them may be the user's own work by now.
-    """
-    if stat.S_IMODE(status.st_mode) != mode:
-        return False
-    names = set(os.listdir(directory))
-    for name in names:
-        if os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid != home.uid:
-            return False
-    copied = set()
-    for name in os.listdir(skeleton):
-        form = stat.S_IFMT(os.stat(name, dir_fd=skeleton, follow_symlinks=False).st_mode)
-        if form in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
-            copied.add(name)
-    return names == copied
-
-
-def _other_than_skeleton(directory: int, skeleton: int, uid: int, times: list[float]) -> str | None:
-    """Name the first thing below ``directory`` that is no beginning of a copy of the skeleton.
-
-    Args:
-        directory: the home, or a directory in it; nobody but root gets there.
-        skeleton: the skeleton's directory of the same place.
-        uid: whose the home shall be.
-        times: gets the ctime of everything seen.
-    """
-    for name in sorted(os.listdir(directory)):
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        times.append(status.st_ctime)
-        shown = printable(name)
-        try:
-            model = os.stat(name, dir_fd=skeleton, follow_symlinks=False)
-        except FileNotFoundError:
-            return f"{shown} is not of the skeleton"
-        form = stat.S_IFMT(status.st_mode)
-        if status.st_uid not in (0, uid) or form != stat.S_IFMT(model.st_mode):
-            return f"{shown} is not the skeleton's"
-        if form == stat.S_IFDIR:
-            inner, inner_model = (os.open(name, DIRECTORY, dir_fd=place) for place in (directory, skeleton))
-            try:
-                other = _other_than_skeleton(inner, inner_model, uid, times)
-            finally:
-                os.close(inner)
-                os.close(inner_model)
-            if other is not None:
-                return other
-        elif form == stat.S_IFLNK:
-            if os.readlink(name, dir_fd=directory) != os.readlink(name, dir_fd=skeleton):
-                return f"{shown} is not the skeleton's"
-        elif form != stat.S_IFREG or not _begins_alike(directory, skeleton, name):
-            return f"{shown} is not the skeleton's"
-    return None
-
-
-def _begins_alike(directory: int, skeleton: int, name: str) -> bool:
-    """Say whether the file is as the skeleton's, as far as it goes."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(name, flags, dir_fd=directory), "rb") as file:  # noqa: SIM117  # for Python 3.9
-        with open(os.open(name, flags, dir_fd=skeleton), "rb") as model:
-            while True:
-                chunk = file.read(1 << 16)
-                if not chunk:
-                    return True
-                if model.read(len(chunk)) != chunk:
-                    return False
-
-
 # Doing
 
 
 def _clear(storage: Storage, home: Home, state: str) -> None:
     """Make room for a home: what is in its place goes away, the directories above it are made."""
-    parent = open_parent(storage.root, home.parts, make=True)
-    if parent is None:
-        raise StorageError(f"{printable(home.directory)}: the directory above it disappeared")
+    parent = storage.make_room(home)
     name = home.parts[-1]
     try:
         if state == "leftover":
@@ -305,9 +251,22 @@ def _clear(storage: Storage, home: Home, state: str) -> None:
         os.close(parent)
 
 
+def _take_back(storage: Storage, home: Home, skeleton: int) -> None:
+    """Shut out the user from a home that is only begun, if they were given it."""
+    directory = storage.open_home(home)
+    if directory is None:
+        return
+    try:
+        if os.fstat(directory).st_uid == home.uid and is_partial(directory, skeleton, home.uid):
+            os.fchmod(directory, 0o700)
+            os.fchown(directory, 0, 0)
+    finally:
+        os.close(directory)
+
+
 def _give(storage: Storage, home: Home, mode: int) -> None:
     """Do what the helper had left to do."""
-    directory = _open_home(storage, home)
+    directory = storage.open_home(home)
     if directory is None:
         raise StorageError(f"{printable(home.directory)} disappeared: run again")
     try:
@@ -320,7 +279,7 @@ def _give(storage: Storage, home: Home, mode: int) -> None:
 def _check_made(storage: Storage, claim: Claim) -> None:
     """See that the home is there which the helper says it has made."""
     home = claim.home
-    directory = _open_home(storage, home)
+    directory = storage.open_home(home)
     if directory is None:
         raise StorageError(
             f"mkhomedir_helper reports success, and {printable(home.directory)} does not exist"

@@ -134,7 +134,18 @@ def _copy_data(reader: int, writer: int, size: int) -> None:
 
 
 def remove_tree(parent: int, name: str) -> None:
-    """Remove a file, link or whole directory; links are removed, not followed. Absent is fine."""
+    """Remove a file, link or whole directory; links are removed, not followed. Absent is fine.
+
+    Raises:
+        OSError: it cannot be removed. It may also be too deep: whoever made it so is no other user's trouble.
+    """
+    try:
+        _remove_tree(parent, name)
+    except RecursionError:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name) from None
+
+
+def _remove_tree(parent: int, name: str) -> None:
     try:
         os.unlink(name, dir_fd=parent)
     except FileNotFoundError:
@@ -146,7 +157,7 @@ def remove_tree(parent: int, name: str) -> None:
     directory = _open_to_empty(parent, name)
     try:
         for inner in os.listdir(directory):
-            remove_tree(directory, inner)
+            _remove_tree(directory, inner)
     finally:
         os.close(directory)
     os.rmdir(name, dir_fd=parent)

@@ -29,7 +29,8 @@ FIELDS = ("key", "name", "directory", "uid", "gid", "storage_host", "groups")
 
 Failure = dict[str, Any]
 
-_SYSTEM_NAME = re.compile(r"[a-z_][a-z0-9_.-]{0,30}\Z")
+SYSTEM_NAME = re.compile(r"[a-z_][a-z0-9_.-]{0,30}\Z")
+"""What a system user's name may be; the name service is asked for no other."""
 
 
 class UserRefusedError(ValueError):
@@ -132,7 +133,7 @@ def _choose(what: str, policy: int | str, asked: int | None, known: int | None) 
 
 def _entry(name: str) -> pwd.struct_passwd | None:
     """Ask the name service, and only for names a system user can have: ``0`` is no name."""
-    if not _SYSTEM_NAME.match(name):
+    if not SYSTEM_NAME.match(name):
         return None
     try:
         return pwd.getpwnam(name)

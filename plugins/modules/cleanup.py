@@ -13,23 +13,8 @@ description:
   - Removes what O(paths) matches inside each user's directory, and nothing else, with the user's rights only.
   - A link that is matched is removed, never its target. A link on the way to a match is not followed. Other
     file systems mounted in the directory are left, with a note. So is what the user may not remove.
-  - Each user is worked for alone. If any fails the module fails, after all others are done.
   - It does not know whether the user has a server. The hub asks for a clean-up only while none is active.
 options:
-  users:
-    description:
-      - The batch. A record has C(name), C(directory), C(uid) and C(gid), and optionally C(key),
-        C(storage_host) and C(groups).
-      - A directory may repeat under the same name (several servers of one user); keys may not.
-    type: list
-    elements: raw
-    required: true
-  root:
-    description:
-      - Directory below which all users' directories lie. It must exist, belong to root or to the user
-        Ansible works as, and be writable for nobody else.
-    type: path
-    required: true
   paths:
     description:
       - What is to go, as paths relative to a user's directory, such as C(.cache/pip) or C(scratch/*.tmp), or
@@ -41,22 +26,17 @@ options:
     type: list
     elements: raw
     default: []
-  uid_min:
-    description: Root does not work for a uid below this.
-    type: int
-    default: 1000
   child_timeout:
     description: Seconds that it may take for one user. What is left then is for the next run.
     type: int
     default: 60
+extends_documentation_fragment: ansible_bootstrap.jupyterhub.batch
 author: the ansible_bootstrap contributors
 attributes:
   check_mode:
     description: Predicts what would be removed by the same walk, and removes nothing.
-    support: full
   diff_mode:
     description: Shows the first paths that are removed, never contents.
-    support: full
 """
 
 EXAMPLES = r"""
@@ -98,16 +78,15 @@ users:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _cleanup
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS
 
 
 def main() -> None:
     """Read the arguments, do the work, report."""
     module = AnsibleModule(
         argument_spec={
-            "users": {"type": "list", "elements": "raw", "required": True},
-            "root": {"type": "path", "required": True},
+            **ARGUMENTS,
             "paths": {"type": "list", "elements": "raw", "default": []},
-            "uid_min": {"type": "int", "default": 1000},
             "child_timeout": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
@@ -122,10 +101,7 @@ def main() -> None:
         given["child_timeout"],
         check=module.check_mode,
     )
-    result = report.as_result(diff=module._diff)
-    if "msg" in result:
-        module.fail_json(**result)
-    module.exit_json(**result)
+    report.end(module)
 
 
 if __name__ == "__main__":

@@ -16,26 +16,13 @@ description:
   - A home that its user owns is never changed. A helper that is killed half-way leaves a partial home of
     root's, and takes it for whole when asked again. Such a home is recognised. If it holds nothing but a
     beginning of the skeleton it is made anew, else it is left as it is and reported.
-  - Each user is worked for alone. If any fails the module fails, after all others are done.
 options:
-  users:
-    description:
-      - The batch. A record has C(name), C(directory), C(uid) and C(gid), and optionally C(key),
-        C(storage_host) and C(groups).
-      - A directory may repeat under the same name (several servers of one user); keys may not.
-    type: list
-    elements: raw
-    required: true
-  root:
-    description:
-      - Directory below which all users' homes lie. It must exist, belong to root, and be writable for nobody
-        else.
-    type: path
-    required: true
   umask:
     description:
       - What is taken from the permissions of a new home and of all in it, octal and in quotes.
       - It must leave the owner's rights alone, and take the right to write from others.
+      - Where a directory above has a default ACL, a umask that gives the group more than others is refused, as the ACL
+        would give it to more than the group.
     type: str
     default: "0077"
   skeleton:
@@ -49,22 +36,12 @@ options:
     description: Path of the helper. Empty for C(/sbin/mkhomedir_helper) or C(/usr/sbin/mkhomedir_helper).
     type: str
     default: ""
-  uid_min:
-    description: Root does not work for a uid below this.
-    type: int
-    default: 1000
   timeout:
     description: Seconds that making one home may take.
     type: int
     default: 60
+extends_documentation_fragment: ansible_bootstrap.jupyterhub.batch
 author: the ansible_bootstrap contributors
-attributes:
-  check_mode:
-    description: Predicts what would happen to each user and writes nothing.
-    support: full
-  diff_mode:
-    description: Shows states, owners and modes.
-    support: full
 """
 
 EXAMPLES = r"""
@@ -104,18 +81,17 @@ users:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _system_homes
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._mkhomedir_helper import Options
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS
 
 
 def main() -> None:
     """Read the arguments, do the work, report."""
     module = AnsibleModule(
         argument_spec={
-            "users": {"type": "list", "elements": "raw", "required": True},
-            "root": {"type": "path", "required": True},
+            **ARGUMENTS,
             "umask": {"type": "str", "default": "0077"},
             "skeleton": {"type": "str", "default": "/etc/skel"},
             "helper": {"type": "str", "default": ""},
-            "uid_min": {"type": "int", "default": 1000},
             "timeout": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
@@ -126,10 +102,7 @@ def main() -> None:
     report = _system_homes.ensure(
         given["users"], given["root"], given["uid_min"], options, check=module.check_mode
     )
-    result = report.as_result(diff=module._diff)
-    if "msg" in result:
-        module.fail_json(**result)
-    module.exit_json(**result)
+    report.end(module)
 
 
 if __name__ == "__main__":

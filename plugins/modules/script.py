@@ -16,22 +16,7 @@ description:
   - Exit status 0 means done. That is recorded, out of the user's reach, once what was written is on the disk. A
     program that was stopped half-way is run again by the next run.
   - When it ends, or has taken too long, whatever it started is ended too, daemons included.
-  - Each user is worked for alone. If any fails the module fails, after all others are done.
 options:
-  users:
-    description:
-      - The batch. A record has C(name), C(directory), C(uid) and C(gid), and optionally C(key),
-        C(storage_host) and C(groups).
-      - A directory may repeat under the same name (several servers of one user); keys may not.
-    type: list
-    elements: raw
-    required: true
-  root:
-    description:
-      - Directory below which all users' directories lie. It must exist, belong to root or to the user
-        Ansible works as, and be writable for nobody else.
-    type: path
-    required: true
   path:
     description:
       - Absolute path of the program. Only root, or the user Ansible works as, may be able to write it and every
@@ -56,18 +41,13 @@ options:
     description: Seconds that it may take for one user.
     type: int
     default: 60
-  uid_min:
-    description: Root does not work for a uid below this.
-    type: int
-    default: 1000
+extends_documentation_fragment: ansible_bootstrap.jupyterhub.batch
 author: the ansible_bootstrap contributors
 attributes:
   check_mode:
     description: Runs nothing, and predicts for whom it would be run once.
-    support: full
   diff_mode:
     description: Shows for whom it is run.
-    support: full
 """
 
 EXAMPLES = r"""
@@ -107,19 +87,18 @@ users:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _scripts
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS
 
 
 def main() -> None:
     """Read the arguments, do the work, report."""
     module = AnsibleModule(
         argument_spec={
-            "users": {"type": "list", "elements": "raw", "required": True},
-            "root": {"type": "path", "required": True},
+            **ARGUMENTS,
             "path": {"type": "str", "required": True},
             "as": {"type": "str", "choices": ["user", "root"], "default": "user"},
             "when": {"type": "str", "choices": ["once", "always"], "default": "once"},
             "timeout": {"type": "int", "default": 60},
-            "uid_min": {"type": "int", "default": 1000},
         },
         supports_check_mode=True,
         no_log=True,  # thousands of users need no line in the system log; it hides no result
@@ -129,10 +108,7 @@ def main() -> None:
         given["path"], given["as"] == "root", given["when"] == "always", given["timeout"]
     )
     report = _scripts.run(given["users"], given["root"], given["uid_min"], options, check=module.check_mode)
-    result = report.as_result(diff=module._diff)
-    if "msg" in result:
-        module.fail_json(**result)
-    module.exit_json(**result)
+    report.end(module)
 
 
 if __name__ == "__main__":

@@ -15,24 +15,11 @@ description:
   - Never changes a directory that exists, with two exceptions. The empty directory of root's that Docker
     leaves when it mounts what does not exist is replaced. With O(enforce_mode), group and mode are
     repaired.
-  - Each user is worked for alone. If any fails the module fails, after all others are done.
 options:
-  users:
-    description:
-      - The batch. A record has C(name), C(directory), C(uid) and C(gid), and optionally C(key),
-        C(storage_host) and C(groups).
-      - A directory may repeat under the same name (several servers of one user); keys may not.
-    type: list
-    elements: raw
-    required: true
-  root:
-    description:
-      - Directory below which all users' directories lie. It must exist, belong to root or to the user
-        Ansible works as, and be writable for nobody else.
-    type: path
-    required: true
   mode:
-    description: Permissions of a new directory, octal and in quotes.
+    description:
+      - Permissions of a new directory, octal and in quotes.
+      - Default ACLs of the directories above are not handed on to it.
     type: str
     default: "0755"
   skeleton:
@@ -44,22 +31,12 @@ options:
     description: Repair group and mode of directories that exist, instead of reporting the difference.
     type: bool
     default: false
-  uid_min:
-    description: Root does not work for a uid below this.
-    type: int
-    default: 1000
   child_timeout:
     description: Seconds that copying the skeleton may take for one user.
     type: int
     default: 60
+extends_documentation_fragment: ansible_bootstrap.jupyterhub.batch
 author: the ansible_bootstrap contributors
-attributes:
-  check_mode:
-    description: Predicts what would happen to each user and writes nothing.
-    support: full
-  diff_mode:
-    description: Shows states, owners and modes.
-    support: full
 """
 
 EXAMPLES = r"""
@@ -99,18 +76,17 @@ users:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _homes
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS
 
 
 def main() -> None:
     """Read the arguments, do the work, report."""
     module = AnsibleModule(
         argument_spec={
-            "users": {"type": "list", "elements": "raw", "required": True},
-            "root": {"type": "path", "required": True},
+            **ARGUMENTS,
             "mode": {"type": "str", "default": "0755"},
             "skeleton": {"type": "str", "default": ""},
             "enforce_mode": {"type": "bool", "default": False},
-            "uid_min": {"type": "int", "default": 1000},
             "child_timeout": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
@@ -119,10 +95,7 @@ def main() -> None:
     given = module.params
     options = _homes.Options(given["mode"], given["skeleton"], given["enforce_mode"], given["child_timeout"])
     report = _homes.ensure(given["users"], given["root"], given["uid_min"], options, check=module.check_mode)
-    result = report.as_result(diff=module._diff)
-    if "msg" in result:
-        module.fail_json(**result)
-    module.exit_json(**result)
+    report.end(module)
 
 
 if __name__ == "__main__":

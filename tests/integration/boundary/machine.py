@@ -201,6 +201,7 @@ class Machine:
         self.root(
             *pip,
             "--disable-pip-version-check",
+            "--no-compile",  # most of it is never imported here
             f"{CHECKOUT}[hub]",
             env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore"},
         )

@@ -24,6 +24,8 @@ from pathlib import Path
 
 import pytest
 
+from ansible_bootstrap.runner import _SSH_ARGS as SSH_ARGS
+
 _SSHD = """\
 Port 22
 HostKey {home}/host_key
@@ -178,6 +180,8 @@ class StorageHosts:
         self.controller = ("nsenter", f"--net=/run/netns/{self.control}")
         """The prefix of a command that runs on the control node."""
         self.inventory = top / "inventory.ini"
+        self.impatient = top / "impatient.ini"
+        """The same hosts, of whom ssh despairs sooner: by the apply program's own options, with less patience."""
         self.hosts: dict[str, StorageHost] = {}
 
     def up(self) -> None:
@@ -202,6 +206,11 @@ class StorageHosts:
             + f"\n[storage:vars]\nansible_user=root\nansible_ssh_private_key_file={self.top}/id\n"
             f"ansible_python_interpreter=/usr/bin/python3\n"
             f"ansible_ssh_common_args=-o UserKnownHostsFile={self.top}/known_hosts\n"
+        )
+        assert "ServerAliveInterval=5" in SSH_ARGS
+        arguments = SSH_ARGS.replace("ServerAliveInterval=5", "ServerAliveInterval=1")
+        self.impatient.write_text(
+            f"{self.inventory.read_text()}ansible_timeout=3\nansible_ssh_args={arguments}\n"
         )
 
     def __iter__(self) -> Iterator[StorageHost]:

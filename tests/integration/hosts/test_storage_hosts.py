@@ -29,6 +29,11 @@ def settings(site, storage_hosts):
     )
 
 
+@pytest.fixture
+def impatient(settings, storage_hosts):
+    return {**settings, "inventory": str(storage_hosts.impatient)}
+
+
 def on(host: str, *names: str) -> list[dict[str, str]]:
     return [{"name": name, "storage_host": host} for name in names]
 
@@ -111,14 +116,16 @@ def test_a_batch_role_and_one_of_twenty_who_fails(site, apply_program, storage_h
     assert store.path("/volumes/student02/motd").read_text() == "welcome"
 
 
-def test_a_host_that_does_not_answer_is_unreachable_in_bounded_time(apply_program, storage_hosts, settings):
+def test_a_host_that_does_not_answer_is_unreachable_in_bounded_time(
+    apply_program, storage_hosts, settings, impatient
+):
     """Both ways to be silent at once, one on each host; then both work again."""
     one, two = storage_hosts
     prefix = storage_hosts.controller
     with one.black_holed(), two.frozen():
         begin = time.monotonic()
         running = [
-            apply_program.start(on(host.name, "ida", "jim"), settings=settings, prefix=prefix)
+            apply_program.start(on(host.name, "ida", "jim"), settings=impatient, prefix=prefix)
             for host in (one, two)
         ]
         for host, silent in zip((one, two), running, strict=True):
@@ -134,12 +141,13 @@ def test_a_host_that_does_not_answer_is_unreachable_in_bounded_time(apply_progra
     assert [each.answer().ok for each in running] == [{"ida"}] * 2
 
 
-def test_a_host_that_is_down_or_is_another(apply_program, storage_hosts, settings):
+def test_a_host_that_is_down_or_is_another(apply_program, storage_hosts, settings, impatient):
     one, two = storage_hosts
     prefix = storage_hosts.controller
     with one.down(), two.another_key():
         running = [
-            apply_program.start(on(host.name, "kim"), settings=settings, prefix=prefix) for host in (one, two)
+            apply_program.start(on(host.name, "kim"), settings=impatient, prefix=prefix)
+            for host in (one, two)
         ]
         down, changed = (each.answer(40).outcomes["kim"] for each in running)
     assert (down["reason"], changed["reason"]) == ("unreachable", "unreachable"), (down, changed)
@@ -155,12 +163,12 @@ def test_a_host_that_is_down_or_is_another(apply_program, storage_hosts, setting
     assert [each.answer().ok for each in running] == [{"kim"}] * 2
 
 
-@pytest.mark.slow  # it takes ssh 15 s to be sure
-def test_a_host_that_freezes_during_the_run(site, apply_program, storage_hosts, store, settings):
+@pytest.mark.slow  # it takes ssh some seconds to be sure
+def test_a_host_that_freezes_during_the_run(site, apply_program, storage_hosts, store, impatient):
     wait = "touch /volumes/waiting; sleep 600"
     site.role("wait", {"name": "Wait", "ansible.builtin.command": {"argv": ["sh", "-c", wait]}})
-    settings["roles"] = ["wait"]
-    running = apply_program.start(on("store1", "lea"), settings=settings, prefix=storage_hosts.controller)
+    impatient["roles"] = ["wait"]
+    running = apply_program.start(on("store1", "lea"), settings=impatient, prefix=storage_hosts.controller)
     running.wait_for(store.path("/volumes/waiting").exists)
     begin = time.monotonic()
     with store.frozen():

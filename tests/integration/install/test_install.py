@@ -36,8 +36,10 @@ def run(*command: object, cwd: Path, stdin: str | None = None, **environment: st
 
 
 def pip(python: Path, *words: object) -> None:
-    # with this process's environment, which may say where packages come from
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *words]
+    # With this process's environment, which may say where packages come from, and its pip: the venv needs none.
+    # What is never imported here is not compiled.
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
+    command += ["--disable-pip-version-check", *words]
     subprocess.run(command, check=True, capture_output=True)
 
 
@@ -56,7 +58,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def python(tmp_path: Path) -> Path:
     """The interpreter of an empty environment."""
-    venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
+    venv.create(tmp_path / "venv", symlinks=True)
     return tmp_path / "venv/bin/python"
 
 

@@ -1,0 +1,40 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the modules of all built-in roles say about the batch they take, and how they treat it."""
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    """The options of ``plugins/module_utils/_report.py``. A module adds its own, and may describe an attribute."""
+
+    DOCUMENTATION = r"""
+options:
+  users:
+    description:
+      - The batch. A record has C(name), C(directory), C(uid) and C(gid), and optionally C(key),
+        C(storage_host) and C(groups).
+      - A directory may repeat under the same name (several servers of one user); keys may not.
+    type: list
+    elements: raw
+    required: true
+  root:
+    description:
+      - Directory below which all users' directories lie. It must exist, belong to root or to the user
+        Ansible works as, and be writable for nobody else.
+    type: path
+    required: true
+  uid_min:
+    description: Root does not work for a uid below this.
+    type: int
+    default: 1000
+notes:
+  - Each user is worked for alone. If any fails the module fails, after all others are done.
+attributes:
+  check_mode:
+    description: Predicts what would happen to each user and writes nothing.
+    support: full
+  diff_mode:
+    description: Shows states, owners and modes.
+    support: full
+"""

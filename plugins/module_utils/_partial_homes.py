@@ -1,0 +1,124 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: BSD-3-Clause
+"""How far ``mkhomedir_helper`` came with a home: what is there is held against the skeleton, byte for byte."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from ._errors import printable
+from ._files import DIRECTORY
+
+_COPIED = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+"""What the helper copies; it leaves out all else."""
+
+
+def lacks_only_its_owner(directory: int, skeleton: int, uid: int, mode: int) -> bool:
+    """Say whether the helper had copied all, and opened the home.
+
+    Only root can add or remove names in the home itself, so these are still the helper's. What is below
+    them may be the user's own work by now.
+    """
+    if stat.S_IMODE(os.fstat(directory).st_mode) != mode:
+        return False
+    names = set(os.listdir(directory))
+    for name in names:
+        if os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid != uid:
+            return False
+    copied = set()
+    for name in os.listdir(skeleton):
+        form = stat.S_IFMT(os.stat(name, dir_fd=skeleton, follow_symlinks=False).st_mode)
+        if form in _COPIED:
+            copied.add(name)
+    return names == copied
+
+
+def other_than_skeleton(directory: int, skeleton: int, uid: int, times: list[float]) -> str | None:
+    """Name the first thing below ``directory`` that is no beginning of a copy of the skeleton.
+
+    Args:
+        directory: the home, or a directory in it. It may be the user's already, who may change it meanwhile.
+        skeleton: the skeleton's directory of the same place.
+        uid: whose the home shall be.
+        times: gets the ctime of everything seen.
+    """
+    for name in sorted(os.listdir(directory)):
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        times.append(status.st_ctime)
+        shown = printable(name)
+        try:
+            model = os.stat(name, dir_fd=skeleton, follow_symlinks=False)
+        except FileNotFoundError:
+            return f"{shown} is not of the skeleton"
+        form = stat.S_IFMT(status.st_mode)
+        if status.st_uid not in (0, uid) or form != stat.S_IFMT(model.st_mode):
+            return f"{shown} is not the skeleton's"
+        if form == stat.S_IFDIR:
+            inner, inner_model = _open_both(directory, skeleton, name)
+            try:
+                other = other_than_skeleton(inner, inner_model, uid, times)
+            finally:
+                os.close(inner)
+                os.close(inner_model)
+            if other is not None:
+                return other
+        elif form == stat.S_IFLNK:
+            if os.readlink(name, dir_fd=directory) != os.readlink(name, dir_fd=skeleton):
+                return f"{shown} is not the skeleton's"
+        elif form != stat.S_IFREG or not _begins_alike(directory, skeleton, name):
+            return f"{shown} is not the skeleton's"
+    return None
+
+
+def _begins_alike(directory: int, skeleton: int, name: str) -> bool:
+    """Say whether the file is as the skeleton's, as far as it goes."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # nobody waits at a FIFO put there
+    with open(os.open(name, flags, dir_fd=directory), "rb") as file:  # noqa: SIM117  # for Python 3.9
+        with open(os.open(name, flags, dir_fd=skeleton), "rb") as model:
+            while True:
+                chunk = file.read(1 << 16)
+                if not chunk:
+                    return True
+                if model.read(len(chunk)) != chunk:
+                    return False
+
+
+def is_whole(directory: int, skeleton: int, uid: int) -> bool:
+    """Say whether what is no more than a beginning of a copy of the skeleton is all of it, and the user's."""
+    for name in os.listdir(skeleton):
+        model = os.stat(name, dir_fd=skeleton, follow_symlinks=False)
+        form = stat.S_IFMT(model.st_mode)
+        if form not in _COPIED:
+            continue
+        try:
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        if status.st_uid != uid or (form == stat.S_IFREG and status.st_size != model.st_size):
+            return False
+        if form == stat.S_IFDIR:
+            inner, inner_model = _open_both(directory, skeleton, name)
+            try:
+                if not is_whole(inner, inner_model, uid):
+                    return False
+            finally:
+                os.close(inner)
+                os.close(inner_model)
+    return True
+
+
+def is_partial(directory: int, skeleton: int, uid: int) -> bool:
+    """Say whether a copy of the skeleton was begun here and nothing else was ever done: nothing is lost with it."""
+    return other_than_skeleton(directory, skeleton, uid, []) is None and not is_whole(
+        directory, skeleton, uid
+    )
+
+
+def _open_both(directory: int, skeleton: int, name: str) -> tuple[int, int]:
+    inner = os.open(name, DIRECTORY, dir_fd=directory)
+    try:
+        return inner, os.open(name, DIRECTORY, dir_fd=skeleton)
+    except BaseException:
+        os.close(inner)
+        raise

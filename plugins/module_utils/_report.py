@@ -1,0 +1,73 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: BSD-3-Clause
+"""What the module of every built-in role takes and gives; ``plugins/doc_fragments/batch.py`` documents it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "users": {"type": "list", "elements": "raw", "required": True},
+    "root": {"type": "path", "required": True},
+    "uid_min": {"type": "int", "default": 1000},
+}
+"""The part of the argument_spec that all have."""
+
+
+class Module(Protocol):
+    """What is used of ``ansible.module_utils.basic.AnsibleModule``, which nothing here imports."""
+
+    _diff: bool
+
+    def exit_json(self, **result: Any) -> Any:
+        """End well."""
+
+    def fail_json(self, **result: Any) -> Any:
+        """End as failed."""
+
+
+@dataclass
+class Report:
+    """The results of a batch, in the order of its users."""
+
+    users: list[dict[str, Any]]
+    diff: list[dict[str, Any]]
+
+    def as_result(self, *, diff: bool = False) -> dict[str, Any]:
+        """Return what the module returns; a ``msg`` in it means that somebody failed.
+
+        Its arguments are not repeated (``invocation``): they are long, and a url may hold a token.
+        """
+        result: dict[str, Any] = {
+            "changed": any(user["changed"] for user in self.users),
+            "users": self.users,
+            "invocation": {},
+        }
+        if diff:
+            result["diff"] = self.diff
+        failed = [user for user in self.users if user["failed"]]
+        if failed:
+            first = "; ".join(f"{user['key']}: {user['msg']}" for user in failed[:3])
+            more = "; …" if len(failed) > 3 else ""
+            result.update(msg=f"{len(failed)} of {len(self.users)} users failed: {first}{more}")
+        return result
+
+    def end(self, module: Module) -> None:
+        """End the module with these results: it fails if anybody has failed."""
+        said = self.as_result(diff=module._diff)
+        leave = module.fail_json if "msg" in said else module.exit_json
+        leave(**said)
+
+
+def result(
+    key: str, error: str | None, changed: bool = False, notes: list[str] | None = None
+) -> dict[str, Any]:
+    """Return what a module says about one user; ``error`` is None, or why it failed."""
+    return {
+        "key": key,
+        "changed": changed,
+        "failed": error is not None,
+        "msg": error or "",
+        "notes": list(notes or ()),
+    }

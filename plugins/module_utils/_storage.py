@@ -1,0 +1,90 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: BSD-3-Clause
+"""A storage root while a batch is worked for: users' places in it, and our own records and stages."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import Union
+
+from ._errors import StorageError, printable
+from ._files import DIRECTORY, kind, open_parent, open_root
+from ._state import Records, State, identity
+
+
+@dataclass(frozen=True)
+class Home:
+    """One directory and whose it is or shall be."""
+
+    name: str
+    directory: str
+    parts: tuple[str, ...]
+    uid: int
+    gid: int
+
+    @property
+    def id(self) -> str:
+        """The name under which the state directory knows it."""
+        return identity(self.parts)
+
+
+class Storage:
+    """The storage root and our state in it, open for one batch.
+
+    Raises:
+        StorageError: the root cannot be used (:func:`open_root`), or the state is not ours alone.
+    """
+
+    def __init__(self, root: str, *, check: bool) -> None:
+        self.check = check
+        self.root = open_root(root)
+        try:
+            self.records: Union[State, Records] = Records(self.root) if check else State(self.root)
+        except BaseException:
+            os.close(self.root)
+            raise
+
+    @property
+    def state(self) -> State:
+        """The state directory; check mode has none."""
+        if not isinstance(self.records, State):
+            raise TypeError("check mode writes nothing")
+        return self.records
+
+    def open_home(self, home: Home) -> int | None:
+        """Open the directory in a home's place, whosever it is; None if there is nothing.
+
+        Raises:
+            StorageError: something else is there.
+        """
+        parent = open_parent(self.root, home.parts, make=False)
+        if parent is None:
+            return None
+        name = home.parts[-1]
+        try:
+            return os.open(name, DIRECTORY, dir_fd=parent)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            what = kind(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+            raise StorageError(
+                f"{printable(home.directory)} is {what}, not a directory: left as it is"
+            ) from None
+        finally:
+            os.close(parent)
+
+    def make_room(self, home: Home) -> int:
+        """Open the directory in which a home shall lie, for names only; make what is missing on the way."""
+        parent = open_parent(self.root, home.parts, make=True)
+        if parent is None:
+            raise StorageError(f"{printable(home.directory)}: the directory above it disappeared")
+        return parent
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self.records.close()
+        os.close(self.root)
