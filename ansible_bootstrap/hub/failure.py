@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from typing import Any
 
+from jupyterhub.utils import url_escape_path, url_path_join
+
 from ansible_bootstrap.errors import AnsibleBootstrapError
 
 try:
@@ -20,15 +22,20 @@ class BootstrapError(_HubError):  # type: ignore[misc, unused-ignore]
         jupyterhub_message: that sentence.
         reason: one of ``errors.REASONS``; the hub makes it a label of its metrics.
         status_code: 503.
+
+    Args:
+        error: what went wrong.
+        again: where a student who is told to try again may do so: the page itself offers only to stop the server.
     """
 
-    def __init__(self, error: AnsibleBootstrapError) -> None:
+    def __init__(self, error: AnsibleBootstrapError, again: str = "") -> None:
         if _HubError.__name__ == "SpawnException":
             super().__init__(error.message, reason=error.reason, status_code=503)
         else:
             super().__init__(503, error.message, reason=error.reason)
         self.jupyterhub_message = error.message
-        self.jupyterhub_html_message = html.escape(error.message)
+        link = f'<a href="{html.escape(again)}">try again</a>' if again else "try again"
+        self.jupyterhub_html_message = html.escape(error.message).replace("try again", link, 1)
 
 
 def shown(spawner: Any, error: AnsibleBootstrapError) -> BootstrapError:
@@ -36,7 +43,16 @@ def shown(spawner: Any, error: AnsibleBootstrapError) -> BootstrapError:
     spawner.log.error(
         "ansible_bootstrap: %s not started (%s): %s", spawner._log_name, error.reason, why(error)
     )
-    return BootstrapError(error)
+    return BootstrapError(error, _spawn_url(spawner))
+
+
+def _spawn_url(spawner: Any) -> str:
+    """Return the path that starts this very server; none for what is no spawner of a hub."""
+    hub = getattr(spawner, "hub", None)
+    if hub is None:
+        return ""
+    server = [url_escape_path(spawner.name)] if spawner.name else []
+    return str(url_path_join(hub.base_url, "spawn", spawner.user.escaped_name, *server))
 
 
 def why(error: BaseException) -> str:

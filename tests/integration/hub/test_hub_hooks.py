@@ -54,6 +54,11 @@ async def test_every_listener_gets_the_progress_from_the_start(hub: RunningHub, 
         await api.stop("lena")
 
 
+def with_link(name: str) -> str:
+    """The sentence, as a page shows it."""
+    return SENTENCE.replace("try again", f'<a href="/hub/spawn/{name}">try again</a>', 1)
+
+
 async def test_a_failure_is_one_sentence_for_the_student_and_one_line_for_the_admin(
     hub: RunningHub, apply: FakeApply
 ) -> None:
@@ -70,7 +75,7 @@ async def test_a_failure_is_one_sentence_for_the_student_and_one_line_for_the_ad
         events = await api.progress("bob")
         assert events[-1]["failed"]
         assert events[-1]["message"] == f"Spawn failed: {SENTENCE}"
-        assert events[-1]["html_message"] == SENTENCE
+        assert events[-1]["html_message"] == with_link("bob")
         answer = await spawn
         assert answer.status_code == 503
         assert answer.json()["message"] == SENTENCE
@@ -106,10 +111,10 @@ async def test_the_page_shows_the_same_sentence(hub: RunningHub, apply: FakeAppl
         await browser.post(f"{hub.url}/login?next=%2Fhub%2Fhome", data=form)
         page = await browser.get(f"{hub.url}/spawn/paula")
         assert page.status_code == 503
-        assert SENTENCE in page.text
+        assert with_link("paula") in page.text
         assert "/srv/secret" not in page.text
         late = await browser.get(f"{hub.url}/spawn-pending/paula")
-        assert SENTENCE in late.text
+        assert with_link("paula") in late.text
         assert "/srv/secret" not in late.text
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -146,11 +147,11 @@ async def test_a_name_that_the_hub_would_spell_otherwise_is_said_so(evening: Eve
 
 
 async def test_batches_are_full_and_hosts_do_not_wait_for_one_another(evening: Evening) -> None:
-    evening.settings |= {"batch_size": 10, "storage_host": lambda spawner: spawner.user.name[:3]}
+    evening.settings |= {"batch_size": 100, "storage_host": lambda spawner: spawner.user.name[:3]}
     evening.applies(delay=0.5)
-    await evening.runs(*(f"one{number}" for number in range(25)), *(f"two{number}" for number in range(5)))
+    await evening.runs(*(f"one{number}" for number in range(250)), *(f"two{number}" for number in range(5)))
     runs = [(request["host"], len(request["users"])) for request in evening.requests()]
-    assert sorted(runs) == [("one", 5), ("one", 10), ("one", 10), ("two", 5)]
+    assert sorted(runs) == [("one", 50), ("one", 100), ("one", 100), ("two", 5)]
     lines = [json.loads(line) for line in evening.log.read_text().splitlines()]
     begun = [(line["what"], line["host"]) for line in lines]
     assert begun.index(("begin", "two")) < len(begun) - 1 - begun[::-1].index(("end", "one"))
@@ -268,8 +269,19 @@ async def test_an_apply_program_that_cannot_describe_leaves_nobody_out(evening: 
 # What ends in the middle
 
 
-async def test_a_cancelled_one_has_noted_who_is_complete(evening: Evening) -> None:
+async def test_one_that_is_cancelled_ends_when_it_has_noted_who_is_complete(
+    evening: Evening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not before: a loop that ends takes with it what is still being written."""
     evening.applies(hang_at="bob")
+    cancelled = threading.Event()
+    write = Ledger.complete
+
+    def late(ledger: Ledger, *args: Any, **options: Any) -> None:
+        assert cancelled.wait(30)
+        write(ledger, *args, **options)
+
+    monkeypatch.setattr(Ledger, "complete", late)
     told: list[str] = []
     work = asyncio.create_task(
         bootstrap_all(
@@ -280,10 +292,11 @@ async def test_a_cancelled_one_has_noted_who_is_complete(evening: Evening) -> No
     )
     await until(lambda: told)
     work.cancel()
+    done, _ = await asyncio.wait({work}, timeout=3)
+    assert not done
+    cancelled.set()
     await asyncio.wait({work})
-    evening.applies()
-    await evening.runs("alice", "bob", "carol")
-    assert evening.known == ["alice"]
+    assert evening.ledger.forget(["alice", "bob", "carol"]) == 1
 
 
 class Command:

@@ -131,11 +131,12 @@ async def test_a_spare_that_is_killed_at_the_last_moment_is_not_used(hub: Hub) -
     assert hub.ok == 1
 
 
-async def test_a_spare_that_speaks_before_it_is_asked_is_not_believed(hub: Hub) -> None:
+async def test_a_spare_that_speaks_before_it_is_asked_is_not_believed(hub: Hub, log: Lines) -> None:
     hub.apply.do(spare="chatter")
     hub.client.warm_up()
     spare = await hub.ready()
     await until(lambda: not is_alive(spare))
+    await until(lambda: any("speaks before it is asked" in line for line in log.lines))
     hub.apply.do()
     await hub.run()
     assert hub.ok == 1
