@@ -111,6 +111,7 @@ async def test_a_failure_says_what_to_do_and_doing_it_helps(
     await dora.reads(TUTORIALS)
     apply.let("dora", 2)
     await dora.reads(FAILED, 100)
+    await expect(dora.page.locator("#progress-message").get_by_role("link", name="try again")).to_be_visible()
     await dora.picture("failed")
     live = await dora.text()
     assert await dora.log() == ["Server requested", DIRECTORY, TUTORIALS, FAILED]
@@ -132,7 +133,7 @@ async def test_a_failure_says_what_to_do_and_doing_it_helps(
         assert technical not in live + late
     assert await dora.page.locator("img[src=x]").count() == 0
     apply.do()
-    await dora.start()
+    await dora.page.get_by_role("link", name="try again").click()
     await dora.works()
 
 
