@@ -5,6 +5,10 @@ the playbook, and writes events to stdout and its log to stderr. It trusts nothi
 takes nothing from its environment or working directory, and knows one argument, ``--settings FILE``,
 for a hub that is the same user; whoever puts it behind sudo or ssh fixes its arguments there.
 
+**Spare.** With ``--settings FILE --warm`` it is started ahead of its request: it imports what it will need, starts an
+engine (see ``warm.py``) and waits without limit; the end of stdin then means that it is not needed. The settings are
+read again when the request has come, and nothing else is different. It serves one request, like any other.
+
 **Stop protocol.** stdin stays open while the caller wants the run. Its end (also by the caller's
 death), SIGTERM, SIGINT or SIGHUP stops the run: every descendant gets TERM, a second later KILL,
 and only then does this program exit.
@@ -15,6 +19,7 @@ and only then does this program exit.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -41,6 +46,7 @@ from .protocol import (
     Described,
     End,
     Event,
+    Fetched,
     Outcome,
     OutcomeEvent,
     Refused,
@@ -53,6 +59,8 @@ from .protocol import (
 )
 from .run_directory import run_directory
 from .settings import SYSTEM_FILE, ApplySettings, RoleSetting, load_settings
+from .standby import Standby
+from .warm import WARM, Engine
 
 EXIT_OK: Final = 0
 EXIT_SOME_FAILED: Final = 1
@@ -63,7 +71,7 @@ EXIT_FAULT: Final = 4
 REQUEST_TIMEOUT: Final = 30.0
 """Seconds in which the whole request line must have come."""
 
-_POLL: Final = 0.02
+_POLL: Final = 0.005
 _RUNNER_GRACE: Final = 1.0
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _TERMINAL_SIGNALS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
@@ -82,10 +90,19 @@ _LIMITS: Final = {
 def main(argv: list[str] | None = None) -> int:
     """Serve one request and return the exit status."""
     _harden()
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        settings = _settings(sys.argv[1:] if argv is None else argv)
-        request = parse_request(_read_line(0, REQUEST_TIMEOUT))
-        return _serve(settings, request)
+        with contextlib.ExitStack() as held:
+            standby = held.enter_context(Standby(log))
+            held.callback(_ignore_stops)  # it ends by then
+            if argv[2:] == [WARM]:
+                argv = argv[:2]
+                program = [sys.executable, "-I", "-m", "ansible_bootstrap.apply", *argv]
+                if not standby.wait(functools.partial(_settings, argv), program):
+                    return EXIT_OK
+            settings = _settings(argv)
+            request = parse_request(_read_line(0, REQUEST_TIMEOUT))
+            return _serve(settings, request, standby)
     except AnsibleBootstrapError as error:
         with contextlib.suppress(OSError):  # where nobody hears it, the log and the status still tell
             _emit(Refused(reason=error.reason, message=error.details or error.message))
@@ -107,7 +124,7 @@ def log(text: str) -> None:
             os.write(2, f"{safe}\n".encode("utf-8", "backslashreplace"))
 
 
-def _serve(settings: ApplySettings, request: Request) -> int:
+def _serve(settings: ApplySettings, request: Request, standby: Standby) -> int:
     if request.operation == "describe":
         _emit(Described(roles=describe(settings)))
         return EXIT_OK
@@ -125,8 +142,9 @@ def _serve(settings: ApplySettings, request: Request) -> int:
     for outcome in refused:
         batch.finish(outcome.model_copy(update={"run": run, "storage_host": storage_host}))
     if roles and users:
-        with run_directory(run) as directory:
-            _run(settings, request, roles, batch, directory)
+        ready = standby.directory
+        with contextlib.nullcontext(ready) if ready else run_directory(run) as directory:
+            _run(settings, request, roles, batch, directory, engine=standby.engine)
     else:
         batch.nothing_left()
     return batch.end()
@@ -144,7 +162,13 @@ def _left(
 
 
 def _run(
-    settings: ApplySettings, request: Request, roles: Sequence[RoleSetting], batch: _Batch, directory: Path
+    settings: ApplySettings,
+    request: Request,
+    roles: Sequence[RoleSetting],
+    batch: _Batch,
+    directory: Path,
+    *,
+    engine: Engine | None,
 ) -> None:
     """Run the playbook in a thread; meanwhile pass its outcomes on and watch for the stop."""
     _stop_on_end_of_stdin()
@@ -163,6 +187,7 @@ def _run(
                 check=request.check,
                 diff=request.diff,
                 cancelled=over.is_set,
+                engine=engine,
             )
         except BaseException as error:
             fault.append(error)
@@ -210,6 +235,8 @@ class _Batch:
             kind = data.pop("type")
             if kind == "role":
                 _emit(RoleStarted(role=data["role"], users=data["users"]))
+            elif kind == "fetched":
+                _emit(Fetched(role=data["role"], count=data["count"]))
             elif kind == "diff":
                 log(data["text"])
             elif kind == "lost":

@@ -21,7 +21,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from .errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
-from .protocol import End, Event, Refused, Request, parse_event
+from .protocol import Described, End, Event, Refused, Request, parse_event
+from .spare import Spare
 
 TERM_SECONDS: Final = 4.0
 """From SIGTERM and the end of stdin to SIGKILL; the apply program needs about one second, and up to three where
@@ -35,6 +36,10 @@ SHUTDOWN_SECONDS: Final = 1.5
 
 EXIT_SECONDS: Final = 5.0
 """From the last line to the exit."""
+
+SPARE_SECONDS: Final = 0.5
+"""From the start of a run to that of the next spare. Where there are processors to spare, a small run is over by then;
+where runs follow one another, a spare that begins only when one has ended is never ready for the next."""
 
 DRAIN_SECONDS: Final = 0.3
 """From the exit to the end of stdout, which an orphan may hold open."""
@@ -52,11 +57,26 @@ class ApplyClient:
     Args:
         argv: called before each run, returns the command line; may block, so it is awaited.
         log: gets the apply program's stderr, line by line, escaped.
+        spare: keep one program waiting for the next run. Only for the embedded command, which knows
+            :data:`~ansible_bootstrap.warm.WARM`.
     """
 
-    def __init__(self, argv: Callable[[], Awaitable[Sequence[str]]], log: logging.Logger) -> None:
+    def __init__(
+        self, argv: Callable[[], Awaitable[Sequence[str]]], log: logging.Logger, *, spare: bool = False
+    ) -> None:
         self._argv = argv
         self._log = log
+        self._spare = Spare(argv, self._launch, log) if spare else None
+
+    def warm_up(self) -> None:
+        """Have a spare program ready soon, if spares are kept; returns at once. To be called on the event loop."""
+        if self._spare is not None:
+            self._spare.prepare()
+
+    def close(self) -> None:
+        """End the spare program; returns at once. Runs that go on are not touched."""
+        if self._spare is not None:
+            self._spare.close()
 
     async def start(self, request: Request, on_event: Callable[[Event], None], *, limit: float) -> ApplyRun:
         """Start one run.
@@ -71,10 +91,19 @@ class ApplyClient:
             SettingsError: the command line could not be made.
         """
         argv = list(await self._argv())
+        # What a description takes is no engine; that one is for somebody who waits.
+        spare = self._spare if request.operation != "describe" else None
+        run = (spare.take(argv) if spare else None) or await self._launch(argv)
+        run.begin(on_event, request.model_dump_json().encode() + b"\n", limit)
+        if spare is not None:
+            asyncio.get_running_loop().call_later(SPARE_SECONDS, spare.prepare)
+        return run
+
+    async def _launch(self, argv: Sequence[str]) -> ApplyRun:
         loop = asyncio.get_running_loop()
         try:
-            transport, run = await loop.subprocess_exec(
-                lambda: ApplyRun(on_event, self._log),
+            _, run = await loop.subprocess_exec(
+                lambda: ApplyRun(self._log),
                 *argv,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
@@ -88,18 +117,17 @@ class ApplyClient:
                 f"cannot start {argv[0]!r}: {error.strerror or error}; "
                 "check c.AnsibleBootstrap.apply_command: an absolute path that the hub's account may execute"
             ) from None
-        run.begin(transport, request.model_dump_json().encode() + b"\n", limit)
         return run
 
 
 class ApplyRun(asyncio.SubprocessProtocol):
     """One running apply program. Made by :meth:`ApplyClient.start`."""
 
-    def __init__(self, on_event: Callable[[Event], None], log: logging.Logger) -> None:
+    def __init__(self, log: logging.Logger) -> None:
         self._loop = asyncio.get_running_loop()
-        self._on_event = on_event
+        self._on_event: Callable[[Event], None] | None = None
         self._log = log
-        self._transport: asyncio.SubprocessTransport | None = None
+        self._transport: Any = None
         self._out = _Lines(MAX_LINE_BYTES)
         self._err = _Lines(MAX_LOG_BYTES)
         self._last_words: deque[str] = deque(maxlen=5)
@@ -114,11 +142,10 @@ class ApplyRun(asyncio.SubprocessProtocol):
 
     # -- for the dispatcher -------------------------------------------------------------------
 
-    def begin(self, transport: asyncio.SubprocessTransport, line: bytes, limit: float) -> None:
+    def begin(self, on_event: Callable[[Event], None], line: bytes, limit: float) -> None:
         """Send the request and start the clock."""
-        self._transport = transport
-        stdin: Any = transport.get_pipe_transport(0)
-        stdin.write(line)  # It stays open: its end means stop.
+        self._on_event = on_event
+        self._transport.get_pipe_transport(0).write(line)  # It stays open: its end means stop.
         self._later(limit, lambda: self.stop(DeadlineError(f"the run was stopped after {limit:g} s")))
 
     def stop(self, why: AnsibleBootstrapError) -> None:
@@ -156,7 +183,41 @@ class ApplyRun(asyncio.SubprocessProtocol):
         if not self._ended:
             raise self._died()
 
+    # -- for the spare ------------------------------------------------------------------------
+
+    def lives(self) -> bool:
+        """Whether it can be given its request; also sees an end that the event loop has not heard of yet."""
+        if self._exited or self._stopping:
+            return False
+        try:
+            # WNOWAIT: it is asyncio's to collect.
+            return not os.waitid(os.P_PID, self._transport.get_pid(), os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return False
+
+    def dismiss(self) -> None:
+        """End a program that has no request yet, and return at once: the end of stdin tells it."""
+        self._stopping = True
+        stdin = self._transport.get_pipe_transport(0)
+        if stdin is not None and not stdin.is_closing():
+            stdin.abort()
+        self._later(TERM_SECONDS, self._kill)
+        self.on_gone(self._release)
+
+    def on_gone(self, function: Callable[[], None]) -> None:
+        """Call this when it is over."""
+        self._gone.add_done_callback(lambda _: function())
+
+    def last_words(self) -> str:
+        """Why it was stopped, or the end of its log, on one line."""
+        if self._failure is not None:
+            return self._failure.details or self._failure.message
+        return " | ".join(self._last_words) or "nothing on stderr"
+
     # -- asyncio.SubprocessProtocol -----------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:  # noqa: D102
+        self._transport = transport
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: D102
         if fd == 2:
@@ -193,11 +254,14 @@ class ApplyRun(asyncio.SubprocessProtocol):
         except ValueError:
             self._nonsense(f"{_escape(line[:200])!r} is no event")
             return
+        if self._on_event is None:
+            self._nonsense("it speaks before it is asked")
+            return
         if isinstance(event, Refused):
             self._failure = BY_REASON[event.reason](f"the apply program refused: {_escape(event.message)}")
-        if isinstance(event, End):
+        if isinstance(event, End | Described):
             self._ended = True
-        if isinstance(event, End | Refused):
+        if isinstance(event, End | Described | Refused):
             self._deaf = True
             self._later(EXIT_SECONDS, lambda: self.stop(ApplyError("the apply program did not exit")))
         self._on_event(event)
@@ -221,9 +285,8 @@ class ApplyRun(asyncio.SubprocessProtocol):
             if code < 0
             else f"exited with {code}"
         )
-        words = " | ".join(self._last_words) or "nothing on stderr"
         return ApplyError(
-            f"the apply program {ended} before its last line: {words}; "
+            f"the apply program {ended} before its last line: {self.last_words()}; "
             "try it by hand with `ansible-bootstrap run NAME`"
         )
 
@@ -243,7 +306,7 @@ class ApplyRun(asyncio.SubprocessProtocol):
     def _hang_up(self) -> None:
         if self._transport is None:
             return
-        stdin: Any = self._transport.get_pipe_transport(0)
+        stdin = self._transport.get_pipe_transport(0)
         if stdin is not None and not stdin.is_closing():
             stdin.abort()  # close() would first wait for a full pipe to drain.
         # PermissionError: a root child through sudo, which the end of stdin ends.

@@ -1,102 +1,291 @@
 """Bootstrap many users at once without a hub: what ``ansible-bootstrap run`` does.
 
-Users of one storage host go through it in batches, one run after another; different storage hosts
-do not wait for one another.
+Users of one storage host go through it in batches, one run after another; different storage hosts do not wait for one
+another. Whoever is known to be complete is left out, by the ledger that the hub keeps, too: so a command that was
+killed is simply given again, and the hub of the next morning finds everybody complete.
+
+Beside a running hub it shares nothing with it but the locks on the storage hosts and the SQLite files below
+``state_dir``. Rosters may be long: of those who are final nothing is kept here, of those who wait a :class:`Work`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any, Final
 
 from .apply_client import ApplyClient
+from .bookkeeper import Bookkeeper
 from .config import AnsibleBootstrap
-from .errors import AnsibleBootstrapError, ApplyError, UnresolvedError
+from .errors import AnsibleBootstrapError, ApplyError
+from .fingerprints import describe
 from .history import History, RunRecord
-from .protocol import Event, Outcome, OutcomeEvent, Request, User, parse_users
+from .ledger import Entry, Ledger
+from .places import Place
+from .protocol import Accepted, Described, Event, Outcome, OutcomeEvent, Request, RoleFingerprint
+from .role_clock import RoleClock
+from .settings import make_settings
 from .threads import in_thread
+from .whereabouts import Whereabouts, Work
 
 RUN_LIMIT: Final = 3600.0
 """Seconds that one run of ``batch_size`` users may take; nobody waits at a page for it."""
+
+DESCRIBE_LIMIT: Final = 60.0
+
+LOOK_SECONDS: Final = 60.0
+"""To look at the directories of one batch; where an NFS server hangs, its users are bootstrapped as if unknown."""
+
+CHUNK: Final = 64
+"""Users whose place is asked for at the same time."""
+
+Tell = Callable[[Outcome, bool], None]
+"""Told each outcome as it comes, and whether the user was complete already."""
 
 _LOG = logging.getLogger(__name__)
 
 
 async def bootstrap_all(
     settings: AnsibleBootstrap,
-    records: Sequence[dict[str, Any]],
+    records: Iterable[dict[str, Any]],
+    tell: Tell,
     *,
     check: bool = False,
     diff: bool = False,
-    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
-) -> list[Outcome]:
-    """Bootstrap everybody and return one outcome each, in the order asked.
+    again: bool = False,
+) -> None:
+    """Bootstrap everybody.
 
     Args:
         settings: the hub's configuration.
-        records: at least a name each; one that is malformed costs only itself.
+        records: at least a name each; one that is malformed costs only itself. Read as the work goes on.
+        tell: gets one outcome for each record, more for a user with several directories; must not raise.
         check: predict only.
         diff: log what differs.
-        on_outcome: called with each outcome as it comes.
+        again: also those who are known to be complete.
 
     Raises:
         SettingsError: nobody can be bootstrapped with these settings.
     """
     settings.check()
-    if settings.place is not None and not all(record.get("directory") for record in records):
-        raise UnresolvedError(
-            "c.AnsibleBootstrap.place needs a spawner: name each user's directory in the roster's column directory"
-        )
-    users, refused = parse_users(list(records))
-    outcomes = {outcome.key: outcome for outcome in refused}
-    for outcome in refused:
-        on_outcome(outcome)
+    bulk = _Bulk(settings, tell, check=check, diff=diff, again=again)
+    try:
+        await bulk.run(records)
+    finally:
+        await bulk.books.written()  # Also when interrupted: what is done is not to be done again.
 
-    def take(outcome: Outcome) -> None:
-        if outcome.key not in outcomes:
-            outcomes[outcome.key] = outcome
-            on_outcome(outcome)
 
-    hosts: dict[str, list[User]] = {}
-    for user in users:
-        hosts.setdefault(user.storage_host or _default_host(settings), []).append(user)
-    client = ApplyClient(lambda: in_thread(settings.apply_argv, timeout=10), _LOG)
-    history = History(settings.state_dir, settings.history_days)
+class _Bulk:
+    def __init__(
+        self, settings: AnsibleBootstrap, tell: Tell, *, check: bool, diff: bool, again: bool
+    ) -> None:
+        self._settings = settings
+        self._tell = tell
+        self._check = check
+        self._diff = diff
+        self._remembers = settings.recheck == "changed" and not check
+        self._skips = self._remembers and not again
+        self._client = ApplyClient(lambda: in_thread(settings.apply_argv, timeout=10), _LOG)
+        self._history = History(settings.state_dir, settings.history_days)
+        self._ledger = Ledger(settings.state_dir, settings.trust_for)
+        self.books = Bookkeeper(self._ledger, _LOG)
+        self._under = settings.place_digest()
+        self._fingerprints: asyncio.Task[Sequence[RoleFingerprint]] | None = None
+        self._slots = asyncio.Semaphore(max(2, os.cpu_count() or 2))
+        self._complained: set[str] = set()
 
-    async def bootstrap_host(host: str, theirs: list[User]) -> None:
-        for begin in range(0, len(theirs), settings.batch_size):
-            batch = theirs[begin : begin + settings.batch_size]
-            request = Request(
-                operation="bootstrap",
-                users=[user.model_copy(update={"storage_host": host}).model_dump() for user in batch],
-                check=check,
-                diff=diff,
+    async def run(self, records: Iterable[dict[str, Any]]) -> None:
+        hosts: dict[str, _Queue] = {}
+        async with asyncio.TaskGroup() as group:
+            async for work in self._works(records):
+                host = work.place.storage_host
+                if host not in hosts:
+                    hosts[host] = _Queue()
+                    group.create_task(self._bootstrap_host(host, hosts[host]))
+                hosts[host].put(work)
+            for queue in hosts.values():
+                queue.close()
+
+    # -- who ----------------------------------------------------------------------------------
+
+    async def _works(self, records: Iterable[dict[str, Any]]) -> Any:
+        whereabouts = Whereabouts(self._settings, self._last_places)
+        if whereabouts.names_only:
+            _LOG.warning(
+                "the configuration names no spawner (c.JupyterHub.spawner_class): whom the system does not know is "
+                "taken by name, and the directory is the storage root's of that name"
             )
-            began = time.time()
-            error = await _one_run(client, request, take)
-            for user in batch:  # Only those without an outcome are taken: silence is never success.
-                take(_failed(user, host, error))
-            _keep(history, [outcomes[user.key] for user in batch], host, began, check)
+        for chunk in _chunks(enumerate(records, start=1)):
+            for answer in await asyncio.gather(
+                *(whereabouts.works(number, record) for number, record in chunk)
+            ):
+                if isinstance(answer, Outcome):
+                    self._tell(answer, False)
+                    continue
+                for work in answer:
+                    yield work
+            await asyncio.sleep(0)  # Runs go on meanwhile.
 
-    async with asyncio.TaskGroup() as group:
-        for host, theirs in hosts.items():
-            group.create_task(bootstrap_host(host, theirs))
-    return [outcomes[key] for key in _keys(records, outcomes)]
+    def _last_places(self, name: str) -> list[Place]:
+        try:
+            return self._ledger.places(name, self._under)
+        except (sqlite3.Error, OSError) as error:
+            self._complain(f"the ledger cannot be read: {error}")
+            return []
+
+    async def _wanted(self) -> Sequence[RoleFingerprint]:
+        """Return what a complete user must have; asked once, when the first comes of whom anything is known."""
+        if self._fingerprints is None:
+            self._fingerprints = asyncio.create_task(self._described())
+        return await self._fingerprints
+
+    async def _described(self) -> Sequence[RoleFingerprint]:
+        """Ask the apply side; nothing if it cannot say, and then nobody is left out."""
+        if self._settings.embedded:
+            settings = make_settings(self._settings.apply_settings(), "c.AnsibleBootstrap")
+            return await in_thread(partial(describe, settings), timeout=DESCRIBE_LIMIT)
+        said: list[RoleFingerprint] = []
+
+        def on_event(event: Event) -> None:
+            if isinstance(event, Described):
+                said.extend(event.roles)
+
+        try:
+            run = await self._client.start(Request(operation="describe"), on_event, limit=DESCRIBE_LIMIT)
+            await run.finish()
+        except AnsibleBootstrapError as error:
+            if not said:
+                _LOG.info("who is complete cannot be told: %s", error.details)
+        return said
+
+    # -- one storage host ---------------------------------------------------------------------
+
+    async def _bootstrap_host(self, host: str, queue: _Queue) -> None:
+        while True:
+            batch: list[Work] = []
+            known: list[Entry | None] = []
+            while len(batch) < self._settings.batch_size:  # Full ones: a run costs the same for one user.
+                taken = await queue.take(self._settings.batch_size - len(batch))
+                if not taken:
+                    break
+                for work, entry in zip(taken, await self._look(taken), strict=True):
+                    if entry is not None and (wanted := await self._wanted()) and entry.has(wanted):
+                        self._tell(_complete(work, entry), True)
+                    else:
+                        batch.append(work)
+                        known.append(entry)
+            if not batch:
+                return
+            async with self._slots:
+                await self._bootstrap(host, batch, _common(known))
+
+    async def _look(self, works: Sequence[Work]) -> list[Entry | None]:
+        if not self._skips:
+            return [None] * len(works)
+        try:
+            return await in_thread(
+                lambda: [self._ledger.look(work.place) for work in works], timeout=LOOK_SECONDS
+            )
+        except TimeoutError:
+            self._complain(f"looking at users' directories took more than {LOOK_SECONDS:g} s")
+        except (sqlite3.Error, OSError, ValueError) as error:
+            self._complain(f"the ledger cannot be read: {error}")
+        return [None] * len(works)
+
+    async def _bootstrap(self, host: str, batch: list[Work], done: dict[str, str]) -> None:
+        request = Request(
+            operation="bootstrap",
+            users=[work.place.user(work.key).model_dump() for work in batch],
+            check=self._check,
+            diff=self._diff,
+            done=done,
+        )
+        left = {work.key: work for work in batch}
+        fingerprints: Sequence[RoleFingerprint] = ()
+        record = RunRecord("", "bootstrap", host, time.time(), len(batch), check=self._check)
+        clock = RoleClock(record)
+
+        def take(outcome: Outcome) -> None:
+            work = left.pop(outcome.key, None)
+            if work is None:
+                return
+            if work.notes:
+                outcome = outcome.model_copy(update={"notes": (*work.notes, *outcome.notes)})
+            record.outcomes.append(outcome)
+            if outcome.status == "ok" and self._remembers and fingerprints:
+                self.books.complete(work.place, outcome, fingerprints)
+            self._tell(outcome, False)
+
+        def on_event(event: Event) -> None:
+            nonlocal fingerprints
+            clock.take(event)
+            if isinstance(event, Accepted):
+                record.run, fingerprints = event.run, event.fingerprints
+            elif isinstance(event, OutcomeEvent):
+                take(event.outcome)
+
+        try:
+            why = await _one_run(self._client, request, on_event)
+            if left:
+                record.error = why.details
+            for work in list(left.values()):  # Silence is never success.
+                take(_failed(work, why))
+        except asyncio.CancelledError:
+            record.error = "interrupted"
+            raise
+        finally:
+            clock.stop()
+            record.seconds = time.time() - record.started
+            self._keep(record)
+
+    def _keep(self, record: RunRecord) -> None:
+        """Note the run for ``ansible-bootstrap status``; that it cannot be noted fails nobody."""
+        try:
+            self._history.record(record)
+        except (AnsibleBootstrapError, OSError, sqlite3.Error) as error:
+            self._complain(f"the history cannot be written: {error}")
+
+    def _complain(self, what: str) -> None:
+        if what not in self._complained:
+            self._complained.add(what)
+            _LOG.warning("%s", what)
+
+
+class _Queue:
+    """Works that wait for their storage host, and whether more will come."""
+
+    def __init__(self) -> None:
+        self._works: deque[Work] = deque()
+        self._closed = False
+        self._changed = asyncio.Event()
+
+    def put(self, work: Work) -> None:
+        self._works.append(work)
+        self._changed.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._changed.set()
+
+    async def take(self, count: int) -> list[Work]:
+        """Return up to so many works; none at the end."""
+        while not self._works and not self._closed:
+            self._changed.clear()
+            await self._changed.wait()
+        return [self._works.popleft() for _ in range(min(count, len(self._works)))]
 
 
 async def _one_run(
-    client: ApplyClient, request: Request, take: Callable[[Outcome], None]
+    client: ApplyClient, request: Request, on_event: Callable[[Event], None]
 ) -> AnsibleBootstrapError:
     """Run one batch; return why somebody who got no outcome got none."""
-
-    def on_event(event: Event) -> None:
-        if isinstance(event, OutcomeEvent):
-            take(event.outcome)
-
     try:
         run = await client.start(request, on_event, limit=RUN_LIMIT)
         await run.finish()
@@ -105,48 +294,34 @@ async def _one_run(
     return ApplyError("the run ended without an outcome for this user")
 
 
-def _keep(history: History, outcomes: list[Outcome], host: str, began: float, check: bool) -> None:
-    """Note the run for ``ansible-bootstrap status``; that it cannot be noted fails nobody."""
-    record = RunRecord(
-        run=next((outcome.run for outcome in outcomes if outcome.run), ""),
-        operation="bootstrap",
-        storage_host=host,
-        started=began,
-        users=len(outcomes),
-        seconds=time.time() - began,
-        check=check,
-        outcomes=outcomes,
-    )
-    try:
-        history.record(record)
-    except (AnsibleBootstrapError, OSError, sqlite3.Error) as error:
-        _LOG.warning("the history cannot be written: %s", error)
+def _common(known: Sequence[Entry | None]) -> dict[str, str]:
+    """Return what all of a batch have: those roles need not be applied."""
+    roles = [set(entry.roles.items() if entry is not None else ()) for entry in known]
+    return dict(roles[0].intersection(*roles[1:]))
 
 
-def _failed(user: User, host: str, error: AnsibleBootstrapError) -> Outcome:
+def _complete(work: Work, entry: Entry) -> Outcome:
     return Outcome(
-        key=user.key,
-        name=user.name,
+        key=work.key,
+        name=work.place.name,
+        status="ok",
+        storage_host=work.place.storage_host,
+        directory=entry.directory,
+        notes=work.notes,
+    )
+
+
+def _failed(work: Work, error: AnsibleBootstrapError) -> Outcome:
+    return Outcome(
+        key=work.key,
+        name=work.place.name,
         status="failed",
         reason=error.reason,
         message=error.details or error.message,
-        storage_host=host,
+        storage_host=work.place.storage_host,
     )
 
 
-def _default_host(settings: AnsibleBootstrap) -> str:
-    host = settings.storage_host
-    if isinstance(host, str):
-        return host
-    raise UnresolvedError(
-        "c.AnsibleBootstrap.storage_host is a callable and needs a spawner: name each user's host in the "
-        "roster's column storage_host"
-    )
-
-
-def _keys(records: Sequence[dict[str, Any]], outcomes: dict[str, Outcome]) -> Iterator[str]:
-    """Yield the keys in the order of the records, then what has no place there."""
-    asked = [str(record.get("key") or record.get("name")) for record in records]
-    first = [key for key in dict.fromkeys(asked) if key in outcomes]
-    yield from first
-    yield from (key for key in outcomes if key not in set(first))
+def _chunks(records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
+    iterator = iter(records)
+    return iter(lambda: list(islice(iterator, CHUNK)), [])

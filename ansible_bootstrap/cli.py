@@ -11,18 +11,21 @@ import asyncio
 import importlib.util
 import logging
 import os
+import signal
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from . import __version__
 from .errors import AnsibleBootstrapError, RefusedError, SettingsError
-from .roster import distinct, read_roster
+from .roster import Record, Roster, distinct
 
 if TYPE_CHECKING:
     from .config import AnsibleBootstrap
+    from .protocol import Outcome
 
 EXIT_OK: Final = 0
 EXIT_SOME_FAILED: Final = 1
@@ -48,9 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"ansible-bootstrap: {error.details or error.message}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
-        print(
-            "ansible-bootstrap: interrupted; whoever is not listed as ok may be unfinished", file=sys.stderr
-        )
+        print("ansible-bootstrap: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -70,27 +71,56 @@ def make_parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="bootstrap users now",
-        description="Bootstrap users now. Exits 0 if every user converged, 1 if any failed, 2 on wrong usage.",
+        description="Bootstrap users now, as the hook would at their next login. Whoever is known to be complete is "
+        "left out, so a command that was interrupted is given again to continue. Exits 0 if every user converged, "
+        "1 if any failed, 2 on wrong usage, 130 if interrupted.",
     )
     run.add_argument("names", metavar="NAME", nargs="*", help="a username")
     run.add_argument(
         "--roster", metavar="FILE", type=Path, help="one name a line, or CSV with a column 'name'"
     )
+    run.add_argument(
+        "--hub",
+        action="store_true",
+        help="everybody whom the running hub knows; needs a token with the scope list:users in the environment "
+        "variable JUPYTERHUB_API_TOKEN, and read:users:groups to know users' groups",
+    )
+    run.add_argument(
+        "--hub-url",
+        metavar="URL",
+        help="of the hub's API (default: JUPYTERHUB_API_URL, else by the configuration, http://127.0.0.1:8081/hub/api)",
+    )
+    run.add_argument("--again", action="store_true", help="also whoever is known to be complete")
     run.add_argument("--check", action="store_true", help="say what would be done or refused; write nothing")
     run.add_argument("--diff", action="store_true", help="show what differs, on stderr")
-    run.add_argument("--json", action="store_true", help="print a list of outcomes")
+    run.add_argument(
+        "--json", action="store_true", help="print a list of outcomes, in the order in which they came"
+    )
+    run.add_argument("--quiet", action="store_true", help="no progress on stderr")
     _common(run)
     run.set_defaults(function=_run)
 
     status = commands.add_parser(
         "status",
-        help="show the last runs, or what became of one user",
-        description="Show the last runs, or what became of one user.",
+        help="show the last runs and what they add up to, or what became of one user",
+        description="Show the last runs, failures by reason, the slowest roles; or what became of one user.",
     )
     status.add_argument("name", metavar="NAME", nargs="?", help="a username")
     status.add_argument("--json", action="store_true", help="print the same as JSON")
     _common(status)
     status.set_defaults(function=_status)
+
+    forget = commands.add_parser(
+        "forget",
+        help="make users unknown, so that their next login or run does everything again",
+        description="Make users unknown: their next login, or run, looks at everything again. Nothing of theirs is "
+        "touched. Exits 0 also if nothing was known.",
+    )
+    forget.add_argument("names", metavar="NAME", nargs="*", help="a username")
+    forget.add_argument("--roster", metavar="FILE", type=Path, help="as for run; only the names count")
+    forget.add_argument("--all", action="store_true", help="everybody")
+    _common(forget)
+    forget.set_defaults(function=_forget)
 
     demo = commands.add_parser(
         "demo",
@@ -122,30 +152,105 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from .bulk import bootstrap_all  # noqa: PLC0415
-    from .report import Progress, print_outcomes  # noqa: PLC0415
+    from .report import Progress, Results  # noqa: PLC0415
 
-    records = distinct(
-        [{"name": name} for name in args.names] + (read_roster(args.roster) if args.roster else [])
-    )
-    if not records:
-        raise RefusedError("nobody to bootstrap: give names or --roster FILE")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Whoever stops it is told the same.
+    records = _Asked(args)
+    if not args.hub and not any(True for _ in records):
+        raise RefusedError("nobody to bootstrap: give names, --roster FILE or --hub")
     settings = _load_config(args.config)
+    if args.hub:
+        records.of_hub = list(_of_hub(args, settings))
+    # Before anything begins, for a roster may be malformed at its end.
+    total = sum(1 for _ in distinct(records))
     check = args.check or settings.observing
     if check and not args.check:
         print('ansible-bootstrap: mode is "observe": nothing is changed', file=sys.stderr)
     if args.diff:
         logging.getLogger().setLevel(logging.INFO)
-    with Progress(total=len(records), show=sys.stderr.isatty()) as progress:
-        outcomes = asyncio.run(
-            bootstrap_all(settings, records, check=check, diff=args.diff, on_outcome=progress.advance)
+    results = Results(total, check=check, as_json=args.json)
+    what = "checking" if check else "bootstrapping"
+    interrupted = False
+    with Progress(what, total, quiet=_is_quiet(args)) as progress:
+
+        def tell(outcome: Outcome, known: bool) -> None:
+            results.add(outcome, known)
+            progress.advance(outcome, known)
+
+        async def bootstrap() -> None:
+            # As Ctrl-C, for which asyncio cancels what runs.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, os.kill, os.getpid(), signal.SIGINT)
+            await bootstrap_all(
+                settings, distinct(records), tell, check=check, diff=args.diff, again=args.again
+            )
+
+        try:
+            asyncio.run(bootstrap())
+        except KeyboardInterrupt:
+            interrupted = True
+    results.print(progress.seconds)
+    if interrupted:
+        go_on = "" if check else "; the same command again continues: whoever is complete is left out"
+        print(
+            f"ansible-bootstrap: interrupted with {progress.done} of {total} users done{go_on}",
+            file=sys.stderr,
         )
-    print_outcomes(outcomes, check=check, as_json=args.json, seconds=progress.seconds)
-    return EXIT_SOME_FAILED if any(outcome.status == "failed" for outcome in outcomes) else EXIT_OK
+        return EXIT_INTERRUPTED
+    return EXIT_SOME_FAILED if results.failed else EXIT_OK
+
+
+def _is_quiet(args: argparse.Namespace) -> bool:
+    """A program that reads the JSON wants no lines beside it; somebody at a terminal wants the bar."""
+    return bool(args.quiet or (args.json and not sys.stderr.isatty()))
+
+
+class _Asked:
+    """The records of those who were asked for; each iteration makes them anew."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._roster: Iterable[Record] = Roster(args.roster) if args.roster else ()
+        self._names: list[str] = args.names
+        self.of_hub: Sequence[Record] = ()
+
+    def __iter__(self) -> Iterator[Record]:
+        # Of the same name twice the first counts: who says most comes first.
+        return chain(self._roster, self.of_hub, ({"name": name} for name in self._names))
+
+
+def _of_hub(args: argparse.Namespace, settings: AnsibleBootstrap) -> Iterator[Record]:
+    """Yield everybody whom the hub knows."""
+    from .hub_api import api_url, hub_users  # noqa: PLC0415
+    from .report import Progress  # noqa: PLC0415
+
+    url = api_url(args.hub_url, settings.config.get("JupyterHub", {}))
+    with Progress("asking the hub", quiet=_is_quiet(args)) as progress:
+        yield from hub_users(url, progress.reach)
+
+
+def _forget(args: argparse.Namespace) -> int:
+    from .ledger import Ledger  # noqa: PLC0415
+
+    names = {str(record["name"]) for record in _Asked(args) if record.get("name")}
+    if args.all == bool(names):
+        raise RefusedError("forget whom? Give names, --roster FILE, or --all alone")
+    state_dir = _load_config(args.config).state_dir
+    ledger = Ledger(state_dir)
+    try:
+        known = ledger.forget_all() if args.all else ledger.forget(names)
+    except (OSError, sqlite3.Error) as error:
+        raise SettingsError(f"the ledger in {state_dir} cannot be written: {error}") from None
+    whom = "everybody" if args.all else f"{len(names)} users" if len(names) > 1 else ascii(min(names))
+    directories = (
+        f"{known} director{'y was' if known == 1 else 'ies were'} known" if known else "nothing was known"
+    )
+    print(f"Unknown now: {whom} ({directories}).")
+    return EXIT_OK
 
 
 def _status(args: argparse.Namespace) -> int:
     from .history import History  # noqa: PLC0415
-    from .report import print_past, print_runs  # noqa: PLC0415
+    from .lookback import look_back  # noqa: PLC0415
+    from .status import print_past, print_status  # noqa: PLC0415
 
     state_dir = _load_config(args.config).state_dir
     history = History(state_dir)
@@ -153,7 +258,7 @@ def _status(args: argparse.Namespace) -> int:
         if args.name:
             print_past(args.name, history.outcomes(args.name, LAST_OUTCOMES), as_json=args.json)
         else:
-            print_runs(history.runs(LAST_RUNS), as_json=args.json)
+            print_status(history.runs(LAST_RUNS), look_back(history), as_json=args.json)
     except (OSError, ValueError, sqlite3.Error) as error:
         raise SettingsError(f"the history in {state_dir} cannot be read: {error}; move it away") from None
     return EXIT_OK

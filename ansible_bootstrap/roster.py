@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,32 +13,79 @@ from .errors import RefusedError
 COLUMNS: Final = ("name", "key", "directory", "uid", "gid", "storage_host", "groups")
 """Columns of a CSV roster; only ``name`` (or ``username``) must be there. ``groups`` are split at ``;``."""
 
+Record = dict[str, Any]
+"""One user, unvalidated: a bad row must cost only itself."""
+
 _NAME_COLUMNS: Final = ("name", "username")
 _NUMBERS: Final = ("uid", "gid")
+_OTHERS: Final = ("key", "directory", "storage_host")
+"""What tells two records of one name apart."""
 
 
-def read_roster(path: Path) -> list[dict[str, Any]]:
-    """Return one record per user, unvalidated: a bad row must cost only itself.
+class Roster:
+    """The records of a file. Each iteration reads them anew, so that a long list is never in memory as a whole.
 
     Args:
         path: UTF-8 text. If its first line has a column ``name`` or ``username`` it is CSV (comma,
             semicolon or tab), else a list of names, where blank lines and ``#`` comments are left
-            out. A name that repeats counts once.
+            out.
 
     Raises:
         RefusedError: the file cannot be read, or has a column that means nothing.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RefusedError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    records = _csv(path, text) if _looks_like_csv(text) else _lines(path, text)
-    return distinct(records)
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RefusedError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        self._path = path
+        self._is_csv = _looks_like_csv(self._text)
+        if self._is_csv:
+            self._rows()
+        else:
+            self._refuse_headless()
+
+    def __iter__(self) -> Iterator[Record]:
+        if not self._is_csv:
+            yield from ({"name": name} for name in _names(self._text))
+            return
+        try:
+            yield from (_record(row) for row in self._rows() if any(row.values()))
+        except csv.Error as error:  # A quote that is never closed, say, makes one cell of the rest.
+            raise RefusedError(f"{self._path}: not CSV: {error}") from None
+
+    def _rows(self) -> csv.DictReader[str]:
+        header = self._text.partition("\n")[0]
+        rows = csv.DictReader(io.StringIO(self._text), delimiter=max(",;\t", key=header.count))
+        fields = [(field or "").strip().lower() for field in rows.fieldnames or ()]
+        fields = ["name" if field == "username" else field for field in fields]
+        unknown = [field for field in fields if field not in COLUMNS]
+        if unknown:
+            raise RefusedError(f"{self._path}: column {unknown[0]!r} is none of {', '.join(COLUMNS)}")
+        rows.fieldnames = fields
+        return rows
+
+    def _refuse_headless(self) -> None:
+        names = list(_names(self._text))
+        if names and all(set(",;\t") & set(name) for name in names):
+            raise RefusedError(
+                f"{self._path}: looks like CSV, and then needs a first line that names the columns: name,uid,…"
+            )
 
 
-def distinct(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the records without those that ask for the same again: the last one counts."""
-    return list({_identity(record): record for record in records}.values())
+def distinct(records: Iterable[Record]) -> Iterator[Record]:
+    """Yield the records without those that ask for the same again: the first one counts."""
+    seen: set[str | tuple[str, ...]] = set()
+    for record in records:
+        other = tuple(str(record.get(field, "")) for field in _OTHERS)
+        name = str(record.get("name"))
+        identity: str | tuple[str, ...] = (
+            (name, *other) if any(other) else name
+        )  # Of a plain list, nothing is kept but the names.
+        if identity not in seen:
+            seen.add(identity)
+            yield record
 
 
 def _looks_like_csv(text: str) -> bool:
@@ -48,42 +96,20 @@ def _looks_like_csv(text: str) -> bool:
     )
 
 
-def _lines(path: Path, text: str) -> list[dict[str, Any]]:
-    names = [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
-    if names and all(set(",;\t") & set(line) for line in names):
-        raise RefusedError(
-            f"{path}: looks like CSV, and then needs a first line that names the columns: name,uid,…"
-        )
-    return [{"name": name} for name in names]
+def _names(text: str) -> Iterator[str]:
+    return (line for line in map(str.strip, io.StringIO(text)) if line and not line.startswith("#"))
 
 
-def _csv(path: Path, text: str) -> list[dict[str, Any]]:
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    fields = [(field or "").strip().lower() for field in rows.fieldnames or ()]
-    fields = ["name" if field == "username" else field for field in fields]
-    unknown = [field for field in fields if field not in COLUMNS]
-    if unknown:
-        raise RefusedError(f"{path}: column {unknown[0]!r} is none of {', '.join(COLUMNS)}")
-    rows.fieldnames = fields
-    return [_record(row) for row in rows if any(row.values())]
-
-
-def _record(row: dict[str, Any]) -> dict[str, Any]:
-    record: dict[str, Any] = {}
+def _record(row: dict[str, Any]) -> Record:
+    record: Record = {}
     for field, cell in row.items():
         text = cell.strip() if isinstance(cell, str) else cell
-        if text in (None, "") and field != "name":
-            continue
-        if field in _NUMBERS and isinstance(text, str) and text.isascii() and text.isdigit():
-            record[field] = int(text)
-        elif field == "groups" and isinstance(text, str):
+        if field == "groups" and isinstance(text, str):
             record[field] = [group.strip() for group in text.split(";") if group.strip()]
+        elif text in (None, "") and field != "name":
+            continue
+        elif field in _NUMBERS and isinstance(text, str) and text.isascii() and text.isdigit():
+            record[field] = int(text)
         else:
             record[field if isinstance(field, str) else "surplus cell"] = text
     return record
-
-
-def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(str(record.get(field)) for field in ("name", "key", "directory", "storage_host"))

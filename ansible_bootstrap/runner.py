@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Final
 from . import __path__ as _package_path
 from .protocol import Operation, User
 from .settings import ApplySettings, RoleSetting
+from .warm import Engine
 
 PLAYBOOKS: Final[dict[Operation, str]] = {
     "bootstrap": "ansible_bootstrap.jupyterhub.bootstrap",
@@ -71,6 +73,7 @@ def run_playbook(
     check: bool,
     diff: bool,
     cancelled: Callable[[], bool] = lambda: False,
+    engine: Engine | None = None,
 ) -> int:
     """Run the playbook of ``operation`` for a batch and return ansible-playbook's exit status.
 
@@ -84,32 +87,69 @@ def run_playbook(
         check: predict only.
         diff: have differences written to the outcomes file.
         cancelled: asked before Ansible starts, and then now and again whether to end it.
+        engine: an ``ansible-playbook`` that waits in this directory.
 
     Raises:
         OSError: the directory cannot be written (a full disk, say).
     """
-    import ansible_runner  # noqa: PLC0415 - 0.2 s that a refused request need not pay
+    import ansible_runner  # noqa: PLC0415 - 0.1 s that a refused request need not pay
 
     if cancelled():
         return 1
-    (directory / "ansible.cfg").write_text("")
-    inventory = directory / "localhost.json"
-    inventory.write_text(json.dumps(_LOCALHOST))
+    if engine is not None:
+        _start_with(engine)
+    forks = settings.forks if storage_host == "localhost" else min(settings.forks, _MAX_SSH_FORKS)
     result = ansible_runner.run(
-        private_data_dir=str(directory),
-        ident="run",
-        playbook=PLAYBOOKS[operation],
-        inventory=[str(inventory), *([settings.inventory] if settings.inventory else [])],
+        **_arguments(settings, operation, directory),
         extravars=_extra_vars(settings, roles, users, storage_host),
-        envvars=_ansible_environment(settings, directory),
         cmdline=" ".join([*(["--check"] if check else []), *(["--diff"] if diff else [])]) or None,
-        forks=settings.forks if storage_host == "localhost" else min(settings.forks, _MAX_SSH_FORKS),
-        settings={"pexpect_timeout": 1, "idle_timeout": 0, "job_timeout": 0, "suppress_ansible_output": True},
-        quiet=True,
+        forks=forks,
         # Given, runner leaves this process's signal handlers alone.
         cancel_callback=cancelled,
     )
     return int(result.rc)
+
+
+def surroundings(settings: ApplySettings, directory: Path) -> tuple[dict[str, str], str]:
+    """Return the environment and the working directory that ``ansible-playbook`` gets in runs in this directory."""
+    import ansible_runner  # noqa: PLC0415
+
+    arguments = _arguments(settings, "bootstrap", directory)
+    config = ansible_runner.interface.init_runner(**arguments, cancel_callback=lambda: False).config
+    shutil.rmtree(directory / "env")  # where it would read this run's arguments in the next
+    return dict(config.env), str(config.cwd)
+
+
+def _start_with(engine: Engine) -> None:
+    """Have ansible-runner take the engine for its process; it starts no other before this program ends."""
+    import pexpect  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    class Spawn(pexpect.spawn):  # type: ignore[misc]
+        def _spawnpty(self, args: list[bytes], **how: Any) -> Any:
+            return engine.take(args, **how) or super()._spawnpty(args, **how)
+
+    pexpect.spawn = Spawn
+
+
+def _arguments(settings: ApplySettings, operation: Operation, directory: Path) -> dict[str, Any]:
+    """Return what ansible-runner gets that does not depend on the request's users."""
+    (directory / "ansible.cfg").write_text("")
+    inventory = directory / "localhost.json"
+    inventory.write_text(json.dumps(_LOCALHOST))
+    return {
+        "private_data_dir": str(directory),
+        "ident": "run",
+        "playbook": PLAYBOOKS[operation],
+        "inventory": [str(inventory), *([settings.inventory] if settings.inventory else [])],
+        "envvars": _ansible_environment(settings, directory),
+        "settings": {
+            "pexpect_timeout": 1,
+            "idle_timeout": 0,
+            "job_timeout": 0,
+            "suppress_ansible_output": True,
+        },
+        "quiet": True,
+    }
 
 
 def outcomes_file(directory: Path) -> Path:

@@ -10,7 +10,14 @@ from typing import Any
 from ansible import constants
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible.template import trust_as_template
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _names, _plan, _users
+
+_USAGE = (
+    "Give the storage root (-e bootstrap_root=/volumes/jupyterhub) and either one user (-e username=alice) "
+    'or a batch (-e \'{"bootstrap_batch": [{"name": "alice"}, {"name": "bob"}]}\'); bootstrap_users is what roles '
+    "find, and cannot be given"
+)
 
 _POLICY = ("uid", "gid", "uid_min", "uid_max", "gid_min")
 
@@ -26,6 +33,7 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         args = dict(self._task.args)
+        self._refuse_confusion(task_vars, args)
         try:
             host = _names.check_host(args.get("storage_host", "localhost"))
             root = _names.check_directory(args.get("root"))
@@ -60,6 +68,13 @@ class ActionModule(ActionBase):
             module_args={"users": users, **_as_policy(policy)},
             task_vars=task_vars,
         )
+
+    def _refuse_confusion(self, task_vars: dict[str, Any], args: dict[str, Any]) -> None:
+        """Refuse to begin without a storage root or with users given twice, or not at all."""
+        # Extra vars win over everything: were the list given, roles would go on to see the users who have failed.
+        given = self._templar.template(trust_as_template("{{ bootstrap_users is defined }}"))
+        if given or "root" not in args or ("username" in task_vars) == ("users" in args):
+            raise AnsibleActionFail(_USAGE)
 
     def _refuse_ambiguity(self, task_vars: dict[str, Any], host: str) -> None:
         """Bootstrap one host, and only with roles that see the list this action returns."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def test_two_hundred_by_roster_are_one_run_and_a_bad_one_costs_only_itself(admin
     assert len({outcome["run"] for outcome in outcomes if outcome["run"]}) == 1
     (bad,) = (outcome for outcome in outcomes if outcome["status"] == "failed")
     assert bad["reason"] == "refused"
-    (run,) = json.loads(admin.types("status", "--json"))
+    (run,) = json.loads(admin.types("status", "--json"))["runs"]
     assert run["users"] == 199
 
 
@@ -96,6 +97,58 @@ def test_one_fault_of_all_is_said_once(admin: Admin) -> None:
 def test_a_name_that_stands_in_the_roster_too_counts_once(admin: Admin) -> None:
     (admin.directory / "class.txt").write_text("alice\nbob\n")
     assert "2 users: 2 ok" in admin.types("run", "alice", "--roster", "class.txt", "--check")
+
+
+def test_whoever_is_complete_is_left_out_until_forgotten(admin: Admin) -> None:
+    """Also while a role finds nothing to do: what is not asked for cannot be found to be so."""
+    (admin.directory / "class.csv").write_text("username,groups\nalice,a;b\nbob\n")
+    assert "2 users: 2 ok, 0 failed" in admin.types("run", "--roster", "class.csv")
+    said = admin.types("run", "--roster", "class.csv", "carol")
+    assert "changed  carol: user_dir" in said
+    assert "2 were complete already" in said
+    assert "were complete" not in admin.types("run", "--roster", "class.csv", "--again")
+    assert "Unknown now: 'alice' (1 directory was known)." in admin.types("forget", "alice")
+    assert "Unknown now: 2 users (1 directory was known)." in admin.types("forget", "--roster", "class.csv")
+    assert "Unknown now: 'nobody' (nothing was known)." in admin.types("forget", "nobody")
+    assert "1 was complete already" in admin.types("run", "alice", "bob", "carol")
+    assert "Unknown now: everybody (3 directories were known)." in admin.types("forget", "--all")
+
+
+def test_a_home_that_was_removed_is_made_again_though_the_user_was_complete(admin: Admin) -> None:
+    admin.types("run", "alice")
+    (admin.root / "alice").rmdir()
+    assert "changed  alice: user_dir" in admin.types("run", "alice")
+
+
+def test_a_directory_is_where_the_hubs_spawner_will_mount_it(admin: Admin) -> None:
+    pytest.importorskip("dockerspawner")
+    config = admin.directory / "jupyterhub_config.py"
+    config.write_text(
+        config.read_text() + "c.JupyterHub.spawner_class = 'docker'\n"
+        f"c.DockerSpawner.volumes = {{'{admin.root}/{{username}}': '/home/jovyan'}}\n"
+    )
+    said = admin.types("run", "emmy.noether", "Grace")
+    assert "the hub would call this user 'grace', not 'Grace'" in said
+    assert admin.homes() == {"emmy-2enoether", "-47race"}
+
+
+def test_a_long_run_says_how_far_it_is_where_there_is_no_terminal(admin: Admin) -> None:
+    """So that the mail of a cron job has it; a program that reads JSON, and one who wants quiet, get nothing."""
+    code = "import sys, ansible_bootstrap.report as r; r.LINE_SECONDS = r.Progress.__init__.__kwdefaults__['every'] = 0.02;"
+    code += "from ansible_bootstrap.cli import main; sys.exit(main(sys.argv[1:]))"
+
+    def said(*args: str) -> str:
+        command = [sys.executable, "-c", code, "run", *names, *args]
+        done = subprocess.run(
+            command, cwd=admin.directory, capture_output=True, text=True, timeout=100, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    names = [f"student{number}" for number in range(5)]
+    assert re.search(r"^bootstrapping: 0 of 5$", said(), re.MULTILINE)
+    assert "bootstrapping:" not in said("--quiet", "--again")
+    assert "bootstrapping:" not in said("--json", "--again")
 
 
 def test_json_has_the_fields_that_scripts_rely_on(admin: Admin) -> None:
@@ -148,6 +201,9 @@ def test_a_missing_storage_root_is_said_so_and_not_made(admin: Admin) -> None:
         (["run", "alice", "--roster", "missing.txt"], "missing.txt: No such file"),
         (["run", "alice", "--config", "missing.py"], "no missing.py"),
         (["run", "alice", "--frobnicate"], "unrecognized arguments"),
+        (["run", "--hub", "--hub-url", "ftp://hub"], "is not the URL of a hub's API"),
+        (["forget"], "forget whom?"),
+        (["forget", "alice", "--all"], "forget whom?"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )
@@ -191,7 +247,7 @@ def test_ctrl_c_ends_the_run_and_everything_it_started(admin: Admin) -> None:
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=10)
     assert process.returncode == 130
-    assert "interrupted" in said
+    assert "interrupted with 0 of 1 users done; the same command again continues" in said
     wait_for(lambda: not running("sleep", "4711"))
 
 

@@ -64,6 +64,7 @@ def test_every_example_has_a_test_and_a_line_in_the_readme() -> None:
     tested |= {"clean-up", "shell-script"}
     tested |= {"behind-sudo", "behind-ssh"}  # in tests/integration/boundary
     tested |= {"ldap-docker"}  # in tests/integration/docker
+    tested |= {"monitoring"}  # its alerts and dashboard are in tests/unit/test_monitoring_example.py
     assert {path.name for path in EXAMPLES.iterdir() if path.is_dir()} == tested
     for name in tested:
         assert f"({name})" in (EXAMPLES / "README.md").read_text()
@@ -76,6 +77,12 @@ def test_quickstart(example: Example) -> None:
     assert (example.root / "alice").stat().st_mode & 0o777 == 0o750
     assert (example.root / "alice/tutorials/welcome.ipynb").is_file()
     assert "ok  alice" in example.runs("ansible-bootstrap", "run", "alice")
+
+
+@pytest.mark.parametrize("example", ["monitoring"], indirect=True)
+def test_monitoring(example: Example) -> None:
+    (example.directory / "prometheus.token").write_text("secret\n")
+    assert "would change  alice" in example.runs("ansible-bootstrap", "run", "alice", "--check")
 
 
 @pytest.mark.parametrize("example", ["user-directory"], indirect=True)
@@ -243,11 +250,15 @@ def test_remote_storage_as_far_as_one_machine_shows_it(example: Example) -> None
     hosts = json.loads(example.runs("ansible-inventory", "-i", "storage.yml", "--list"))
     assert set(hosts["_meta"]["hostvars"]) == {"storage1", "storage2"}
     shown = subprocess.run(
-        [str(BIN / "ansible-bootstrap"), "run", "alice"],
+        [str(BIN / "ansible-bootstrap"), "run", "alice", "--json"],
         cwd=example.directory,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert shown.returncode == 2
-    assert "column storage_host" in shown.stderr  # where alice is, only a spawner or a roster can say
+    assert shown.returncode == 1
+    (outcome,) = json.loads(shown.stdout)
+    assert (outcome["storage_host"], outcome["reason"]) == (
+        "storage1",
+        "unreachable",
+    )  # As the configuration says.

@@ -19,6 +19,7 @@ from traitlets.config import Config
 
 from ansible_bootstrap.bulk import bootstrap_all
 from ansible_bootstrap.config import AnsibleBootstrap
+from ansible_bootstrap.history import History
 from ansible_bootstrap.ledger import Ledger
 from ansible_bootstrap.places import Place
 from ansible_bootstrap.protocol import Outcome
@@ -185,6 +186,17 @@ async def test_a_bad_record_costs_only_itself(evening: Evening) -> None:
     assert sorted(evening.asked()) == ["alice", "alice", "carol", "dave"]
 
 
+async def test_each_run_is_in_the_history_with_what_became_of_whom(evening: Evening) -> None:
+    evening.settings["batch_size"] = 2
+    evening.applies(fail=["bob"])
+    await evening.runs("alice", "bob", "carol", check=True)
+    history = History(evening.path / "state")
+    runs = [(run.run, run.users, run.failed, run.check, run.storage_host) for run in history.runs()]
+    assert runs == [("echo", 1, 0, True, "localhost"), ("echo", 2, 1, True, "localhost")]
+    (past,) = history.outcomes("bob")
+    assert past.outcome.message == "broken"
+
+
 # Who is left out
 
 
@@ -297,6 +309,8 @@ async def test_one_that_is_cancelled_ends_when_it_has_noted_who_is_complete(
     cancelled.set()
     await asyncio.wait({work})
     assert evening.ledger.forget(["alice", "bob", "carol"]) == 1
+    (run,) = History(evening.path / "state").runs()
+    assert (run.users, run.error) == (3, "interrupted")
 
 
 class Command:

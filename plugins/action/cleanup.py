@@ -1,0 +1,11 @@
+# Copyright (c) 2026, the ansible_bootstrap contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run the module ``cleanup``, on this machine without a new interpreter."""
+
+from __future__ import annotations
+
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.plugin_utils.in_worker import InWorkerAction
+
+
+class ActionModule(InWorkerAction):
+    """See the module's documentation."""

@@ -1,0 +1,165 @@
+"""Our modules run in a fork of Ansible's worker where nothing speaks against it, and nobody can tell but by the clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+STARTED = "EXEC /bin/sh -c"
+"""What Ansible says (-vvv) when it starts an interpreter for a module."""
+
+OWNER = (20_000, 20_000) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+CHECKOUT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def module(site, playbook):
+    """Run the module user_dir as a task; return its result, and whether an interpreter was started for it."""
+
+    def run(
+        *options: str, users: int = 2, root: Path = site.root, arguments: Any = None, **keywords: Any
+    ) -> tuple[Any, bool]:
+        uid, gid = OWNER
+        batch = [
+            {"name": f"u{number}", "directory": f"{root}/u{number}", "uid": uid, "gid": gid}
+            for number in range(users - 1)
+        ]
+        batch.append({"name": "mallory", "directory": "/etc", "uid": uid, "gid": gid})
+        given = {"users": batch, "root": str(root), **(arguments or {})}
+        task = {"name": "T", "ansible_bootstrap.jupyterhub.user_dir": given, "register": "said", **keywords}
+        told = site.path / "told.json"
+        tell = {
+            "name": "Tell",
+            "ansible.builtin.copy": {"content": "{{ said | to_json }}", "dest": str(told), "mode": "0600"},
+            "check_mode": False,
+            "no_log": True,
+        }
+        plays = [
+            {
+                "name": "P",
+                "hosts": "localhost",
+                "gather_facts": False,
+                "tasks": [
+                    {"ignore_errors": True, **task},
+                    {"name": "Mark", "ansible.builtin.debug": {"msg": "MARK"}},
+                    tell,
+                ],
+            }
+        ]
+        file = site.path / "play.yml"
+        file.write_text(yaml.safe_dump(plays))
+        play = playbook("-vvv", *options, play=str(file))
+        assert play.status == 0, play.output
+        return json.loads(told.read_text()), STARTED in play.output.partition("MARK")[0]
+
+    return run
+
+
+def another_way_to_this_interpreter(path: Path) -> str:
+    """Make Ansible start it: it is not the path that the worker runs by."""
+    link = path / "python-elsewhere"
+    if not link.exists():
+        link.symlink_to(os.path.realpath(sys.executable))
+    return f"-eansible_python_interpreter={link}"
+
+
+@pytest.mark.parametrize("options", [(), ("--check", "--diff")], ids=["converge", "predict"])
+def test_the_result_is_the_same_both_ways(site, module, options):
+    results = {}
+    for started in (False, True):
+        root = site.path / f"root-{started}"
+        root.mkdir(mode=0o755)
+        extra = (another_way_to_this_interpreter(site.path),) if started else ()
+        result, has_started = module(*options, *extra, root=root)
+        assert has_started == started
+        results[started] = json.loads(json.dumps(result).replace(str(root), "ROOT"))
+        assert (root / "u0").is_dir() == (options == ())
+    assert results[False] == results[True]
+    assert [user["failed"] for user in results[True]["users"]] == [False, True]
+    assert ("diff" in results[True]) == bool(options)
+
+
+@pytest.mark.parametrize("arguments", [{"no_such_option": 1}, {"uid_min": "many"}, {"mode": "rwx"}])
+def test_wrong_arguments_are_refused_in_the_same_words(site, module, arguments):
+    here, _ = module(arguments=arguments)
+    there, _ = module(another_way_to_this_interpreter(site.path), arguments=arguments)
+    assert here["failed"] and there["failed"]
+    assert here["msg"] == there["msg"]
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"environment": {"LANG": "C"}},
+        {"become": True},
+        {"async": 30, "poll": 1},
+        {"delegate_to": "127.0.0.1"},
+    ],
+    ids=lambda keywords: next(iter(keywords)),
+)
+@pytest.mark.root
+def test_what_asks_for_more_goes_ansibles_way(module, keywords):
+    result, started = module(**keywords)
+    assert started
+    assert result["failed"]
+
+
+def test_a_large_batch_goes_ansibles_way(module):
+    assert module(users=50)[1] is False
+    assert module(users=51)[1] is True
+
+
+def test_the_module_gets_nothing_of_the_workers_but_what_exec_would_leave_it(tmp_path):
+    """And a module that fails is a module that failed."""
+    code = f"""
+        import importlib.util, json, os, signal, sys
+        spec = importlib.util.spec_from_file_location("in_worker", "{CHECKOUT}/plugins/plugin_utils/in_worker.py")
+        in_worker = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(in_worker)
+        secret = open("{tmp_path}/secret", "w+")
+        pipe = os.pipe()
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        sys.path.insert(0, "{tmp_path}")
+        print(json.dumps([in_worker._run(name, b"asked", "{tmp_path}") for name in ("looks", "raises", "dies")]))
+        secret.write("x"), os.write(pipe[1], b"x"), os.read(pipe[0], 1)
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    """
+    (tmp_path / "looks.py").write_text(
+        textwrap.dedent("""
+        import json, os, signal, sys
+        def main():
+            descriptors = {n: os.readlink(f"/proc/self/fd/{n}") for n in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{n}")}
+            print(json.dumps({
+                "others": sorted({path for number, path in descriptors.items() if number > 2 and not path.startswith("/proc/")}),
+                "stdin": sys.stdin.read(), "cwd": os.getcwd(),
+                "TERM": signal.getsignal(signal.SIGTERM), "HUP": signal.getsignal(signal.SIGHUP),
+            }))
+            sys.exit(3)
+        """)
+    )
+    (tmp_path / "raises.py").write_text("def main(): raise ValueError('a fault')\n")
+    (tmp_path / "dies.py").write_text("def main(): __import__('os').kill(__import__('os').getpid(), 9)\n")
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    looks, raises, dies = json.loads(done.stdout)
+    assert looks[0] == 3
+    assert json.loads(looks[1]) == {
+        "others": ["/dev/null"],
+        "stdin": "asked",
+        "cwd": str(tmp_path),
+        "TERM": 0,
+        "HUP": 1,
+    }
+    assert raises[0] == 1 and re.search(r"ValueError: a fault\n$", raises[2])
+    assert dies == [-9, "", ""]
