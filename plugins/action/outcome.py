@@ -31,8 +31,8 @@ class ActionModule(ActionBase):
             case "failed":
                 result.update(_batch_failed(args, task_vars["bootstrap_state"]))
             case "done":
-                finished = [task_vars["bootstrap_user"]["key"]] if args.get("final") else []
-                result.update(done=True, finished=finished)
+                completed = [task_vars["bootstrap_user"]["key"]] if args.get("final") else []
+                result.update(done=True, completed=completed)
             case "collected":
                 result.update(_collected(task_vars))
             case "reported":
@@ -96,7 +96,7 @@ def _collected(task_vars: dict[str, Any]) -> State:
 
 def _reported(state: State) -> State:
     """Call the rest of the batch done; fail if anybody failed, for ``ansible-playbook``'s exit status."""
-    report: State = {"finished": [user["key"] for user in state["users"]]}
+    report: State = {"completed": [user["key"] for user in state["users"]]}
     failures = state["failures"]
     if failures:
         total = len(failures) + len(state["users"])

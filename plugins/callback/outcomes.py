@@ -146,7 +146,7 @@ class CallbackModule(CallbackBase):
                 self._notes.setdefault(failure["key"], []).append(f"{failure['role']} failed: {why}")
         for failure in data.get("failures") or []:
             self._fail(failure["key"], failure)
-        for key in data.get("finished") or []:
+        for key in data.get("completed") or []:
             self._finish(key, status="ok")
 
     def _fail(self, key: str, failure: dict[str, Any]) -> None:

@@ -63,7 +63,7 @@ failures:
   type: list
   elements: dict
   returned: when O(state) is C(failed) or C(collected)
-finished:
+completed:
   description: The keys of the users who are done.
   type: list
   elements: str

@@ -81,14 +81,16 @@ def test_the_word_of_other_actions_counts_for_nothing(told):
         "outcomes",
         "ansible_bootstrap.jupyterhubx.outcome",
     ):
-        told.ok(action, finished=["alice"], users=[], failures=[failure("bob")], continued=[failure("alice")])
-        told.failed(action, finished=["alice"], failures=[failure("bob")])
+        told.ok(
+            action, completed=["alice"], users=[], failures=[failure("bob")], continued=[failure("alice")]
+        )
+        told.failed(action, completed=["alice"], failures=[failure("bob")])
     assert told.lines == []
 
 
 def test_each_gets_one_outcome_the_first(told):
-    told.ok("outcome", finished=["alice"])
-    told.ok("outcome", failures=[failure("alice")], finished=["alice", "nobody"])
+    told.ok("outcome", completed=["alice"])
+    told.ok("outcome", failures=[failure("alice")], completed=["alice", "nobody"])
     assert told.outcome("alice")["status"] == "ok"
     assert len(told.lines) == 1
 
@@ -100,7 +102,7 @@ def test_changes_and_notes_of_our_modules_are_of_whom_they_concern(told):
     ]
     told.ok("user_dir", "", OURS + "user_dir", changed=True, users=users)
     told.ok("ansible.builtin.copy", "bob", "datasets", changed=True)
-    told.ok("outcome", finished=["alice", "bob"])
+    told.ok("outcome", completed=["alice", "bob"])
     assert told.outcome("alice")["changed"] == ["user_dir"]
     assert told.outcome("alice")["notes"] == ["user_dir: made \\x1b[1mit"]
     assert told.outcome("bob")["changed"] == ["datasets"]
@@ -159,7 +161,7 @@ def test_continued_is_said_once_a_role(told):
     told.failed("ansible.builtin.command", "alice", "mirror", msg="mirror is down")
     for _ in range(2):
         told.ok("outcome", continued=[failure("alice", role="mirror")])
-    told.ok("outcome", finished=["alice"])
+    told.ok("outcome", completed=["alice"])
     outcome = told.outcome("alice")
     assert (outcome["status"], outcome["continued"]) == ("ok", ["mirror"])
     assert outcome["notes"] == ["mirror failed: mirror is down"]

@@ -110,7 +110,14 @@ def test_where_the_validation_is_bypassed_the_playbook_refuses_too(site, tmp_pat
     settings = make_settings(site.settings(roles=["serve"]), "test")
     monkeypatch.setenv("PATH", runner.scrubbed_environment()["PATH"])
     status = runner.run_playbook(
-        settings, "bootstrap", users, "localhost", directory, check=False, diff=False
+        settings,
+        "bootstrap",
+        settings.roles,
+        users,
+        directory,
+        storage_host="localhost",
+        check=False,
+        diff=False,
     )
     assert status != 0
     assert not sprung.exists()

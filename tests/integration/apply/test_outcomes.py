@@ -23,7 +23,13 @@ def test_a_batch_is_answered_user_by_user(site, apply_program):
     answer = apply_program(["alice", "bob", "Zoë"], "greet", "gate")
 
     assert answer.status == 1
-    assert answer.events[0] == {"event": "accepted", "run": answer.run_id, "storage_host": "localhost"}
+    accepted = answer.events[0]
+    assert (accepted["event"], accepted["run"], accepted["storage_host"]) == (
+        "accepted",
+        answer.run_id,
+        "localhost",
+    )
+    assert accepted["roles"] == ["greet", "gate"] == [role["role"] for role in accepted["fingerprints"]]
     assert answer.events[-1] == {"event": "end", "run": answer.run_id, "ok": 2, "failed": 1}
     assert [event["role"] for event in answer.events if event["event"] == "role"] == ["greet", "gate"]
     assert answer.ok == {"alice", "Zoë"}
@@ -31,6 +37,21 @@ def test_a_batch_is_answered_user_by_user(site, apply_program):
     assert alice["changed"] == ["greet"] and alice["directory"] == f"{site.root}/alice"
     assert (bob["reason"], bob["failed_role"], bob["failed_task"]) == ("role_failed", "gate", "Check")
     assert bob["message"] == "quota" and bob["run"] == answer.run_id
+
+
+def test_roles_that_all_have_are_left_out(site, apply_program):
+    site.role("greet", say("hello {{ username }}"))
+    site.role("gate", say("come in"))
+    first = apply_program(["alice"], "greet", "gate")
+    done = {role["role"]: role["fingerprint"] for role in first.events[0]["fingerprints"]}
+
+    again = apply_program(["alice"], "greet", "gate", done={"greet": done["greet"], "gate": "another"})
+    assert again.events[0]["roles"] == ["gate"]
+    assert [event["role"] for event in again.events if event["event"] == "role"] == ["gate"]
+
+    nothing = apply_program(["alice", "Zoë"], "greet", "gate", done=done)
+    assert nothing.status == 0 and nothing.ok == {"alice", "Zoë"}
+    assert nothing.events[0]["roles"] == [] == [event for event in nothing.events if event["event"] == "role"]
 
 
 def test_nobody_failed(site, apply_program):
