@@ -1,0 +1,34 @@
+"""The first minute of a class: everybody arrives within ten seconds, at a real hub, through its real proxy.
+
+Each student logs in at the form, asks for a server, follows the page's progress, and opens the server. The
+single-user server is one tiny process that all share, so that what is measured is the hub and its hook. The variants
+run in alternating rounds, each with a database and storage of its own:
+
+=================  ==============================================================================
+``none``           no hook, users the hub has never seen
+``none again``     the same hub, the same users again after their servers were stopped
+``ours``           ``setup(c)``; new users get a directory and a course of 20 files
+``ours again``     the same hub again: everybody is complete
+``naive``          one ``ansible_runner.run`` per spawn, in threads, with stock modules
+``script``         JupyterHub's bootstrap-script example: a shell script, by a hook that blocks
+=================  ==============================================================================
+
+What is the same in all variants: hub and proxy with their default limits (``concurrent_spawn_limit`` is 100;
+whoever gets a 429 comes back after the time that the hub names in Retry-After), the arrivals (a seed), the clients.
+
+    python -m benchmarks.storm                                   writes benchmarks/results/storm.{md,svg,png}
+    python -m benchmarks.storm --users 30 --seconds 2 --rounds 1 --results /tmp/storm
+
+=====================  =====================================================
+``__main__``           options, rounds and their order
+``variants``           what an admin writes for each variant
+``hub_config``         the rest of the hub's configuration
+``spawner``            a spawner without a process per user
+``shared_server``      everybody's single-user server
+``hub``                starts and ends a hub
+``student``            one student, over HTTP
+``storm``              all of them, by the clock
+``health``             asks for ``/hub/health`` every 20 ms, from a process of its own
+``results``            tables and plots
+=====================  =====================================================
+"""
