@@ -3,31 +3,49 @@
 Looking a user up is what every login pays for, so it has 200 ms: no answer means that nothing is known of the user,
 who is then bootstrapped as if new. What is noted is gathered and written by one task at a time. A ledger that cannot
 be read or written is one warning in the log; spawns go on without it.
+
+A directory that hangs (NFS, a student's own FUSE mount) may cost its user the quick way, not the others theirs: there
+is one look at a time for each user, until it really returns, so that nobody holds more than one of the few threads;
+and such a user's notes are dropped, not those that were to be written with them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from .errors import AnsibleBootstrapError
-from .ledger import Entry, Ledger, completed
+from .ledger import Entry, Ledger, completed, looked_at
 from .places import Place
 from .protocol import Outcome, RoleFingerprint
 from .threads import PROBES, in_thread
+
+T = TypeVar("T")
 
 LOOK_SECONDS: Final = 0.2
 """For one look at the ledger and at the directory; on a file system that works it takes one millisecond."""
 
 DISK_SECONDS: Final = 10.0
-"""For writing, and for the looks at the directories that are noted with it."""
+"""For reading and writing the ledger."""
+
+SEEN_SECONDS: Final = 2.0
+"""For one look at a directory that is to be noted."""
 
 MAX_WAITING: Final = 50_000
 """Most notes that wait to be written; beyond, they are dropped."""
+
+
+@dataclass(eq=False, slots=True)
+class _Look:
+    name: str
+    overtaken: bool = False
+    """Whether the user has been made unknown since it began."""
 
 
 class Bookkeeper:
@@ -44,6 +62,12 @@ class Bookkeeper:
         self._log = log
         self._under = under
         self._completed: list[Entry] = []
+        self._looking: dict[str, asyncio.Future[None]] = {}
+        """Users at whose directories a thread looks; done when it does so no longer."""
+        self._looks: set[_Look] = set()
+        """Those that are under way."""
+        self._lost: dict[str, float] = {}
+        """Whom the disk would not let us make unknown, and since when (as ``time.time``) they are."""
         self._places: list[Place] = []
         self._noted: dict[tuple[str, str], Place] = {}
         self._task: asyncio.Task[None] | None = None
@@ -51,8 +75,12 @@ class Bookkeeper:
 
     async def look(self, place: Place) -> Entry | None:
         """Return what the user has at this place, None if that is not known."""
+        if place.name in self._lost:
+            return None
+        under_way = _Look(place.name)
+        self._looks.add(under_way)
         try:
-            return await in_thread(partial(self._ledger.look, place), timeout=LOOK_SECONDS, pool=PROBES)
+            entry = await self._probe(place.name, partial(self._ledger.look, place), LOOK_SECONDS)
         except TimeoutError:
             self._log.warning(
                 "ansible_bootstrap: looking at the directory of %s took more than %g s",
@@ -61,6 +89,11 @@ class Bookkeeper:
             )
         except Exception as error:
             self._complain(error)
+        else:
+            # A clean-up may have come and gone between the look and now.
+            return None if under_way.overtaken else entry
+        finally:
+            self._looks.discard(under_way)
         return None
 
     async def place_of(self, name: str) -> Place | None:
@@ -72,10 +105,22 @@ class Bookkeeper:
             return None
         return next((place for place in places if not place.server_name), None)
 
-    def complete(self, place: Place, outcome: Outcome, fingerprints: Sequence[RoleFingerprint]) -> None:
-        """Note that a bootstrap has succeeded; returns at once."""
+    def complete(
+        self,
+        place: Place,
+        outcome: Outcome,
+        fingerprints: Sequence[RoleFingerprint],
+        since: float | None = None,
+    ) -> None:
+        """Note that a bootstrap has succeeded, as :func:`ledger.completed`; returns at once."""
+        since = time.time() - outcome.seconds if since is None else since
+        if since < self._lost.get(place.name, since):
+            return
+        self._lost.pop(place.name, None)
         if len(self._completed) < MAX_WAITING:
-            self._completed.append(completed(place, outcome.directory, fingerprints, outcome.continued))
+            self._completed.append(
+                completed(place, outcome.directory, fingerprints, outcome.continued, since)
+            )
             self._write_soon()
 
     def note_place(self, place: Place) -> None:
@@ -85,23 +130,56 @@ class Bookkeeper:
             self._places.append(place)
             self._write_soon()
 
-    async def forget(self, places: Sequence[Place]) -> list[Entry]:
-        """Make places unknown, on disk, before returning; return what was known.
+    async def forget(self, name: str) -> None:
+        """Make a user unknown, on disk, before returning; to this hub at once, whatever the disk says."""
+        self._overtake({name})
+        now = time.time()
+        if len(self._lost) < MAX_WAITING:
+            self._lost[name] = now
+        await in_thread(partial(self._ledger.forget, [name]), timeout=DISK_SECONDS)
+        if self._lost.get(name) == now:
+            del self._lost[name]
+
+    async def doubt(self, places: Sequence[Place]) -> str:
+        """Make places unknown, on disk, before returning; return the token to :meth:`believe` them again.
 
         Raises:
             TimeoutError, sqlite3.Error, OSError, SettingsError: they may still be known.
         """
-        await self.written()  # Or what is noted now would come after.
-        return await in_thread(partial(self._ledger.forget_places, list(places)), timeout=DISK_SECONDS)
+        names = {place.name for place in places}
+        self._overtake(names)
+        token = await in_thread(partial(self._ledger.doubt, list(places)), timeout=DISK_SECONDS)
+        self._overtake(names)  # Also those that have begun meanwhile.
+        return token
 
-    async def restore(self, entries: Sequence[Entry]) -> None:
-        """Put back what :meth:`forget` returned."""
-        await self._try(partial(self._ledger.restore, list(entries)))
+    async def after_cleanup(
+        self,
+        token: str,
+        unchanged: Sequence[tuple[str, str]],
+        changed: Sequence[tuple[str, str]],
+        at: float,
+    ) -> None:
+        """A clean-up has ended: believe what is known of whom it left as they were, and of nobody else.
+
+        Args:
+            token: of :meth:`doubt`.
+            unchanged: storage hosts and names.
+            changed: storage hosts and names.
+            at: when it ended, as ``time.time``.
+        """
+        if changed:
+            await self._try(partial(self._ledger.spoil, changed, at))
+        if unchanged:
+            await self._try(partial(self._ledger.believe, token, unchanged))
 
     async def written(self) -> None:
         """Return when all that has been noted is on disk, or could not be."""
         while self._task is not None and not self._task.done():
             await asyncio.wait({self._task})  # Bounded: each write is.
+
+    def _overtake(self, names: Collection[str]) -> None:
+        for look in self._looks:
+            look.overtaken = look.overtaken or look.name in names
 
     # -- inner --------------------------------------------------------------------------------
 
@@ -113,15 +191,57 @@ class Bookkeeper:
         while self._completed or self._places:
             entries, self._completed = self._completed, []
             places, self._places = self._places, []
-            until = time.monotonic() + DISK_SECONDS
             if entries:
-                await self._try(partial(self._ledger.complete, entries, until=until))
+                seen = await self._seen(entries)
+                until = time.monotonic() + DISK_SECONDS
+                await self._try(partial(self._ledger.note, seen, until=until))
             if places and await self._try(partial(self._ledger.note_places, places, self._under)):
+                if len(self._noted) >= MAX_WAITING:  # Whoever may name servers must not fill the memory.
+                    self._noted.clear()
                 self._noted.update({(place.name, place.server_name): place for place in places})
+
+    async def _seen(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Look at the directories; whose does not answer is left out."""
+        looks = (self._probe(entry.place.name, partial(looked_at, entry), SEEN_SECONDS) for entry in entries)
+        return [
+            seen for seen in await asyncio.gather(*looks, return_exceptions=True) if isinstance(seen, Entry)
+        ]
+
+    async def _probe(self, name: str, look: Callable[[], T], seconds: float) -> T:
+        """Look in a thread, after the same user's other looks have really ended."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while (other := self._looking.get(name)) is not None:
+            if (left := deadline - loop.time()) <= 0:
+                raise TimeoutError("an earlier look has not returned")
+            await asyncio.wait({other}, timeout=left)
+        over = self._looking[name] = loop.create_future()
+        begun = False
+
+        def end() -> None:
+            if self._looking.get(name) is over:
+                del self._looking[name]
+            if not over.done():
+                over.set_result(None)
+
+        def job() -> T:
+            nonlocal begun
+            begun = True
+            try:
+                return look()
+            finally:
+                with contextlib.suppress(RuntimeError):  # The loop has closed in the meantime.
+                    loop.call_soon_threadsafe(end)
+
+        try:
+            return await in_thread(job, timeout=max(0.0, deadline - loop.time()), pool=PROBES)
+        finally:
+            if not begun:
+                end()
 
     async def _try(self, call: Callable[[], None]) -> bool:
         try:
-            await in_thread(call, timeout=DISK_SECONDS, pool=PROBES)
+            await in_thread(call, timeout=DISK_SECONDS)
         except Exception as error:
             self._complain(error)
             return False

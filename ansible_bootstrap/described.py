@@ -51,10 +51,16 @@ class CurrentFingerprints:
         self._failed = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
-    def renewed(self, fingerprints: Fingerprints) -> None:
-        """Take up what a run has said."""
-        if fingerprints:
-            self._known, self._at = fingerprints, self._clock()
+    def renewed(self, fingerprints: Fingerprints, age: float = 0.0) -> None:
+        """Take up what a run has said.
+
+        Args:
+            fingerprints: of all roles.
+            age: seconds since it said so. A run that began before the settings were changed may last long after.
+        """
+        at = self._clock() - age
+        if fingerprints and (self._known is None or at >= self._at):
+            self._known, self._at = fingerprints, at
 
     async def current(self) -> Fingerprints | None:
         """Return them; None if the apply side cannot say at the moment."""
@@ -75,8 +81,10 @@ class CurrentFingerprints:
         return self._task
 
     async def _work(self) -> None:
+        began = self._clock()
         try:
-            self.renewed(await self._describe())
+            fingerprints = await self._describe()
+            self.renewed(fingerprints, self._clock() - began)
         except Exception as error:
             self._failed = self._clock()
             why = (

@@ -48,8 +48,8 @@ class Dispatcher:
         cleanup_delay: seconds in which further clean-ups join the same run.
         max_runs: most runs at once, over all hosts; by default twice the number of cores, at least four.
         record: called with each run that has ended; must not block.
-        complete: called with each user who has been bootstrapped (not: checked), and the fingerprints of all roles
-            as of that run; must not block.
+        complete: called with each user who has been bootstrapped (not: checked), the fingerprints of all roles
+            as of that run, and the time (as ``time.time``) as of which that is known; must not block.
         forget: awaited with the places of a clean-up before it begins. If it fails, or takes longer than
             five seconds, the clean-up is put off.
         keep: called with each clean-up that waits from now on, and with None once it no longer does, for a hub
@@ -67,7 +67,7 @@ class Dispatcher:
         cleanup_delay: float = 5.0,
         max_runs: int | None = None,
         record: Callable[[RunRecord], None] = lambda record: None,
-        complete: Callable[[Place, Outcome, Sequence[RoleFingerprint]], None] = lambda *done: None,
+        complete: Callable[[Place, Outcome, Sequence[RoleFingerprint], float], None] = lambda *done: None,
         forget: Callable[[Sequence[Place]], Awaitable[None]] = nothing_to_forget,
         keep: Callable[[WorkKey, Place | None], None] = lambda key, place: None,
     ) -> None:
@@ -168,11 +168,10 @@ class Dispatcher:
         """A server starts without a run, for its user is known to be complete; withdraw the clean-up that waits.
 
         Returns:
-            False if a clean-up of that directory has begun: wait for it, and be bootstrapped anew.
+            False if a clean-up of that user has begun there: wait for it, and be bootstrapped anew.
         """
         host = self._hosts.get(place.storage_host)
-        flight = host.flight if host is not None else None
-        if flight is not None and flight.operation == "cleanup" and place.work_key in flight.boarded:
+        if host is not None and host.is_cleaned(place):
             return False
         if self._cleanups.withdraw(place) is not None:
             self._cleanups.settled(place)
@@ -282,7 +281,7 @@ class Dispatcher:
             return None
         operation: Operation = "cleanup" if cleanups else "bootstrap"
         works = {key: Work(cleanup.place) for key, cleanup in cleanups.items()}
-        host.doubt(works)
+        host.doubt({work.place.name for work in works.values()})
         return Flight(
             operation,
             host.name,
@@ -326,7 +325,7 @@ class Dispatcher:
             if outcome.reason != "unreachable":
                 self._cleanups.settled(work.place)
         elif outcome.status == "ok" and not self._check:
-            self._call(self._complete, work.place, outcome, flight.fingerprints)
+            self._call(self._complete, work.place, outcome, flight.fingerprints, flight.since)
 
     def _call(self, callback: Callable[..., None], *values: Any) -> None:
         """Tell somebody, whose failure is not that of those who wait."""

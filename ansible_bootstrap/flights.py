@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from . import sentences
 from .cleanups import Cleanup
@@ -26,6 +26,9 @@ from .protocol import (
 from .role_clock import RoleClock
 from .run_log import log_run, log_user
 from .works import Waiter, Work, WorkKey, done_by_all
+
+LOOK_SECONDS: Final = 2.0
+"""From the look at what is known of a user to the beginning of the work; usually one millisecond."""
 
 
 class Run(Protocol):
@@ -78,6 +81,8 @@ class Flight:
         """All, with or without an outcome."""
         self.keys = _keys(works)
         """The same by their key in the request."""
+        self.names = frozenset(work.place.name for work in works.values())
+        """Of all users."""
         self.done = done_by_all(works.values()) if operation == "bootstrap" else {}
         self.cleanups = cleanups or {}
         self.record = RunRecord(
@@ -88,6 +93,10 @@ class Flight:
             users=len(works),
             check=check,
         )
+        self.since = self.record.started
+        """When what its outcomes rest on was known: a run that leaves out roles rests on what was known before."""
+        if self.done:
+            self.since = min(self.since, *(work.looked for work in works.values())) - LOOK_SECONDS
         self.fingerprints: tuple[RoleFingerprint, ...] = ()
         """Of all roles, as of this run."""
         self.error: AnsibleBootstrapError | None = None

@@ -9,7 +9,7 @@ if that spawn is cancelled, it is a login again.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from itertools import islice
 
 from . import sentences
@@ -42,14 +42,16 @@ class HostQueue:
         if flying is not None and self.flight is not None:
             self.flight.join(waiter, flying)
             return flying
-        cleaned = self._is_cleaned(key)
+        cleaned = self.is_cleaned(place)
         if cleaned:
             waiter.done = NOTHING_DONE  # What was known of the user is about to go.
         work = self.spawns.get(key)
         if work is None:
             work = self.spawns[key] = self.logins.pop(key) if key in self.logins else Work(place)
             work.since = time.monotonic()
-        work.place = place  # What the spawner said last is right.
+        if work.place != place:
+            work.doubt()  # It was of another place.
+            work.place = place  # What the spawner said last is right.
         work.waiters.append(waiter)
         if cleaned:
             waiter.say(sentences.AFTER_CLEANUP, 0.0)
@@ -78,11 +80,11 @@ class HostQueue:
         key = place.work_key
         if key in self.spawns or self._flying(place, done) is not None:
             return False
-        if self._is_cleaned(key):
+        if self.is_cleaned(place):
             done = NOTHING_DONE
         work = self.logins.get(key)
         if work is not None:
-            work.place, work.login = place, done
+            work.place, work.login, work.looked = place, done, time.time()
             return False
         self.logins[key] = Work(place, login=done)
         return True
@@ -95,12 +97,13 @@ class HostQueue:
                 boarded[key] = waiting.pop(key)
         return boarded
 
-    def doubt(self, keys: Iterable[WorkKey]) -> None:
-        """A clean-up of these begins: what was known of those who wait for the same directory is so no longer."""
-        for key in keys:
+    def doubt(self, names: Collection[str]) -> None:
+        """A clean-up of these users begins: what was known of them is so no longer, in whichever directory."""
+        if names:
             for waiting in (self.spawns, self.logins):
-                if key in waiting:
-                    waiting[key].doubt()
+                for work in waiting.values():
+                    if work.place.name in names:
+                        work.doubt()
 
     def tell_the_others(self) -> None:
         """Say how many come first to those whom a full run has left behind."""
@@ -109,6 +112,12 @@ class HostQueue:
             if (behind := flying + ahead) and behind != work.behind:
                 work.behind = behind
                 work.say(sentences.behind(behind))
+
+    def is_cleaned(self, place: Place) -> bool:
+        """Whether a clean-up of that user is in flight, even if of a directory by another name."""
+        return (
+            self.flight is not None and self.flight.operation == "cleanup" and place.name in self.flight.names
+        )
 
     def waiting(self) -> tuple[int, float]:
         """Return how many works wait, and for how many seconds the oldest has."""
@@ -123,9 +132,6 @@ class HostQueue:
         work = flight.works.get(place.work_key)
         fits = work is not None and work.place == place and flight.done.items() <= done.items()
         return work if fits else None
-
-    def _is_cleaned(self, key: WorkKey) -> bool:
-        return self.flight is not None and self.flight.operation == "cleanup" and key in self.flight.boarded
 
     def _ahead(self, work: Work) -> int:
         if next(reversed(self.spawns.values())) is work:

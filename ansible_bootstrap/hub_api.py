@@ -9,6 +9,7 @@ command line, which every account of the machine can read.
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
@@ -27,6 +28,9 @@ PAGE: Final = 200
 """Users of a page: the hub's own ``api_page_max_limit``; one that allows fewer sends fewer."""
 
 MAX_PAGES: Final = 10_000
+MAX_BYTES: Final = 32 * 1024 * 1024
+"""Of a page, unpacked; a hub's is a hundredth of it."""
+
 TIMEOUT: Final = (5.0, 60.0)
 """Seconds to connect, and between two pieces of an answer."""
 
@@ -156,7 +160,10 @@ def _page(session: requests.Session, url: str, offset: int) -> dict[str, Any]:
             params={"limit": PAGE, "offset": offset},
             timeout=TIMEOUT,
             allow_redirects=False,  # To the login page, or to where the token has no business.
+            stream=True,
         )
+        with answer:
+            body = _body(answer, url)
     except requests.RequestException as error:
         raise UnreachableError(
             f"no hub answers at {url} ({type(error).__name__}): is it running? Its API's URL is said with --hub-url "
@@ -168,8 +175,8 @@ def _page(session: requests.Session, url: str, offset: int) -> dict[str, Any]:
             f"the hub at {url} {what} ({answer.status_code}); it needs the scope list:users, {HOW}"
         )
     try:
-        page = answer.json() if answer.status_code == 200 else None
-    except requests.JSONDecodeError:
+        page = json.loads(body) if answer.status_code == 200 else None
+    except (ValueError, RecursionError):  # no JSON, a number without end, or lists in lists in lists
         page = None
     if not _is_page(page):
         raise UnreachableError(
@@ -179,11 +186,22 @@ def _page(session: requests.Session, url: str, offset: int) -> dict[str, Any]:
     return page
 
 
+def _body(answer: requests.Response, url: str) -> bytes:
+    body = bytearray()
+    for piece in answer.iter_content(1 << 16):
+        body += piece
+        if len(body) > MAX_BYTES:
+            raise UnreachableError(f"{url} answers with more than {MAX_BYTES} bytes, as no hub does")
+    return bytes(body)
+
+
 def _is_page(page: Any) -> TypeGuard[dict[str, Any]]:
     try:
         about = page["_pagination"]
+        items = page["items"]
         following = about["next"] is None or isinstance(about["next"]["offset"], int)
-        return following and isinstance(about["total"], int) and all(item["name"] for item in page["items"])
+        named = all(isinstance(item["name"], str) and item["name"] for item in items)
+        return following and named and isinstance(about["total"], int) and len(items) <= PAGE
     except (TypeError, KeyError):
         return False
 

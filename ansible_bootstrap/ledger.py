@@ -10,6 +10,11 @@ believed only while everything it was made under is as it was:
   may show this machine another directory under the same path, so there, and where this machine sees none at all, an
   entry is good for ``trust_for`` seconds only.
 
+Several hands write it (a hub, a command line beside it), so no entry depends on who writes first. Each says since when
+what it rests on is known, and whoever makes a user unknown leaves a tombstone: a run that was in the air by then
+notes nothing. A clean-up only doubts its users' entries, each clean-up with a token of its own, and believes them again
+if it has changed nothing; whom somebody else has forgotten or doubted meanwhile stays unknown.
+
 The ledger may be deleted at any time: whoever is unknown is bootstrapped again, which changes nothing that is right.
 So what cannot be read is unknown, and a file that is broken is moved aside.
 
@@ -26,6 +31,7 @@ import json
 import os
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,7 +50,16 @@ BUSY_SECONDS: Final = 5.0
 CLOCK_SECONDS: Final = 60.0
 """An entry from further in the future than this was made by a clock that has been set back."""
 
-_VERSION: Final = 1
+DAY: Final = 86400.0
+"""Longest that a run may rest on what was known before it; older tombstones are dropped."""
+
+MAX_PLACES: Final = 100
+"""Most places of one user that are kept: whoever may name servers could fill the disk with them."""
+
+_EVERYBODY: Final = ""
+"""Stands for a name in a tombstone."""
+
+_VERSION: Final = 2
 _SCHEMA: Final = f"""
 CREATE TABLE complete (
     storage_host TEXT NOT NULL,
@@ -55,9 +70,15 @@ CREATE TABLE complete (
     roles TEXT NOT NULL,        -- JSON: role -> fingerprint
     seen TEXT NOT NULL,         -- inode, owner, group, mode; empty if this machine saw nothing
     at REAL NOT NULL,           -- seconds since the epoch
+    since REAL NOT NULL,        -- when what it rests on was known
+    doubt TEXT NOT NULL,        -- the token of a clean-up that has begun; empty: believed
     PRIMARY KEY (storage_host, work, name)
 );
 CREATE INDEX complete_name ON complete (name);
+CREATE TABLE forgotten (
+    name TEXT PRIMARY KEY,
+    at REAL NOT NULL
+);
 CREATE TABLE places (
     name TEXT NOT NULL,
     server_name TEXT NOT NULL,
@@ -79,6 +100,8 @@ class Entry:
     """Fingerprints by role, as of when each was last applied."""
     seen: str
     at: float
+    since: float
+    """When what it rests on was known: whoever was forgotten later is not complete."""
 
     def has(self, fingerprints: Sequence[RoleFingerprint]) -> bool:
         """Whether nothing is left to do of these roles."""
@@ -86,7 +109,11 @@ class Entry:
 
 
 def completed(
-    place: Place, directory: str, fingerprints: Iterable[RoleFingerprint], missing: Iterable[str] = ()
+    place: Place,
+    directory: str,
+    fingerprints: Iterable[RoleFingerprint],
+    missing: Iterable[str] = (),
+    since: float | None = None,
 ) -> Entry:
     """Return the entry of a user for whom a bootstrap has just succeeded.
 
@@ -95,11 +122,14 @@ def completed(
         directory: where the apply side says that it is.
         fingerprints: of all roles, as of that run.
         missing: roles that failed and were let go on without.
+        since: when the run began or, if it left out roles, when it was known that the user has them; now, if not
+            given.
     """
+    now = time.time()
     roles = {role.role: role.fingerprint for role in fingerprints if role.revised}
     for role in missing:
         roles.pop(role, None)
-    return Entry(place, directory or place.directory or "", roles, "", time.time())
+    return Entry(place, directory or place.directory or "", roles, "", now, now if since is None else since)
 
 
 class Ledger:
@@ -125,7 +155,7 @@ class Ledger:
         entry = self._entry(place)
         if entry is None or not _same(entry.place, place, entry.roles):
             return None
-        if entry.seen and entry.seen != _lstat(entry.directory):
+        if entry.seen != _lstat(entry.directory):  # Also if there was nothing to be seen then, and is now.
             return None
         ours = bool(entry.seen) and place.storage_host in ("", "localhost")
         fresh = -CLOCK_SECONDS <= time.time() - entry.at <= self._trust_for
@@ -136,36 +166,31 @@ class Ledger:
 
         Args:
             entries: made by :func:`completed`.
-            until: a time of ``time.monotonic``; if looking at the directories has taken longer (an NFS server that
+            until: as for :meth:`note`.
+
+        Raises:
+            sqlite3.Error, OSError, SettingsError: it cannot be written.
+        """
+        self.note([looked_at(entry) for entry in entries], until=until)
+
+    def note(self, entries: Iterable[Entry], *, until: float | None = None) -> None:
+        """Note entries as they are, but for users who have been forgotten since.
+
+        Args:
+            entries: with what was seen of the directories.
+            until: a time of ``time.monotonic``; if it has taken longer to come to write (a directory or a disk that
                 hangs), nothing is noted, for by then the caller may have gone on to something else.
 
         Raises:
             sqlite3.Error, OSError, SettingsError: it cannot be written.
         """
-        seen = [replace(entry, seen=_lstat(entry.directory)) for entry in entries]
-        if until is None or time.monotonic() < until:
-            self.restore(seen)
-
-    def restore(self, entries: Iterable[Entry]) -> None:
-        """Note entries as they are, without looking at the directories.
-
-        Raises:
-            sqlite3.Error, OSError, SettingsError: it cannot be written.
-        """
-        rows = [
-            (
-                *entry.place.work_key,
-                entry.place.name,
-                json.dumps(asdict(entry.place)),
-                entry.directory,
-                json.dumps(dict(entry.roles)),
-                entry.seen,
-                entry.at,
-            )
-            for entry in entries
-        ]
         with self._writing() as database:
-            database.executemany("INSERT OR REPLACE INTO complete VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            if until is not None and time.monotonic() >= until:
+                return
+            database.executemany(
+                "INSERT OR REPLACE INTO complete VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '')",
+                [_row(entry) for entry in entries if not _forgotten(database, entry)],
+            )
 
     def forget(self, names: Iterable[str]) -> int:
         """Make users unknown, wherever they are, and return how many places that were.
@@ -173,20 +198,64 @@ class Ledger:
         Raises:
             sqlite3.Error, OSError, SettingsError: it cannot be written.
         """
-        return self._delete("DELETE FROM complete WHERE name = ?", [(name,) for name in names])
+        return self._forget_names(list(names), "name = ?")
 
     def forget_all(self) -> int:
         """Make everybody unknown, and return how many places that were."""
-        return self._delete("DELETE FROM complete", [()])
+        return self._forget_names([_EVERYBODY], "? = ''")
 
-    def forget_places(self, places: Iterable[Place]) -> list[Entry]:
-        """Make these places unknown, and return what was known of them."""
-        places = list(places)
-        known = [entry for place in places if (entry := self._entry(place)) is not None]
-        if known:
-            keys = [(*entry.place.work_key, entry.place.name) for entry in known]
-            self._delete("DELETE FROM complete WHERE storage_host = ? AND work = ? AND name = ?", keys)
-        return known
+    def doubt(self, places: Iterable[Place]) -> str:
+        """Make the users of these places unknown on their storage hosts, wherever their directories are there.
+
+        By name, not by directory: a path may be known under two names (that of before a setting was made, a link), and
+        a site's clean-up may reach beyond the directory that it was asked for.
+
+        Returns:
+            A token for :meth:`believe`.
+
+        Raises:
+            sqlite3.Error, OSError, SettingsError: it cannot be written.
+        """
+        token = uuid.uuid4().hex
+        whose = [(token, *who) for who in _whose(places)]
+        with self._writing() as database:
+            database.executemany("UPDATE complete SET doubt = ? WHERE storage_host = ? AND name = ?", whose)
+            _bury(database, (name for *_, name in whose), time.time())
+        return token
+
+    def believe(self, token: str, unchanged: Iterable[tuple[str, str]]) -> None:
+        """A clean-up is over: believe again what is known of those whom it left as they were.
+
+        Args:
+            token: what :meth:`doubt` has returned; entries that somebody else has doubted since stay doubted.
+            unchanged: storage host and name of each of them.
+
+        Raises:
+            sqlite3.Error, OSError, SettingsError: it cannot be written.
+        """
+        with self._writing() as database:
+            database.executemany(
+                "UPDATE complete SET doubt = '' WHERE storage_host = ? AND name = ? AND doubt = ?",
+                [(*who, token) for who in unchanged],
+            )
+
+    def spoil(self, changed: Iterable[tuple[str, str]], at: float) -> None:
+        """A clean-up that ended then has changed something for these: what rests on earlier is known no more.
+
+        Args:
+            changed: storage host and name of each of them.
+            at: when it ended, as ``time.time``.
+
+        Raises:
+            sqlite3.Error, OSError, SettingsError: it cannot be written.
+        """
+        changed = list(changed)
+        with self._writing() as database:
+            database.executemany(
+                "DELETE FROM complete WHERE storage_host = ? AND name = ? AND since < ?",
+                [(*who, at) for who in changed],
+            )
+            _bury(database, (name for _, name in changed), at)
 
     # -- where they were ----------------------------------------------------------------------
 
@@ -200,6 +269,11 @@ class Ledger:
         rows = [(place.name, place.server_name, json.dumps(asdict(place)), under) for place in places]
         with self._writing() as database:
             database.executemany("INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?)", rows)
+            database.executemany(
+                "DELETE FROM places WHERE name = ? AND server_name <> '' AND rowid NOT IN"
+                " (SELECT rowid FROM places WHERE name = ? ORDER BY rowid DESC LIMIT ?)",
+                [(name, name, MAX_PLACES) for name in {row[0] for row in rows}],
+            )
 
     def places(self, name: str, under: str) -> list[Place]:
         """Return where a user's servers last had their storage under these settings, the default server's first."""
@@ -212,14 +286,14 @@ class Ledger:
 
     def _entry(self, place: Place) -> Entry | None:
         rows = self._select(
-            "SELECT place, directory, roles, seen, at FROM complete"
-            " WHERE storage_host = ? AND work = ? AND name = ?",
+            "SELECT place, directory, roles, seen, at, since FROM complete"
+            " WHERE storage_host = ? AND work = ? AND name = ? AND doubt = ''",
             (*place.work_key, place.name),
         )
-        for text, directory, roles, seen, at in rows:
+        for text, directory, roles, seen, at, since in rows:
             known = _place(text)
             if known is not None:
-                return Entry(known, directory, json.loads(roles), seen, at)
+                return Entry(known, directory, json.loads(roles), seen, at, since)
         return None
 
     def _select(self, query: str, values: tuple[Any, ...]) -> list[Any]:
@@ -230,17 +304,22 @@ class Ledger:
                 return []
             return database.execute(query, values).fetchall()
 
-    def _delete(self, query: str, values: Sequence[tuple[Any, ...]]) -> int:
+    def _forget_names(self, names: Sequence[str], which: str) -> int:
         if not self._path.exists():
             return 0
+        values = [(name,) for name in names]
         with self._writing() as database:
-            return database.executemany(query, values).rowcount
+            database.executemany(f"DELETE FROM complete WHERE {which} AND doubt <> ''", values)  # noqa: S608
+            known = database.executemany(f"DELETE FROM complete WHERE {which}", values).rowcount  # noqa: S608
+            _bury(database, names, time.time())
+        return known
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         ensure_state_dir(self._path.parent)
         make_private(self._path)
         with contextlib.closing(self._whole()) as database, database:
+            database.execute("BEGIN IMMEDIATE")  # Or what is read in it may be old by the time of writing.
             yield database
 
     def _whole(self) -> sqlite3.Connection:
@@ -293,6 +372,43 @@ def _same(known: Place, now: Place, roles: Mapping[str, str]) -> bool:
     if all(role in BUILT_IN_ROLES for role in roles):  # Ours do not look at groups.
         known, now = replace(known, groups=()), replace(now, groups=())
     return known == now
+
+
+def _whose(places: Iterable[Place]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((place.storage_host, place.name) for place in places))
+
+
+def _row(entry: Entry) -> tuple[Any, ...]:
+    return (
+        *entry.place.work_key,
+        entry.place.name,
+        json.dumps(asdict(entry.place)),
+        entry.directory,
+        json.dumps(dict(entry.roles)),
+        entry.seen,
+        entry.at,
+        entry.since,
+    )
+
+
+def _bury(database: sqlite3.Connection, names: Iterable[str], at: float) -> None:
+    """Set tombstones; drop those that no run in the air can be older than, or that a wrong clock has made."""
+    rows = [(name, at) for name in names]
+    database.executemany("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", rows)
+    database.execute("DELETE FROM forgotten WHERE abs(? - at) > ?", (at, DAY))
+
+
+def _forgotten(database: sqlite3.Connection, entry: Entry) -> bool:
+    """Whether the user has been made unknown since what this entry rests on was known."""
+    rows = database.execute(
+        "SELECT 1 FROM forgotten WHERE name IN (?, ?) AND at > ?", (entry.place.name, _EVERYBODY, entry.since)
+    )
+    return rows.fetchone() is not None
+
+
+def looked_at(entry: Entry) -> Entry:
+    """Return the entry with what its directory looks like now; blocks as long as the file system does."""
+    return replace(entry, seen=_lstat(entry.directory))
 
 
 def _lstat(directory: str) -> str:

@@ -18,6 +18,8 @@ Record = dict[str, Any]
 
 _NAME_COLUMNS: Final = ("name", "username")
 _NUMBERS: Final = ("uid", "gid")
+_MOST_DIGITS: Final = 10
+"""Of a number that a uid may be; a longer one stays text, and is refused with its row."""
 _OTHERS: Final = ("key", "directory", "storage_host")
 """What tells two records of one name apart."""
 
@@ -58,11 +60,19 @@ class Roster:
     def _rows(self) -> csv.DictReader[str]:
         header = self._text.partition("\n")[0]
         rows = csv.DictReader(io.StringIO(self._text), delimiter=max(",;\t", key=header.count))
-        fields = [(field or "").strip().lower() for field in rows.fieldnames or ()]
+        try:
+            fields = [(field or "").strip().lower() for field in rows.fieldnames or ()]
+        except csv.Error as error:
+            raise RefusedError(f"{self._path}: not CSV: {error}") from None
         fields = ["name" if field == "username" else field for field in fields]
         unknown = [field for field in fields if field not in COLUMNS]
         if unknown:
-            raise RefusedError(f"{self._path}: column {unknown[0]!r} is none of {', '.join(COLUMNS)}")
+            raise RefusedError(f"{self._path}: column {unknown[0][:50]!r} is none of {', '.join(COLUMNS)}")
+        twice = [field for number, field in enumerate(fields) if field in fields[:number]]
+        # An export with both "Name" and "Username" means people by the one and logins by the other.
+        if twice:
+            also = " (a column 'username' is one, too)" if twice[0] == "name" else ""
+            raise RefusedError(f"{self._path}: two columns are {twice[0]!r}{also}: leave one out")
         rows.fieldnames = fields
         return rows
 
@@ -108,8 +118,12 @@ def _record(row: dict[str, Any]) -> Record:
             record[field] = [group.strip() for group in text.split(";") if group.strip()]
         elif text in (None, "") and field != "name":
             continue
-        elif field in _NUMBERS and isinstance(text, str) and text.isascii() and text.isdigit():
+        elif field in _NUMBERS and isinstance(text, str) and _is_number(text):
             record[field] = int(text)
         else:
             record[field if isinstance(field, str) else "surplus cell"] = text
     return record
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS

@@ -14,7 +14,9 @@ import fcntl
 import importlib.util
 import os
 import select
+import site
 import sys
+import sysconfig
 import termios
 import uuid
 from collections.abc import Callable
@@ -66,6 +68,8 @@ class Standby:
             self.engine = Engine(*runner.surroundings(settings, self.directory), self._log)
         except Exception as error:  # the request will be served, or refused, all the same
             self._log(f"the next run starts cold: {error}")
+            self._held.close()  # ansible-runner would take what it finds there for what this run is to have
+            self.directory = None
         select.select([0], [], [])
         if not _can_be_read(0):
             return False
@@ -85,9 +89,12 @@ def _can_be_read(descriptor: int) -> bool:
 
 
 def _installed() -> list[tuple[str, int]]:
-    """Return when what this program and its engine are made of was last changed."""
+    """Return when what this program and its engine are made of was last changed.
+
+    Of other packages the directory tells: one that comes, goes or is replaced by another version changes it.
+    """
     ansible = importlib.util.find_spec("ansible")
-    files = [Path(sys.executable)]
+    files = [Path(sys.executable), Path(sysconfig.get_path("stdlib")), *map(Path, site.getsitepackages())]
     files += [Path(ansible.origin).with_name("release.py")] if ansible and ansible.origin else []
     for root in (Path(__file__).parent, COLLECTION_DIRECTORY / "plugins"):
         files += root.rglob("*.py")

@@ -84,15 +84,26 @@ class Engine:
         words = [os.fsdecode(word) for word in argv]
         if (words[0], how.get("env"), how.get("cwd")) != (self._playbook, self._environment, self._directory):
             why = "the settings have changed since it was started"
-        elif select.select([self._ready], [], [], START_TIMEOUT)[0] and os.read(self._ready, 1):
-            with open(self._go, "wb") as file:
-                file.write(json.dumps(words).encode())
-            return self._process
-        else:
+        elif not (select.select([self._ready], [], [], START_TIMEOUT)[0] and os.read(self._ready, 1)):
             why = self._last_words()
+        elif not self._tell(words):
+            why = "it ended while it waited"
+        else:
+            os.close(self._go)
+            return self._process
         self._log(f"this run starts cold, for the warm engine could not be used: {why}")
         os.close(self._go)  # that is all it waits for
         return None
+
+    def _tell(self, words: Sequence[str]) -> bool:
+        """Give it its command line, which only the end of the pipe makes whole; say whether it is there to read it."""
+        line = memoryview(json.dumps(words).encode())
+        try:
+            while line:
+                line = line[os.write(self._go, line) :]
+        except BrokenPipeError:
+            return False
+        return True
 
     def _last_words(self) -> str:
         text = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -18,7 +19,7 @@ from ansible_bootstrap.dispatcher import Dispatcher
 from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError, SettingsError
 from ansible_bootstrap.fingerprints import describe
 from ansible_bootstrap.history import History, Recorder, RunRecord
-from ansible_bootstrap.ledger import Entry, Ledger
+from ansible_bootstrap.ledger import Ledger
 from ansible_bootstrap.metrics import Metrics
 from ansible_bootstrap.pending import PendingCleanups
 from ansible_bootstrap.places import Place
@@ -63,8 +64,10 @@ class Core:
         )
         self.fingerprints = CurrentFingerprints(self._describe, config.log)
         self.books = Bookkeeper(Ledger(config.state_dir, config.trust_for), config.log, config.place_digest())
-        self._cleaned: dict[tuple[str, str], list[Entry]] = {}
-        """What was known of those whose clean-up has begun, to be put back if it changes nothing."""
+        self._doubts: dict[str, str] = {}
+        """By storage host: the token of those whose clean-up has begun."""
+        self.preparing: set[str] = set()
+        """For whom a login is just being looked at."""
         self.metrics = Metrics(hosts=[config.storage_host] if isinstance(config.storage_host, str) else [])
         self._recorder = Recorder(History(config.state_dir, config.history_days), config.log)
         self.dispatcher = Dispatcher(
@@ -128,31 +131,34 @@ class Core:
 
     # -- what the dispatcher tells ------------------------------------------------------------
 
-    def _complete(self, place: Place, outcome: Outcome, fingerprints: Sequence[RoleFingerprint]) -> None:
-        self.fingerprints.renewed(tuple(fingerprints))
+    def _complete(
+        self, place: Place, outcome: Outcome, fingerprints: Sequence[RoleFingerprint], since: float
+    ) -> None:
+        self.fingerprints.renewed(tuple(fingerprints), outcome.seconds)
         if self.remembers:
-            self.books.complete(place, outcome, fingerprints)
+            self.books.complete(place, outcome, fingerprints, since)
 
     async def _forget(self, places: Sequence[Place]) -> None:
         """Before a clean-up: it may take away what a bootstrap gave."""
-        for entry in await self.books.forget(places):
-            self._cleaned.setdefault((entry.place.storage_host, entry.place.name), []).append(entry)
+        token = await self.books.doubt(places)
+        self._doubts.update((place.storage_host, token) for place in places)  # One run at a time on each.
 
     def _record(self, run: RunRecord) -> None:
         self._recorder.record(run)
         self.metrics.record(run)
-        if run.operation == "cleanup" and self._cleaned:
-            self._put_back(run)
+        if run.operation == "cleanup" and not run.check:
+            self._after_cleanup(run)
 
-    def _put_back(self, run: RunRecord) -> None:
+    def _after_cleanup(self, run: RunRecord) -> None:
         """Whom a clean-up left as they were is still complete."""
-        touched = {outcome.name for outcome in run.outcomes if outcome.status != "ok" or outcome.changed}
-        unchanged: list[Entry] = []
-        for name in {outcome.name for outcome in run.outcomes}:
-            entries = self._cleaned.pop((run.storage_host, name), [])
-            unchanged.extend(entries if name not in touched else [])
-        if unchanged:
-            self.start(self.books.restore(unchanged))
+        token = self._doubts.pop(run.storage_host, "")
+        users = {(run.storage_host, outcome.name) for outcome in run.outcomes}
+        changed = {
+            (run.storage_host, outcome.name)
+            for outcome in run.outcomes
+            if outcome.status != "ok" or outcome.changed
+        }
+        self.start(self.books.after_cleanup(token, sorted(users - changed), sorted(changed), time.time()))
 
     async def _restore(self, pending: PendingCleanups) -> None:
         self.dispatcher.restore(await pending.load(), partial(_is_active, self.users))

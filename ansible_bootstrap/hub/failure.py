@@ -41,7 +41,7 @@ class BootstrapError(_HubError):  # type: ignore[misc, unused-ignore]
 def shown(spawner: Any, error: AnsibleBootstrapError) -> BootstrapError:
     """Log the details in one line for the admin, and return what the user may see."""
     spawner.log.error(
-        "ansible_bootstrap: %s not started (%s): %s", spawner._log_name, error.reason, why(error)
+        "ansible_bootstrap: %s not started (%s): %s", log_name(spawner), error.reason, why(error)
     )
     return BootstrapError(error, _spawn_url(spawner))
 
@@ -53,6 +53,11 @@ def _spawn_url(spawner: Any) -> str:
         return ""
     server = [url_escape_path(spawner.name)] if spawner.name else []
     return str(url_path_join(hub.base_url, "spawn", spawner.user.escaped_name, *server))
+
+
+def log_name(spawner: Any) -> str:
+    """User and server for a line of the log: who has a token of their own names servers as they like."""
+    return one_line(str(spawner._log_name))
 
 
 def why(error: BaseException) -> str:

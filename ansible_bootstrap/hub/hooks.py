@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .chain import call_chained
+from .failure import log_name
 from .page import show_progress
 from .spawns import bootstrap, stopped
 
@@ -30,4 +31,4 @@ async def post_stop_hook(spawner: Any) -> None:
     try:
         await call_chained("post_stop_hook", type(spawner), spawner)
     except Exception:
-        spawner.log.exception("post_stop_hook failed for %s", spawner._log_name)
+        spawner.log.exception("post_stop_hook failed for %s", log_name(spawner))

@@ -48,8 +48,11 @@ def _begin(authenticator: Any, handler: Any, auth_model: Any) -> None:
     if not auth_model or not settings or "users" not in settings:
         return
     core = make_core(authenticator.config, settings)
-    if core.config.at_login and not core.config.observing:
-        core.start(_prepare(core, auth_model["name"]))
+    name = auth_model["name"]
+    # Who logs in again and again has one such work at a time.
+    if core.config.at_login and not core.config.observing and name not in core.preparing:
+        core.preparing.add(name)
+        core.start(_prepare(core, name))
 
 
 async def _prepare(core: Core, name: str) -> None:
@@ -71,6 +74,8 @@ async def _prepare(core: Core, name: str) -> None:
         )
     except Exception:
         core.config.log.exception("ansible_bootstrap: nothing is prepared for %s at login", ascii(name))
+    finally:
+        core.preparing.discard(name)
 
 
 async def _user(core: Core, name: str) -> Any:

@@ -15,7 +15,7 @@ from ansible_bootstrap.progress import ProgressLog
 from ansible_bootstrap.protocol import Outcome
 
 from .core import Core, core_of
-from .failure import one_line, shown, why
+from .failure import log_name, one_line, shown, why
 
 POST_STOP_SECONDS: Final = 2.0
 """A post_stop_hook that hangs locks the user out and keeps the hub from stopping."""
@@ -72,7 +72,7 @@ async def bootstrap(spawner: Any) -> None:
             return  # Not even a mistake in the settings holds anybody up then.
         raise exception from None
     except Exception as error:
-        spawner.log.exception("ansible_bootstrap: unexpected failure for %s", spawner._log_name)
+        spawner.log.exception("ansible_bootstrap: unexpected failure for %s", log_name(spawner))
         raise shown(spawner, ApplyError(f"unexpected {type(error).__name__}")) from None
     finally:
         spawn.progress.close()
@@ -84,7 +84,7 @@ async def _make_ready(spawner: Any, core: Core, spawn: Spawn) -> str:
     """Return once the storage is ready, and by which way: ``known`` without a run, or ``run``."""
     deadline = asyncio.get_running_loop().time() + core.config.timeout
     place = spawn.place = await _resolved(spawner, core, deadline)
-    known, done = await core.known(place)
+    known, done = await _known(core, place, deadline)
     if known and core.dispatcher.claim_untouched(place):
         core.books.note_place(place)
         return "known"
@@ -103,6 +103,18 @@ async def _resolved(spawner: Any, core: Core, deadline: float) -> Place:
         raise
 
 
+async def _known(core: Core, place: Place, deadline: float) -> tuple[bool, Mapping[str, str]]:
+    """As :meth:`Core.known`; who cannot be told in half of the time gets a run in the other half."""
+    now = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout_at(now + (deadline - now) / 2) as limit:
+            return await core.known(place)
+    except TimeoutError:
+        if limit.expired():
+            return False, {}
+        raise
+
+
 async def _wait(
     core: Core, place: Place, progress: ProgressLog, deadline: float, done: Mapping[str, str]
 ) -> Outcome:
@@ -115,7 +127,7 @@ async def _wait(
 
 async def _observe(spawner: Any, core: Core) -> None:
     """``mode = "observe"``: say in the log what would have happened, later, and hold nobody up."""
-    name = spawner._log_name
+    name = log_name(spawner)
     deadline = asyncio.get_running_loop().time() + core.config.timeout
     try:
         outcome = await _wait(core, await _resolved(spawner, core, deadline), ProgressLog(), deadline, {})
@@ -136,7 +148,7 @@ def _tell(spawner: Any, spawn: Spawn, outcome: Outcome) -> None:
         spawn.progress.say("Something extra could not be prepared this time; you can work without it", 1.0)
         spawner.log.warning(
             "ansible_bootstrap: %s starts without %s: %s",
-            spawner._log_name,
+            log_name(spawner),
             one_line(", ".join(outcome.continued)),
             one_line("; ".join(outcome.notes) or f"run {outcome.run}"),
         )
@@ -164,9 +176,9 @@ async def stopped(spawner: Any) -> None:
             return  # Nothing was started, so there is nothing to clean up.
     try:
         core = core_of(spawner)
+        if spawn is not None and spawn.place is not None and _early(spawner, spawn):
+            await _forget(spawner, core, spawn.place)
         async with asyncio.timeout(POST_STOP_SECONDS):
-            if spawn is not None and spawn.place is not None and _early(spawner, spawn):
-                await core.books.forget([spawn.place])
             if core.cleanup_delay is None:
                 return
             place = spawn.place if spawn else None
@@ -175,7 +187,17 @@ async def stopped(spawner: Any) -> None:
         if core.pending is not None:
             await core.pending.written(POST_STOP_SECONDS)  # A hub killed right after this still knows of it.
     except Exception as error:
-        spawner.log.warning("ansible_bootstrap: no clean-up for %s: %s", spawner._log_name, why(error))
+        spawner.log.warning("ansible_bootstrap: no clean-up for %s: %s", log_name(spawner), why(error))
+
+
+async def _forget(spawner: Any, core: Core, place: Place) -> None:
+    try:
+        async with asyncio.timeout(POST_STOP_SECONDS):
+            await core.books.forget(place.name)
+    except Exception as error:  # This hub does not know the user any more, all the same.
+        spawner.log.warning(
+            "ansible_bootstrap: %s could not be made unknown on disk: %s", log_name(spawner), why(error)
+        )
 
 
 def _early(spawner: Any, spawn: Spawn) -> bool:

@@ -13,8 +13,9 @@ run in alternating rounds, each with a database and storage of its own:
 ``script``         JupyterHub's bootstrap-script example: a shell script, by a hook that blocks
 =================  ==============================================================================
 
-What is the same in all variants: hub and proxy with their default limits (``concurrent_spawn_limit`` is 100;
-whoever gets a 429 comes back after the time that the hub names in Retry-After), the arrivals (a seed), the clients.
+What is the same in all variants: the arrivals (a seed), the clients, and hub and proxy with their defaults but for
+``concurrent_spawn_limit``, which is off: with the default of 100, whoever is beyond it gets a 429 and comes back after
+the 30 to 60 s that the hub names in Retry-After, and who was served last says more of that than of the hook.
 
     python -m benchmarks.storm                                   writes benchmarks/results/storm.{md,svg,png}
     python -m benchmarks.storm --users 30 --seconds 2 --rounds 1 --results /tmp/storm

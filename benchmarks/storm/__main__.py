@@ -29,7 +29,7 @@ def main() -> None:
     args = _parser().parse_args()
     end_with_everything()
     print(f"seed {args.seed}", flush=True)
-    results = Results(args.users, args.seconds, args.seed, args.naive_users)
+    results = Results(args.users, args.seconds, args.seed, args.naive_users, args.spawn_limit)
     tools = None if args.no_proxy else HERE.parents[1] / ".demo"  # Where the demo has its proxy.
     if tools:
         tools.mkdir(exist_ok=True)
@@ -40,7 +40,8 @@ def main() -> None:
                 users = min(args.users, args.naive_users) if variant == "naive" else args.users
                 times = arrivals(users, args.seconds * users / args.users, args.seed + number)
                 path = workspace / f"{number}-{variant}"
-                for storm in _storms(Hub(path, variant, archive, tools=tools), variant, times, args.patience):
+                hub = Hub(path, variant, archive, tools=tools, spawn_limit=args.spawn_limit)
+                for storm in _storms(hub, variant, times, args.patience):
                     results.add(storm)
                     print(f"round {number + 1}: {results.one_line(storm)}", flush=True)
                 if not args.keep:
@@ -71,6 +72,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--patience", type=float, default=300, help="seconds that a student tries")
     parser.add_argument(
         "--results", type=Path, default=HERE.parent / "results" / "storm", help="path without suffix"
+    )
+    parser.add_argument(
+        "--spawn-limit",
+        type=int,
+        default=0,
+        help="the hub's concurrent_spawn_limit in all variants; 0 is none, the hub's own default is 100 (%(default)s)",
     )
     parser.add_argument("--no-proxy", action="store_true", help="speak to hub and server directly")
     parser.add_argument(

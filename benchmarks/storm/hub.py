@@ -33,6 +33,7 @@ class Hub:
         archive: the course.
         tools: where the proxy is installed if it is nowhere; None to do without a proxy.
         settings: more of ``c.AnsibleBootstrap``.
+        spawn_limit: the hub's ``concurrent_spawn_limit``; 0 is none.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Hub:
         *,
         tools: Path | None,
         settings: dict[str, Any] | None = None,
+        spawn_limit: int = 0,
     ) -> None:
         self.path = path
         self.storage = path / "storage"
@@ -68,6 +70,7 @@ class Hub:
                     "password": self.password,
                     "token": self.token,
                     "settings": settings or {},
+                    "spawn_limit": spawn_limit,
                 }
             )
         )

@@ -1,4 +1,5 @@
-"""The hub of one variant; what differs is in the JSON file named by STORM. Everything else is JupyterHub's default."""
+"""The hub of one variant; what differs is in the JSON file named by STORM. Everything else is JupyterHub's default,
+but for the limit of spawns at once."""
 
 import json
 import os
@@ -29,6 +30,7 @@ c.JupyterHub.services = [{"name": "storm", "api_token": storm["token"]}]
 c.JupyterHub.load_roles = [
     {"name": "storm", "scopes": ["admin:users", "admin:servers", "list:users"], "services": ["storm"]}
 ]
+c.JupyterHub.concurrent_spawn_limit = storm["spawn_limit"]
 c.JupyterHub.spawner_class = SharedServerSpawner
 c.SharedServerSpawner.port = storm["server_port"]
 c.SharedServerSpawner.notes = str(path / "hooks.txt")

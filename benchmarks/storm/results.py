@@ -30,11 +30,12 @@ def percentile(values: list[float], share: float) -> float:
 class Results:
     """All storms of all rounds."""
 
-    def __init__(self, users: int, seconds: float, seed: int, naive_users: int) -> None:
+    def __init__(self, users: int, seconds: float, seed: int, naive_users: int, spawn_limit: int = 0) -> None:
         self._users = users
         self._seconds = seconds
         self._seed = seed
         self._naive_users = min(users, naive_users)
+        self._spawn_limit = spawn_limit
         self._storms: dict[str, list[Storm]] = {}
 
     def add(self, storm: Storm) -> None:
@@ -66,8 +67,8 @@ class Results:
             "`/hub/health` milliseconds. Last served: from the first arrival to the last server's answer through the "
             'proxy. "again": the same users at the same hub, after their servers were stopped, compared with '
             "`none again`. Health is asked for every 20 ms, and what could not be asked while the hub stood still is "
-            "counted as if it had been. Hub limits are the defaults, `concurrent_spawn_limit` 100; a user who gets a "
-            "429 comes back when the hub's Retry-After says.",
+            "counted as if it had been. The hub has its defaults but for `concurrent_spawn_limit`, which is "
+            f"{self._spawn_limit or 'off'}; a user who gets a 429 comes back when the hub's Retry-After says.",
         ]
         if "naive" in self._storms and self._naive_users < self._users:
             lines += [

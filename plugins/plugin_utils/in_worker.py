@@ -9,7 +9,8 @@ its arguments on stdin, its result to be read from stdout, no other descriptor, 
 It ends with the module, so no limit, umask or descriptor that the module sets outlives it.
 
 Arguments, check mode, diff, ``no_log`` and the parsing of the result stay Ansible's: of ``_execute_module`` two steps
-are replaced, building the module and starting it. Everything that is not exactly this case goes Ansible's way.
+are replaced, building the module and starting it. Everything that is not exactly this case goes Ansible's way; so does
+everything in a release of Ansible where what is replaced has another name, for none of these names is promised.
 """
 
 from __future__ import annotations
@@ -17,22 +18,25 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import inspect
 import io
 import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from typing import Any
 
-from ansible.executor.module_common import _BuiltModule
-from ansible.module_utils.common.json import Direction, get_module_encoder
+from ansible.executor import module_common
+from ansible.module_utils.common import json as module_json
 from ansible.plugins.action.normal import ActionModule as NormalAction
 
 MOST_USERS = 50
 """In a larger batch the module forks for every user, and an interpreter of its own forks faster than a worker."""
 
 _PROFILE = "legacy"
+_REPLACED = ("_compute_environment_string", "_configure_module", "_is_pipelining_enabled")
 _STANDARD = (0, 1, 2)
 
 
@@ -40,10 +44,11 @@ class InWorkerAction(NormalAction):
     """The ``normal`` action, without a new interpreter where none is needed."""
 
     _in_worker = False
+    _payload: bytes | None = None
 
     def run(self, tmp: object = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run the module and return its result."""
-        self._in_worker = self._is_here(task_vars or {})
+        self._in_worker = _is_known() and self._is_here(task_vars or {})
         result: dict[str, Any] = super().run(tmp, task_vars)
         return result
 
@@ -51,7 +56,8 @@ class InWorkerAction(NormalAction):
         """Tell whether the module would run as this user, on this machine, with this interpreter."""
         users = self._task.args.get("users")
         return (
-            self._connection.transport == "local"
+            # Not its ``transport``, which a site's own connection that builds on it would inherit.
+            self._connection.ansible_name == "ansible.builtin.local"
             and self._connection.become is None
             and not self._task.delegate_to
             and not self._task.async_val
@@ -59,6 +65,8 @@ class InWorkerAction(NormalAction):
             and isinstance(users, list)
             and len(users) <= MOST_USERS
             and self._templar.template(task_vars.get("ansible_python_interpreter")) == sys.executable
+            # A lock that another thread holds now would be held in the child for ever.
+            and threading.active_count() == 1
         )
 
     def _is_pipelining_enabled(self, module_style: str, wrap_async: bool = False) -> bool:
@@ -69,22 +77,18 @@ class InWorkerAction(NormalAction):
         if not self._in_worker:
             configured: tuple[Any, str] = super()._configure_module(module_name, module_args, task_vars)
             return configured
-        encoder = get_module_encoder(_PROFILE, Direction.CONTROLLER_TO_MODULE)
+        encoder = module_json.get_module_encoder(_PROFILE, module_json.Direction.CONTROLLER_TO_MODULE)
         arguments = json.dumps({"ANSIBLE_MODULE_ARGS": module_args}, cls=encoder)
-        built = _BuiltModule(
-            b_module_data=arguments.encode("utf-8", "surrogateescape"),
-            module_style="new",
-            shebang=f"#!{sys.executable}",
-            serialization_profile=_PROFILE,
-        )
-        return built, module_name
+        self._payload = arguments.encode("utf-8", "surrogateescape")
+        return _built(self._payload), module_name
 
-    def _low_level_execute_command(self, *args: Any, in_data: bytes | None = None, **options: Any) -> Any:
+    def _low_level_execute_command(self, *args: Any, **options: Any) -> Any:
         """Run the module on these arguments, in place of the command that would start it."""
-        if not self._in_worker:
-            return super()._low_level_execute_command(*args, in_data=in_data, **options)
+        in_data = options.get("in_data")
+        if in_data is None or in_data is not self._payload:  # some other command of Ansible's
+            return super()._low_level_execute_command(*args, **options)
         module = type(self).__module__.replace(".plugins.action.", ".plugins.modules.")
-        status, out, err = _run(module, in_data or b"", self._loader.get_basedir())
+        status, out, err = _run(module, in_data, self._loader.get_basedir())
         return {
             "rc": status,
             "stdout": out,
@@ -92,6 +96,27 @@ class InWorkerAction(NormalAction):
             "stderr": err,
             "stderr_lines": err.splitlines(),
         }
+
+
+def _is_known() -> bool:
+    """Tell whether Ansible's action has all that is replaced here, and its builder all that is taken from it."""
+    try:
+        execute = inspect.signature(NormalAction._low_level_execute_command)
+        named = [getattr(NormalAction, name) for name in _REPLACED]
+        module_json.get_module_encoder(_PROFILE, module_json.Direction.CONTROLLER_TO_MODULE)
+        return bool(named) and "in_data" in execute.parameters and bool(_built(b""))
+    except Exception:  # whatever another release does not know, and however it says so
+        return False
+
+
+def _built(payload: bytes) -> Any:
+    """Return what ``_configure_module`` returns of a module."""
+    return module_common._BuiltModule(
+        b_module_data=payload,
+        module_style="new",
+        shebang=f"#!{sys.executable}",
+        serialization_profile=_PROFILE,
+    )
 
 
 def _run(module: str, arguments: bytes, directory: str) -> tuple[int, str, str]:

@@ -97,3 +97,20 @@ def test_a_roster_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | 
         path.write_bytes(content)
     with pytest.raises(RefusedError, match=r"class\.txt"):
         Roster(path)
+
+
+@pytest.mark.parametrize("header", ["name," + "x" * 200_000, 'name,"' + "x\n" * 100_000])
+def test_a_header_without_end_is_an_error(tmp_path: Path, header: str) -> None:
+    with pytest.raises(RefusedError, match="not CSV"):
+        roster(tmp_path, header + "\nalice,1\n")
+
+
+def test_a_number_of_thousands_of_digits_costs_only_its_row(tmp_path: Path) -> None:
+    rows = roster(tmp_path, f"name,uid\nalice,{'9' * 5000}\nbob,2001\n")
+    assert rows == [{"name": "alice", "uid": "9" * 5000}, {"name": "bob", "uid": 2001}]
+
+
+@pytest.mark.parametrize("header", ["Name,Username", "username,name", "name,uid,UID"])
+def test_two_columns_for_the_same_are_not_guessed_at(tmp_path: Path, header: str) -> None:
+    with pytest.raises(RefusedError, match="two columns are"):
+        roster(tmp_path, f"{header}\nAlice Doe,alice,1\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -382,3 +383,24 @@ with standby.Standby(print) as ready:
         [sys.executable, "-uc", same], input="request\n", capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[1:] == ["True"]
+
+
+def test_an_engine_that_died_when_it_was_ready_makes_the_run_a_cold_one(site, spare):
+    site.role("greet", say("hello"))
+    warm = spare("greet")
+    engine = warm.engine()
+    warm.wait_for(lambda: _waits_for_its_command_line(engine))
+    os.kill(engine, signal.SIGKILL)
+    assert _gone({engine})
+    assert warm.run("alice") == 0, warm.log
+    assert warm.log.count("starts cold") == 1
+    assert warm.outcomes == {"alice": "ok"}
+
+
+def _waits_for_its_command_line(engine: int) -> bool:
+    """It has closed ``READY`` by then, so of its two pipes one is left."""
+    pipes = 0
+    for number in Path(f"/proc/{engine}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            pipes += os.readlink(number).startswith("pipe:")
+    return pipes == 1

@@ -151,6 +151,11 @@ def test_the_command_bootstraps_all_of_them_and_the_hub_then_knows_that(
             await api.until(name, lambda servers: servers and servers[""]["ready"], seconds=30)
             await api.stop(name)
 
+    for name in (
+        "early.bird",
+        "student007",
+    ):  # The fake program makes none, and one that appears later is doubted.
+        (everybody.path / "storage" / name).mkdir()
     asyncio.run(spawn("early.bird"))
     assert [run["users"] for run in fake.runs] == [["early.bird"]]
     said = everybody.command("run", "--hub", "--hub-url", f"{everybody.url}/api", "--json")

@@ -118,6 +118,99 @@ def test_a_large_batch_goes_ansibles_way(module):
     assert module(users=51)[1] is True
 
 
+HIDE = """
+import importlib, inspect, sys, types
+import ansible.plugins.action as actions
+from ansible.plugins.callback import CallbackBase
+
+MODULE, OLD = {module!r}, {old!r}
+if MODULE == actions.__name__:
+    source = inspect.getsource(actions).replace(OLD, "another_" + OLD.lstrip("_"))
+    source = source.replace("exec_command(cmd, another_in_data=", "exec_command(cmd, in_data=")
+    exec(compile(source, actions.__file__, "exec"), vars(actions))
+    sys.modules.pop("ansible.plugins.action.normal", None)
+else:
+    whole = importlib.import_module(MODULE)
+    rest = {{name: value for name, value in vars(whole).items() if name != OLD}}
+    sys.modules[MODULE] = types.ModuleType(MODULE)
+    vars(sys.modules[MODULE]).update(rest)
+    parent, _, name = MODULE.rpartition(".")
+    setattr(importlib.import_module(parent), name, sys.modules[MODULE])
+
+class CallbackModule(CallbackBase):
+    CALLBACK_VERSION, CALLBACK_TYPE, CALLBACK_NAME = 2.0, "notification", "hide"
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("ansible.plugins.action", "_compute_environment_string"),
+        ("ansible.plugins.action", "_configure_module"),
+        ("ansible.plugins.action", "_is_pipelining_enabled"),
+        ("ansible.plugins.action", "_low_level_execute_command"),
+        ("ansible.plugins.action", "in_data"),
+        ("ansible.executor.module_common", "_BuiltModule"),
+        ("ansible.module_utils.common.json", "get_module_encoder"),
+        ("ansible.module_utils.common.json", "Direction"),
+    ],
+)
+def test_a_release_of_ansible_with_other_names_runs_its_own_way(site, module, where, name):
+    """What is replaced has no promise; a release that calls it otherwise must cost time and nothing else."""
+    plugins = site.path / "callback_plugins"
+    plugins.mkdir()
+    (plugins / "hide.py").write_text(HIDE.format(module=where, old=name))
+    result, started = module()
+    assert started
+    assert [user["failed"] for user in result["users"]] == [False, True]
+    assert (site.root / "u0").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("options", "sign"),
+    [
+        (("-b",), STARTED),
+        (("-e", "ansible_become=true"), STARTED),
+        (("-e", "ansible_connection=ssh", "-e", "ansible_port=1"), "UNREACHABLE"),
+        (("-e", "ansible_connection=nearly_local"), "UNREACHABLE"),
+    ],
+    ids=["-b", "become by variable", "connection by variable", "connection of the site's own"],
+)
+@pytest.mark.root
+def test_what_is_asked_for_from_outside_the_play_goes_ansibles_way(site, playbook, options, sign):
+    plugins = site.path / "connection_plugins"
+    plugins.mkdir()
+    (plugins / "nearly_local.py").write_text(
+        "from ansible.plugins.connection.local import DOCUMENTATION, Connection as Local\n"
+        "class Connection(Local):\n"
+        "    def exec_command(self, cmd, in_data=None, sudoable=True):\n"
+        "        return 1, b'', b'elsewhere'\n"
+    )
+    user = {"name": "u0", "directory": f"{site.root}/u0", "uid": OWNER[0], "gid": OWNER[1]}
+    arguments = {"users": [user], "root": str(site.root)}
+    task = {"name": "T", "ansible_bootstrap.jupyterhub.user_dir": arguments}
+    play = {"name": "P", "hosts": "localhost", "gather_facts": False, "tasks": [task]}
+    (site.path / "play.yml").write_text(yaml.safe_dump([play]))
+    assert sign in playbook("-vvv", *options, play=str(site.path / "play.yml")).output
+
+
+def test_a_worker_with_threads_is_not_forked(site, module):
+    """Whatever lock another thread holds at that moment would be held in the child for ever."""
+    plugins = site.path / "filter_plugins"
+    plugins.mkdir()
+    (plugins / "thread.py").write_text(
+        "import threading\n"
+        "def begin(value):\n"
+        "    threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "    return value\n"
+        "class FilterModule:\n"
+        "    def filters(self): return {'begin_a_thread': begin}\n"
+    )
+    result, started = module(arguments={"mode": "{{ '0700' | begin_a_thread }}"})
+    assert started
+    assert [user["failed"] for user in result["users"]] == [False, True]
+
+
 def test_the_module_gets_nothing_of_the_workers_but_what_exec_would_leave_it(tmp_path):
     """And a module that fails is a module that failed."""
     code = f"""

@@ -63,7 +63,7 @@ class Hub:
             **{
                 "cleanup_delay": 0.02,
                 "record": self.records.append,
-                "complete": lambda *done: self.completed.append(done),
+                "complete": lambda *done: self.completed.append(done[:3]),
                 **options,
             },
         )

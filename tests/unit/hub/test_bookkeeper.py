@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_fakes import Lines, until
 
+from ansible_bootstrap import bookkeeper
 from ansible_bootstrap.bookkeeper import Bookkeeper
 from ansible_bootstrap.described import CurrentFingerprints, Fingerprints
 from ansible_bootstrap.errors import ApplyError
-from ansible_bootstrap.ledger import FILE, Ledger
+from ansible_bootstrap.ledger import FILE, Ledger, completed
 from ansible_bootstrap.places import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 
@@ -50,8 +55,10 @@ async def test_a_hundred_notes_are_few_transactions(
     books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
-    restore = ledger.restore
-    monkeypatch.setattr(ledger, "restore", lambda entries: (sizes.append(len(entries)), restore(entries)))
+    note = ledger.note
+    monkeypatch.setattr(
+        ledger, "note", lambda entries, until: (sizes.append(len(entries)), note(entries, until=until))
+    )
     for number in range(100):
         books.complete(place(f"u{number}"), ok(f"u{number}"), FINGERPRINTS)
     await books.written()
@@ -74,12 +81,129 @@ async def test_a_file_system_that_hangs_makes_unknown_and_does_not_block(
         released.set()
 
 
-async def test_forgetting_comes_after_what_was_noted_before(books: Bookkeeper, ledger: Ledger) -> None:
+@pytest.fixture
+def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Looking at any directory of mallory hangs until this is set."""
+    released = threading.Event()
+    lstat = os.lstat
+
+    def hangs(path: str) -> os.stat_result:
+        if "mallory" in path:
+            released.wait(30)
+        return lstat(path)
+
+    monkeypatch.setattr("ansible_bootstrap.ledger.os.lstat", hangs)
+    yield released
+    released.set()
+
+
+async def test_one_user_whose_directory_hangs_takes_the_quick_way_from_nobody_else(
+    books: Bookkeeper, ledger: Ledger, hanging: threading.Event
+) -> None:
+    servers = [replace(place("mallory", str(number)), directory=f"/mallory/{number}") for number in range(40)]
+    ledger.note([completed(server, "", FINGERPRINTS) for server in servers])
+    ledger.note([completed(place(), "", FINGERPRINTS)])
+    clicks = asyncio.gather(*(books.look(server) for server in servers))
+    assert await books.look(place())
+    assert await clicks == [None] * 40
+    assert await books.look(place()) and await books.look(servers[0]) is None
+    hanging.set()
+    end = time.monotonic() + 10
+    while not await books.look(servers[0]):
+        assert time.monotonic() < end
+
+
+async def test_one_user_whose_directory_hangs_takes_nobody_elses_note_along(
+    books: Bookkeeper, ledger: Ledger, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bookkeeper, "SEEN_SECONDS", 0.2)
+    for name in ("alice", "mallory", "bob"):
+        books.complete(place(name), ok(name), FINGERPRINTS)
+    await books.written()
+    hanging.set()
+    assert ledger.look(place()) and ledger.look(place("bob")) and ledger.look(place("mallory")) is None
+
+
+async def test_forgetting_does_not_wait_for_a_directory_that_hangs(
+    books: Bookkeeper, ledger: Ledger, hanging: threading.Event
+) -> None:
+    ledger.note([completed(place(), "", FINGERPRINTS)])
+    books.complete(place("mallory"), ok("mallory"), FINGERPRINTS)
+    await asyncio.wait_for(books.forget("alice"), 1.5)  # Less than a look may take.
+    assert ledger.look(place()) is None
+
+
+async def test_forgetting_undoes_what_was_noted_before_and_is_not_written_yet(
+    books: Bookkeeper, ledger: Ledger
+) -> None:
+    ledger.complete([])
+    books.complete(place(), ok(), FINGERPRINTS, time.time() - 1)
+    await books.forget("alice")
+    await books.written()
+    assert ledger.look(place()) is None
+
+
+async def test_whom_the_disk_would_not_forget_is_unknown_to_this_hub_all_the_same(
+    books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     books.complete(place(), ok(), FINGERPRINTS)
-    known = await books.forget([place()])
-    assert [entry.place for entry in known] == [place()] and ledger.look(place()) is None
-    await books.restore(known)
-    assert ledger.look(place())
+    await books.written()
+    with monkeypatch.context() as context:
+        context.setattr(ledger, "forget", lambda names: 1 / 0)
+        before = time.time()
+        with pytest.raises(ZeroDivisionError):
+            await books.forget("alice")
+    assert ledger.look(place()) and await books.look(place()) is None
+    books.complete(place(), ok(), FINGERPRINTS, before - 1)  # A run that was in the air.
+    await books.written()
+    assert await books.look(place()) is None
+    books.complete(place(), ok(), FINGERPRINTS)
+    await books.written()
+    assert await books.look(place())
+
+
+@pytest.mark.parametrize(("whose", "known"), [("alice", False), ("bob", True)])
+async def test_a_look_that_a_clean_up_of_the_user_has_overtaken_knows_nobody(
+    books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, whose: str, known: bool
+) -> None:
+    ledger.note([completed(place(), "", FINGERPRINTS)])
+    reached, go_on = threading.Event(), threading.Event()
+    look = ledger.look
+
+    def slow(place: Place) -> Any:
+        entry = look(place)
+        reached.set()
+        go_on.wait(10)
+        return entry
+
+    monkeypatch.setattr(bookkeeper, "LOOK_SECONDS", 10.0)
+    monkeypatch.setattr(ledger, "look", slow)
+    looking = asyncio.create_task(books.look(place()))
+    await until(reached.is_set)
+    await books.doubt([place(whose)])
+    go_on.set()
+    assert bool(await looking) == known
+    assert not books._looks
+
+
+async def test_after_a_clean_up_only_those_whom_it_left_as_they_were_are_known(
+    books: Bookkeeper, ledger: Ledger
+) -> None:
+    ledger.note([completed(place(name), "", FINGERPRINTS) for name in ("alice", "bob")])
+    token = await books.doubt([place(), place("bob")])
+    assert await books.look(place()) is None is await books.look(place("bob"))
+    await books.after_cleanup(token, [("nas1", "alice")], [("nas1", "bob")], time.time())
+    assert await books.look(place()) and await books.look(place("bob")) is None
+
+
+async def test_whoever_may_name_servers_does_not_fill_the_memory(
+    books: Bookkeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bookkeeper, "MAX_WAITING", 10)
+    for number in range(25):
+        books.note_place(place("mallory", str(number)))
+        await books.written()
+    assert len(books._noted) <= 10
 
 
 async def test_the_place_of_the_default_server_is_found_again(books: Bookkeeper, ledger: Ledger) -> None:
@@ -192,6 +316,30 @@ async def test_what_a_run_says_saves_asking(described: Described, log: Lines, cl
     current.renewed(OTHERS)
     assert await current.current() == OTHERS
     assert described.asked == 0
+
+
+async def test_a_run_that_began_before_the_settings_were_changed_is_no_news(
+    described: Described, log: Lines, clock: Clock
+) -> None:
+    described.answer = OTHERS
+    current = CurrentFingerprints(described, log.logger, clock)
+    await current.current()
+    clock.now += 30
+    current.renewed(FINGERPRINTS, 100)  # An outcome of a run that has taken so long.
+    assert await current.current() == OTHERS
+    current.renewed(FINGERPRINTS, 10)
+    assert await current.current() == FINGERPRINTS
+
+
+async def test_an_answer_is_as_old_as_its_question(described: Described, log: Lines, clock: Clock) -> None:
+    described.gate.clear()
+    current = CurrentFingerprints(described, log.logger, clock)
+    asked = asyncio.create_task(current.current())
+    await until(lambda: described.asked)
+    clock.now += 10
+    current.renewed(OTHERS, 5)  # Of a run that began after the question.
+    described.gate.set()
+    assert await asked == OTHERS
 
 
 async def test_while_it_cannot_be_told_nobody_is_complete_and_nobody_waits(

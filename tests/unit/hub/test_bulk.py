@@ -287,13 +287,13 @@ async def test_one_that_is_cancelled_ends_when_it_has_noted_who_is_complete(
     """And not before: a loop that ends takes with it what is still being written."""
     evening.applies(hang_at="bob")
     cancelled = threading.Event()
-    write = Ledger.complete
+    write = Ledger.note
 
     def late(ledger: Ledger, *args: Any, **options: Any) -> None:
         assert cancelled.wait(30)
         write(ledger, *args, **options)
 
-    monkeypatch.setattr(Ledger, "complete", late)
+    monkeypatch.setattr(Ledger, "note", late)
     told: list[str] = []
     work = asyncio.create_task(
         bootstrap_all(

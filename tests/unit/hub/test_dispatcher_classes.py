@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -525,7 +526,76 @@ async def test_who_is_known_withdraws_the_clean_up_without_a_run(log: Lines) -> 
     assert_empty(hub)
 
 
+async def test_who_is_known_under_another_name_of_the_directory_waits_for_the_clean_up_too(hub: Hub) -> None:
+    """As one that an earlier hub has left, from before the place of users was set."""
+    hub.dispatcher.cleanup(Place("alice", storage_host="s1"), never)
+    cleanup = await hub.run(1)
+    told = Place("alice", "/v/alice", storage_host="s1")
+    assert not hub.dispatcher.claim_untouched(told)
+    assert hub.dispatcher.claim_untouched(Place("bob", "/v/bob", storage_host="s1"))
+    spawn = hub.spawn("alice", directory="/v/alice", storage_host="s1", done={"user_dir": "1"})
+    await hub.settled()
+    cleanup.succeed()
+    run = await hub.run(2)
+    assert run.request.done == {}
+    run.succeed()
+    await spawn
+
+
+async def test_a_clean_up_doubts_who_waits_under_another_name_of_the_directory(hub: Hub) -> None:
+    flying, run = await busy(hub, "other", storage_host="s1")
+    hub.dispatcher.prepare(Place("alice", "/v/alice", storage_host="s1"), {"user_dir": "1"})
+    host = hub.dispatcher._hosts["s1"]
+    host.doubt({"alice"})
+    assert host.logins["s1", "/v/alice"].done == {}
+    run.succeed()
+    await flying
+    (await hub.run(2)).succeed()
+    await until(lambda: len(hub.records) == 2)
+
+
 # What a run leaves out
+
+
+@pytest.mark.parametrize("first", ["spawn", "login"])
+async def test_what_was_known_of_another_place_is_not_left_out_after_the_other_spawn_is_gone(
+    hub: Hub, first: str
+) -> None:
+    """The place is that of the last spawn, so what is known of the one before says nothing."""
+    flying, run = await busy(hub, "other", storage_host="s1")
+    old, new = {"directory": "/v/a", "uid": 1}, {"directory": "/v/a", "uid": 2}
+    stays: asyncio.Task[Any] | None = None
+    if first == "login":
+        hub.dispatcher.prepare(Place("alice", storage_host="s1", **old), {"user_dir": "1"})  # type: ignore[arg-type]
+    else:
+        stays = hub.spawn("alice", storage_host="s1", done={"user_dir": "1"}, **old)
+    goes = hub.spawn("alice", storage_host="s1", **new)
+    await hub.settled()
+    await cancel(goes)
+    run.succeed()
+    await flying
+    second = await hub.run(2)
+    assert (second.request.users[0]["uid"], second.request.done) == (2, {})
+    second.succeed()
+    if stays is not None:
+        await stays
+    await until(lambda: len(hub.records) == 2)
+
+
+async def test_what_a_run_rests_on_is_as_old_as_what_it_leaves_out(log: Lines) -> None:
+    told: list[float] = []
+    hub = Hub(log, complete=lambda place, outcome, fingerprints, since: told.append(since))
+    first, run = await busy(hub, "other")
+    came = time.time()
+    spawn = hub.spawn("alice", done={"user_dir": "1"})
+    await hub.settled()
+    waited = time.time()
+    run.succeed()
+    await first
+    (await hub.run(2)).succeed()
+    await spawn
+    assert told[0] <= came, "all was done in the run"
+    assert told[1] <= waited, "it was known before the run began that she has one role"
 
 
 async def test_a_run_leaves_out_what_all_its_users_have(hub: Hub) -> None:

@@ -73,7 +73,7 @@ class Air:
             raise OSError("disk full")
         self.forgotten.update((place.storage_host, place.name) for place in places)
 
-    def complete(self, place: Place, outcome: Outcome, fingerprints: Any) -> None:
+    def complete(self, place: Place, outcome: Outcome, fingerprints: Any, since: float) -> None:
         flying = [run for run in self.runs if run.host == place.storage_host]
         assert [run.request.operation for run in flying] == ["bootstrap"]
         self.forgotten.discard((place.storage_host, place.name))

@@ -8,17 +8,29 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from hub_fakes import Lines, until
 from traitlets.config import Config
 
 import ansible_bootstrap
 from ansible_bootstrap import AnsibleBootstrap, BootstrapError, RoleFailedError, setup
-from ansible_bootstrap.hub import bootstrapped, chain, core, post_stop_hook, pre_spawn_hook, spawns
+from ansible_bootstrap.hub import (
+    bootstrapped,
+    chain,
+    core,
+    failure,
+    login,
+    post_stop_hook,
+    pre_spawn_hook,
+    spawns,
+)
+from ansible_bootstrap.places import Place
 from ansible_bootstrap.progress import ProgressLog
 
 
@@ -200,6 +212,88 @@ def test_bootstrapped_keeps_the_class_and_its_settings() -> None:
     c = Config()
     c.SimpleLocalProcessSpawner.home_dir_template = "/v/{username}"
     assert made(config=c).home_dir_template == "/v/{username}"
+
+
+# A hostile name, a settings side that hangs
+
+
+def test_the_name_of_a_server_makes_no_line_of_the_log(tmp_path: Path, log: Lines) -> None:
+    """Whoever has a token of their own names servers as they like."""
+    spawner = Spawner(tmp_path, "alice:two\n[I 2026-01-01 JupyterHub app:1] root logged in\x1b[2K")
+    spawner.log = log.logger
+    failure.shown(spawner, RoleFailedError("details"))
+    assert "\n" not in log.lines[0] and "\x1b" not in log.lines[0] and "alice:two" in log.lines[0]
+
+
+async def test_who_cannot_be_told_to_be_complete_in_half_of_the_time_gets_a_run_in_the_other() -> None:
+    async def known(place: Place) -> Any:
+        await asyncio.sleep(30)
+
+    now = asyncio.get_running_loop().time()
+    answer = await spawns._known(SimpleNamespace(known=known), Place("alice"), now + 0.2)  # type: ignore[arg-type]
+    assert answer == (False, {})
+    assert asyncio.get_running_loop().time() < now + 20
+
+
+async def test_a_time_out_from_within_is_not_taken_for_ours() -> None:
+    async def known(place: Place) -> Any:
+        raise TimeoutError
+
+    deadline = asyncio.get_running_loop().time() + 60
+    with pytest.raises(TimeoutError):
+        await spawns._known(SimpleNamespace(known=known), Place("alice"), deadline)  # type: ignore[arg-type]
+
+
+async def test_a_ledger_that_cannot_forget_costs_nobody_the_clean_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Lines
+) -> None:
+    async def forget(name: str) -> None:
+        await asyncio.sleep(30)
+
+    cleaned: list[Place] = []
+    fake = SimpleNamespace(
+        books=SimpleNamespace(forget=forget),
+        cleanup_delay=1.0,
+        dispatcher=SimpleNamespace(cleanup=lambda place, active: cleaned.append(place)),
+        pending=None,
+    )
+    monkeypatch.setattr(spawns, "POST_STOP_SECONDS", 0.1)
+    monkeypatch.setattr(spawns, "core_of", lambda spawner: fake)
+    spawner = Spawner(tmp_path)
+    spawner.log = log.logger
+    spawn = spawns.spawn_of(spawner)
+    spawn.place, spawn.begun, spawn.ready = Place("alice"), True, time.monotonic()
+    await spawns.stopped(spawner)
+    assert cleaned == [Place("alice")]
+    assert "alice could not be made unknown on disk" in log.lines[0]
+
+
+class Handler:
+    settings: ClassVar[dict[str, Any]] = {"users": {}}
+
+
+async def test_who_logs_in_a_hundred_times_is_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+
+    async def nobody(core: Any, name: str) -> None:
+        looked.append(name)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(login, "_user", nobody)
+    said = {"state_dir": str(tmp_path / "state"), "storage_root": str(tmp_path)}
+    authenticator = SimpleNamespace(
+        config=Config({"AnsibleBootstrap": said}), log=logging.getLogger("test.hooks")
+    )
+    for _ in range(100):
+        await login.post_auth_hook(authenticator, Handler(), {"name": "mallory"})
+    await login.post_auth_hook(authenticator, Handler(), {"name": "alice"})
+    await until(lambda: not core._core._background)  # type: ignore[union-attr]
+    assert looked == ["mallory", "alice"]
+    await login.post_auth_hook(authenticator, Handler(), {"name": "mallory"})
+    await until(lambda: not core._core._background)  # type: ignore[union-attr]
+    assert looked == ["mallory", "alice", "mallory"]
 
 
 # Progress

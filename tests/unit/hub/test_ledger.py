@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_bootstrap.ledger import FILE, Ledger, completed, digest
+from ansible_bootstrap.ledger import FILE, MAX_PLACES, Ledger, completed, digest
 from ansible_bootstrap.places import Place
 from ansible_bootstrap.protocol import RoleFingerprint
 
@@ -192,12 +192,130 @@ def test_who_is_forgotten_is_unknown_everywhere(ledger: Ledger, alice: Place) ->
     assert ledger.forget_all() == 1 and ledger.look(bob) is None
 
 
-def test_what_was_known_of_a_place_can_be_put_back(ledger: Ledger, alice: Place) -> None:
+ALICE = [("localhost", "alice")]
+
+
+def test_whom_a_clean_up_left_as_they_were_is_believed_again(ledger: Ledger, alice: Place) -> None:
     ledger.complete([completed(alice, "", FINGERPRINTS)])
-    known = ledger.forget_places([alice, replace(alice, name="bob")])
-    assert [entry.place for entry in known] == [alice] and ledger.look(alice) is None
-    ledger.restore(known)
+    token = ledger.doubt([alice, replace(alice, name="bob")])
+    assert ledger.look(alice) is None
+    ledger.believe(token, [("localhost", "alice"), ("localhost", "bob")])
     assert ledger.look(alice)
+
+
+def test_a_clean_up_doubts_the_user_under_all_names_of_the_directory(ledger: Ledger, alice: Place) -> None:
+    by_name = replace(alice, directory=None)  # As before the place was set.
+    elsewhere = replace(alice, directory="/nowhere/alice", storage_host="nas2")
+    ledger.complete([completed(place, alice.directory or "", FINGERPRINTS) for place in (alice, by_name)])
+    ledger.complete([completed(elsewhere, "", FINGERPRINTS)])
+    ledger.doubt([by_name])
+    assert ledger.look(alice) is None is ledger.look(by_name)
+    assert ledger.look(elsewhere)
+
+
+@pytest.mark.parametrize("meanwhile", ["forgotten", "all forgotten", "cleaned up again"])
+def test_whom_somebody_else_has_made_unknown_meanwhile_is_not_believed_again(
+    ledger: Ledger, alice: Place, meanwhile: str
+) -> None:
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    token = ledger.doubt([alice])
+    if meanwhile == "forgotten":
+        assert ledger.forget(["alice"]) == 0
+    elif meanwhile == "all forgotten":
+        assert ledger.forget_all() == 0
+    else:
+        ledger.doubt([alice])
+    ledger.believe(token, ALICE)
+    assert ledger.look(alice) is None
+
+
+@pytest.mark.parametrize("how", ["forget", "forget_all", "doubt", "spoil"])
+def test_a_run_that_was_in_the_air_when_its_user_was_made_unknown_notes_nothing(
+    ledger: Ledger, alice: Place, how: str
+) -> None:
+    bob = replace(alice, name="bob")
+    ledger.complete([completed(bob, "", FINGERPRINTS)])
+    before = time.time()
+    time.sleep(0.002)
+    match how:
+        case "forget":
+            ledger.forget(["alice"])
+        case "forget_all":
+            ledger.forget_all()
+        case "doubt":
+            ledger.doubt([alice])
+        case "spoil":
+            ledger.spoil(ALICE, time.time())
+    ledger.complete([completed(alice, "", FINGERPRINTS, since=before)])
+    assert ledger.look(alice) is None
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    assert ledger.look(alice)
+    assert bool(ledger.look(bob)) == (how != "forget_all")
+
+
+def test_a_clean_up_that_changed_something_spoils_what_another_process_noted_meanwhile(
+    ledger: Ledger, alice: Place
+) -> None:
+    ledger.doubt([alice])
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    ended = time.time()
+    newer = replace(alice, directory="/nowhere/alice")
+    ledger.complete([completed(newer, "", FINGERPRINTS, since=ended)])
+    ledger.spoil(ALICE, ended)
+    assert ledger.look(alice) is None
+    assert ledger.look(newer)  # Whose run began afterwards.
+
+
+def test_a_tombstone_of_a_clock_that_was_a_year_ahead_is_none(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+        at(context, 365 * 86400)
+        ledger.doubt([alice])
+    ledger.doubt([replace(alice, name="bob")])
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    assert ledger.look(alice)
+
+
+def test_a_note_that_waited_too_long_for_the_file_is_dropped(
+    ledger: Ledger, alice: Place, tmp_path: Path
+) -> None:
+    """Whoever gave it has given up waiting for it, and may have made the user unknown since."""
+    ledger.complete([])
+    with contextlib.closing(sqlite3.connect(tmp_path / "state" / FILE, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        until = time.monotonic() + 0.2
+        writer = threading.Thread(
+            target=ledger.complete, args=([completed(alice, "", FINGERPRINTS)],), kwargs={"until": until}
+        )
+        writer.start()
+        while time.monotonic() < until:
+            time.sleep(0.01)
+        other.execute("COMMIT")
+        writer.join(10)
+    assert ledger.look(alice) is None
+
+
+def test_a_directory_that_comes_into_sight_makes_its_user_unknown(
+    ledger: Ledger, alice: Place, tmp_path: Path
+) -> None:
+    """It was away when the run was noted, deleted or not answering; what was seen then proves nothing now."""
+    (tmp_path / "alice").rename(tmp_path / "away")
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    (tmp_path / "away").rename(tmp_path / "alice")
+    assert ledger.look(alice) is None
+
+
+def test_whoever_may_name_servers_does_not_fill_the_file(ledger: Ledger, alice: Place) -> None:
+    ledger.note_places([alice], "d1")
+    for start in range(0, 1000, 50):
+        ledger.note_places(
+            [replace(alice, server_name=f"s{number:04}") for number in range(start, start + 50)], "d1"
+        )
+    ledger.note_places([replace(alice, name="bob")], "d1")
+    kept = [place.server_name for place in ledger.places("alice", "d1")]
+    assert len(kept) == MAX_PLACES + 1 and kept[0] == "" and kept[-1] == "s0999"
+    assert ledger.places("bob", "d1")
 
 
 def test_nothing_is_noted_once_looking_has_taken_too_long(ledger: Ledger, alice: Place) -> None:
