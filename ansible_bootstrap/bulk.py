@@ -171,6 +171,7 @@ class _Bulk:
         while True:
             batch: list[Work] = []
             known: list[Entry | None] = []
+            looked = time.time()
             while len(batch) < self._settings.batch_size:  # Full ones: a run costs the same for one user.
                 taken = await queue.take(self._settings.batch_size - len(batch))
                 if not taken:
@@ -184,7 +185,7 @@ class _Bulk:
             if not batch:
                 return
             async with self._slots:
-                await self._bootstrap(host, batch, _common(known))
+                await self._bootstrap(host, batch, _common(known), looked)
 
     async def _look(self, works: Sequence[Work]) -> list[Entry | None]:
         if not self._skips:
@@ -199,7 +200,8 @@ class _Bulk:
             self._complain(f"the ledger cannot be read: {error}")
         return [None] * len(works)
 
-    async def _bootstrap(self, host: str, batch: list[Work], done: dict[str, str]) -> None:
+    async def _bootstrap(self, host: str, batch: list[Work], done: dict[str, str], looked: float) -> None:
+        """Bootstrap these, but for roles that all had when they were looked up."""
         request = Request(
             operation="bootstrap",
             users=[work.place.user(work.key).model_dump() for work in batch],
@@ -220,7 +222,9 @@ class _Bulk:
                 outcome = outcome.model_copy(update={"notes": (*work.notes, *outcome.notes)})
             record.outcomes.append(outcome)
             if outcome.status == "ok" and self._remembers and fingerprints:
-                self.books.complete(work.place, outcome, fingerprints)
+                # Whoever has been forgotten since is not complete by a run that left out roles.
+                since = looked if done else record.started
+                self.books.complete(work.place, outcome, fingerprints, since)
             self._tell(outcome, False)
 
         def on_event(event: Event) -> None:

@@ -11,7 +11,7 @@
     ├── DeadlineError              not ready within ``c.AnsibleBootstrap.timeout``
     └── ApplyError                 the apply program could not be started, died, or spoke nonsense
 
-In the hub these become :class:`ansible_bootstrap.BootstrapError` (see ``hub.py``), which shows
+In the hub these become :class:`ansible_bootstrap.BootstrapError` (``hub/failure.py``), which shows
 ``message`` on the spawn page and keeps ``details`` for the log.
 """
 

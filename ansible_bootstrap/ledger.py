@@ -305,8 +305,6 @@ class Ledger:
             return database.execute(query, values).fetchall()
 
     def _forget_names(self, names: Sequence[str], which: str) -> int:
-        if not self._path.exists():
-            return 0
         values = [(name,) for name in names]
         with self._writing() as database:
             database.executemany(f"DELETE FROM complete WHERE {which} AND doubt <> ''", values)  # noqa: S608

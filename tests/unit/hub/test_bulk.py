@@ -77,7 +77,9 @@ class Evening:
 
     def requests(self, what: str = "begin") -> list[dict[str, Any]]:
         """The bootstraps that the apply program was asked for, oldest first."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+        text = self.log.read_text() if self.log.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # Of the last line there may be only a part yet.
+        lines = [json.loads(line) for line in whole.splitlines()]
         return [line for line in lines if line["what"] == what and line["operation"] == "bootstrap"]
 
     def asked(self) -> list[str]:
@@ -244,6 +246,25 @@ async def test_there_are_ways_to_leave_nobody_out(evening: Evening, how: str) ->
     await evening.runs("alice", again=how == "again", check=how == "check")
     assert evening.asked() == ["alice", "alice"]
     assert evening.requests()[-1]["done"] == {}
+
+
+@pytest.mark.parametrize("left_out", [False, True])
+async def test_whoever_is_forgotten_during_a_run_is_not_complete_by_it(
+    evening: Evening, left_out: bool
+) -> None:
+    if left_out:
+        await evening.runs("alice")
+        evening.applies(fingerprint="2", delay=1)
+    else:
+        evening.applies(delay=1)
+    begun = len(evening.requests())
+    work = asyncio.create_task(evening.runs("alice"))
+    await until(lambda: len(evening.requests()) > begun)
+    evening.ledger.forget(["alice"])
+    await work
+    assert bool(evening.requests()[-1]["done"]) is left_out
+    await evening.runs("alice")
+    assert evening.known == []
 
 
 async def test_a_check_makes_nobody_complete(evening: Evening) -> None:
