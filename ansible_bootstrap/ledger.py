@@ -337,7 +337,6 @@ class Ledger:
         database = sqlite3.connect(self._path, timeout=BUSY_SECONDS)
         try:
             if _version(database) != _VERSION:
-                database.execute("PRAGMA journal_mode = WAL")
                 database.execute("BEGIN EXCLUSIVE")
                 if _version(database) != _VERSION:  # Not made by another process meanwhile.
                     for (table,) in database.execute(
@@ -347,6 +346,9 @@ class Ledger:
                     for statement in _SCHEMA.split(";\n"):
                         database.execute(statement)
                 database.commit()
+            # The file stays so. While others are at it, this fails at once, whatever the timeout: then with the next.
+            with contextlib.suppress(sqlite3.OperationalError):
+                database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
         except BaseException:
             database.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import multiprocessing
 import os
@@ -392,3 +393,20 @@ def test_several_processes_and_threads_write_at_once(ledger: Ledger, tmp_path: P
     for worker in workers:
         worker.join(60)
     assert ledger.forget_all() == 60
+
+
+def test_whoever_comes_first_makes_the_file_and_nobody_fails(tmp_path: Path) -> None:
+    """SQLite does not wait for others when it begins to write ahead, whatever the timeout."""
+    for number in range(40):
+        ledger = Ledger(tmp_path / str(number))
+        together = threading.Barrier(8)
+
+        def write(ledger: Ledger = ledger, together: threading.Barrier = together) -> int:
+            together.wait()
+            return ledger.forget(["alice"])
+
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            futures = [threads.submit(write) for _ in range(8)]
+        assert [future.result() for future in futures] == [0] * 8
+        with contextlib.closing(sqlite3.connect(tmp_path / str(number) / FILE)) as database:
+            assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
