@@ -140,15 +140,19 @@ class Bookkeeper:
         if self._lost.get(name) == now:
             del self._lost[name]
 
-    async def doubt(self, places: Sequence[Place]) -> str:
-        """Make places unknown, on disk, before returning; return the token to :meth:`believe` them again.
+    async def doubt(self, places: Sequence[Place], seconds: float) -> str:
+        """Make the users of these places unknown, on disk, before returning; return the token for their clean-up's end.
+
+        Args:
+            places: that are to be cleaned up.
+            seconds: as :meth:`Ledger.doubt`.
 
         Raises:
             TimeoutError, sqlite3.Error, OSError, SettingsError: they may still be known.
         """
         names = {place.name for place in places}
         self._overtake(names)
-        token = await in_thread(partial(self._ledger.doubt, list(places)), timeout=DISK_SECONDS)
+        token = await in_thread(partial(self._ledger.doubt, list(places), seconds), timeout=DISK_SECONDS)
         self._overtake(names)  # Also those that have begun meanwhile.
         return token
 
@@ -167,10 +171,7 @@ class Bookkeeper:
             changed: storage hosts and names.
             at: when it ended, as ``time.time``.
         """
-        if changed:
-            await self._try(partial(self._ledger.spoil, changed, at))
-        if unchanged:
-            await self._try(partial(self._ledger.believe, token, unchanged))
+        await self._try(partial(self._ledger.cleaned, token, unchanged, changed, at))
 
     async def written(self) -> None:
         """Return when all that has been noted is on disk, or could not be."""

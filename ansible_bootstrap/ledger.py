@@ -13,34 +13,30 @@ believed only while everything it was made under is as it was:
 Several hands write it (a hub, a command line beside it), so no entry depends on who writes first. Each says since when
 what it rests on is known, and whoever makes a user unknown leaves a tombstone: a run that was in the air by then
 notes nothing. A clean-up only doubts its users' entries, each clean-up with a token of its own, and believes them again
-if it has changed nothing; whom somebody else has forgotten or doubted meanwhile stays unknown.
+if it has changed nothing; whom somebody else has forgotten or doubted meanwhile stays unknown. While it is under way
+nothing is noted of them, by nobody.
 
 The ledger may be deleted at any time: whoever is unknown is bootstrapped again, which changes nothing that is right.
 So what cannot be read is unknown, and a file that is broken is moved aside.
-
-It is SQLite, in WAL mode, so that looking somebody up never waits for a hub, a command line or a killed one of
-either that was writing. Every transaction is synced: an entry that was forgotten must not come back after a power cut.
-Each call opens the file anew (0.2 ms): a connection kept open would go on believing in a file that was removed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from .errors import RefusedError
+from .ledger_file import LedgerFile
 from .places import Place
 from .protocol import RoleFingerprint
-from .state import ensure_state_dir, make_private
 from .storage._plan import BUILT_IN_ROLES
 
 FILE: Final = "ledger.sqlite"
@@ -59,35 +55,8 @@ MAX_PLACES: Final = 100
 _EVERYBODY: Final = ""
 """Stands for a name in a tombstone."""
 
-_VERSION: Final = 2
-_SCHEMA: Final = f"""
-CREATE TABLE complete (
-    storage_host TEXT NOT NULL,
-    work TEXT NOT NULL,         -- the directory, or the name where only the apply side knows it
-    name TEXT NOT NULL,
-    place TEXT NOT NULL,        -- JSON of places.Place
-    directory TEXT NOT NULL,
-    roles TEXT NOT NULL,        -- JSON: role -> fingerprint
-    seen TEXT NOT NULL,         -- inode, owner, group, mode; empty if this machine saw nothing
-    at REAL NOT NULL,           -- seconds since the epoch
-    since REAL NOT NULL,        -- when what it rests on was known
-    doubt TEXT NOT NULL,        -- the token of a clean-up that has begun; empty: believed
-    PRIMARY KEY (storage_host, work, name)
-);
-CREATE INDEX complete_name ON complete (name);
-CREATE TABLE forgotten (
-    name TEXT PRIMARY KEY,
-    at REAL NOT NULL
-);
-CREATE TABLE places (
-    name TEXT NOT NULL,
-    server_name TEXT NOT NULL,
-    place TEXT NOT NULL,
-    under TEXT NOT NULL,        -- a digest of the settings of the spawner
-    PRIMARY KEY (name, server_name)
-);
-PRAGMA user_version = {_VERSION};
-"""
+_UNDER_WAY: Final = "SELECT 1 FROM cleaning WHERE storage_host = ? AND name = ? AND until > ? AND until <= ?"
+"""Whether a user's clean-up is; one that ends later than any can was noted by a clock that has been set back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +110,7 @@ class Ledger:
     """
 
     def __init__(self, state_dir: str | os.PathLike[str], trust_for: float = 86400.0) -> None:
-        self._path = Path(state_dir) / FILE
+        self._file = LedgerFile(Path(state_dir) / FILE)
         self._trust_for = trust_for
 
     # -- who is complete ----------------------------------------------------------------------
@@ -184,12 +153,12 @@ class Ledger:
         Raises:
             sqlite3.Error, OSError, SettingsError: it cannot be written.
         """
-        with self._writing() as database:
+        with self._file.writing() as database:
             if until is not None and time.monotonic() >= until:
                 return
             database.executemany(
                 "INSERT OR REPLACE INTO complete VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '')",
-                [_row(entry) for entry in entries if not _forgotten(database, entry)],
+                [_row(entry) for entry in entries if not _unknown(database, entry)],
             )
 
     def forget(self, names: Iterable[str]) -> int:
@@ -204,58 +173,72 @@ class Ledger:
         """Make everybody unknown, and return how many places that were."""
         return self._forget_names([_EVERYBODY], "? = ''")
 
-    def doubt(self, places: Iterable[Place]) -> str:
-        """Make the users of these places unknown on their storage hosts, wherever their directories are there.
+    def doubt(self, places: Iterable[Place], seconds: float) -> str:
+        """A clean-up of these users begins: make them unknown on their storage hosts, wherever their directories are.
+
+        Until :meth:`cleaned` nothing is noted of them either, by whatever process: the clean-up may yet take away what
+        a bootstrap beside it gives. If the hub is killed meanwhile, that ends by itself.
 
         By name, not by directory: a path may be known under two names (that of before a setting was made, a link), and
         a site's clean-up may reach beyond the directory that it was asked for.
 
+        Args:
+            places: of the users.
+            seconds: after which the clean-up has ended even if nobody says so, a day at most.
+
         Returns:
-            A token for :meth:`believe`.
+            A token for :meth:`cleaned`.
 
         Raises:
             sqlite3.Error, OSError, SettingsError: it cannot be written.
         """
         token = uuid.uuid4().hex
-        whose = [(token, *who) for who in _whose(places)]
-        with self._writing() as database:
-            database.executemany("UPDATE complete SET doubt = ? WHERE storage_host = ? AND name = ?", whose)
-            _bury(database, (name for *_, name in whose), time.time())
+        whose = _whose(places)
+        with self._file.writing() as database:
+            now = time.time()
+            database.executemany(
+                "UPDATE complete SET doubt = ? WHERE storage_host = ? AND name = ?",
+                [(token, *who) for who in whose],
+            )
+            database.execute("DELETE FROM cleaning WHERE until <= ? OR until > ?", (now, now + DAY))
+            database.executemany(
+                "INSERT INTO cleaning VALUES (?, ?, ?, ?)",
+                [(token, *who, now + min(seconds, DAY)) for who in whose],
+            )
+            _bury(database, (name for _, name in whose), now)
         return token
 
-    def believe(self, token: str, unchanged: Iterable[tuple[str, str]]) -> None:
-        """A clean-up is over: believe again what is known of those whom it left as they were.
+    def cleaned(
+        self,
+        token: str,
+        unchanged: Iterable[tuple[str, str]],
+        changed: Iterable[tuple[str, str]],
+        at: float,
+    ) -> None:
+        """A clean-up has ended: believe again what is known of whom it left as they were, forget whom it has changed.
 
         Args:
             token: what :meth:`doubt` has returned; entries that somebody else has doubted since stay doubted.
             unchanged: storage host and name of each of them.
-
-        Raises:
-            sqlite3.Error, OSError, SettingsError: it cannot be written.
-        """
-        with self._writing() as database:
-            database.executemany(
-                "UPDATE complete SET doubt = '' WHERE storage_host = ? AND name = ? AND doubt = ?",
-                [(*who, token) for who in unchanged],
-            )
-
-    def spoil(self, changed: Iterable[tuple[str, str]], at: float) -> None:
-        """A clean-up that ended then has changed something for these: what rests on earlier is known no more.
-
-        Args:
-            changed: storage host and name of each of them.
+            changed: storage host and name of each of them: what rests on earlier is known no more.
             at: when it ended, as ``time.time``.
 
         Raises:
-            sqlite3.Error, OSError, SettingsError: it cannot be written.
+            sqlite3.Error, OSError, SettingsError: it cannot be written; its users stay unknown for the ``seconds`` of
+                :meth:`doubt`.
         """
         changed = list(changed)
-        with self._writing() as database:
+        with self._file.writing() as database:
+            database.execute("DELETE FROM cleaning WHERE token = ?", (token,))
             database.executemany(
                 "DELETE FROM complete WHERE storage_host = ? AND name = ? AND since < ?",
                 [(*who, at) for who in changed],
             )
             _bury(database, (name for _, name in changed), at)
+            database.executemany(
+                "UPDATE complete SET doubt = '' WHERE storage_host = ? AND name = ? AND doubt = ?",
+                [(*who, token) for who in unchanged],
+            )
 
     # -- where they were ----------------------------------------------------------------------
 
@@ -267,7 +250,7 @@ class Ledger:
             under: :func:`digest` of the settings that made it so; under others they mean nothing.
         """
         rows = [(place.name, place.server_name, json.dumps(asdict(place)), under) for place in places]
-        with self._writing() as database:
+        with self._file.writing() as database:
             database.executemany("INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?)", rows)
             database.executemany(
                 "DELETE FROM places WHERE name = ? AND server_name <> '' AND rowid NOT IN"
@@ -277,7 +260,7 @@ class Ledger:
 
     def places(self, name: str, under: str) -> list[Place]:
         """Return where a user's servers last had their storage under these settings, the default server's first."""
-        rows = self._select(
+        rows = self._file.select(
             "SELECT place FROM places WHERE name = ? AND under = ? ORDER BY server_name", (name, under)
         )
         return [place for (text,) in rows if (place := _place(text)) is not None]
@@ -285,10 +268,11 @@ class Ledger:
     # -- inner --------------------------------------------------------------------------------
 
     def _entry(self, place: Place) -> Entry | None:
-        rows = self._select(
-            "SELECT place, directory, roles, seen, at, since FROM complete"
-            " WHERE storage_host = ? AND work = ? AND name = ? AND doubt = ''",
-            (*place.work_key, place.name),
+        rows = self._file.select(
+            "SELECT place, directory, roles, seen, at, since FROM complete"  # noqa: S608
+            " WHERE storage_host = ? AND work = ? AND name = ? AND doubt = ''"
+            f" AND NOT EXISTS ({_UNDER_WAY})",
+            (*place.work_key, place.name, *_under_way(place)),
         )
         for text, directory, roles, seen, at, since in rows:
             known = _place(text)
@@ -296,64 +280,13 @@ class Ledger:
                 return Entry(known, directory, json.loads(roles), seen, at, since)
         return None
 
-    def _select(self, query: str, values: tuple[Any, ...]) -> list[Any]:
-        if not self._path.exists():
-            return []
-        with contextlib.closing(sqlite3.connect(self._path, timeout=BUSY_SECONDS)) as database:
-            if _version(database) != _VERSION:
-                return []
-            return database.execute(query, values).fetchall()
-
     def _forget_names(self, names: Sequence[str], which: str) -> int:
         values = [(name,) for name in names]
-        with self._writing() as database:
+        with self._file.writing() as database:
             database.executemany(f"DELETE FROM complete WHERE {which} AND doubt <> ''", values)  # noqa: S608
-            known = database.executemany(f"DELETE FROM complete WHERE {which}", values).rowcount  # noqa: S608
+            known: int = database.executemany(f"DELETE FROM complete WHERE {which}", values).rowcount  # noqa: S608
             _bury(database, names, time.time())
         return known
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        ensure_state_dir(self._path.parent)
-        make_private(self._path)
-        with contextlib.closing(self._whole()) as database, database:
-            database.execute("BEGIN IMMEDIATE")  # Or what is read in it may be old by the time of writing.
-            yield database
-
-    def _whole(self) -> sqlite3.Connection:
-        """Return a connection to a file with our tables; a broken one is moved aside, another version's emptied."""
-        try:
-            return self._prepared()
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:
-            os.replace(self._path, self._path.with_suffix(".broken"))
-            for rest in ("-wal", "-shm"):
-                self._path.with_name(f"{FILE}{rest}").unlink(missing_ok=True)
-            make_private(self._path)
-            return self._prepared()
-
-    def _prepared(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, timeout=BUSY_SECONDS)
-        try:
-            if _version(database) != _VERSION:
-                database.execute("BEGIN EXCLUSIVE")
-                if _version(database) != _VERSION:  # Not made by another process meanwhile.
-                    for (table,) in database.execute(
-                        "SELECT name FROM sqlite_master WHERE type = 'table'"
-                    ).fetchall():
-                        database.execute(f'DROP TABLE "{table}"')
-                    for statement in _SCHEMA.split(";\n"):
-                        database.execute(statement)
-                database.commit()
-            # The file stays so. While others are at it, this fails at once, whatever the timeout: then with the next.
-            with contextlib.suppress(sqlite3.OperationalError):
-                database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = FULL")
-        except BaseException:
-            database.close()
-            raise
-        return database
 
 
 def digest(settings: Mapping[str, Any]) -> str:
@@ -392,18 +325,30 @@ def _row(entry: Entry) -> tuple[Any, ...]:
 
 
 def _bury(database: sqlite3.Connection, names: Iterable[str], at: float) -> None:
-    """Set tombstones; drop those that no run in the air can be older than, or that a wrong clock has made."""
-    rows = [(name, at) for name in names]
-    database.executemany("INSERT OR REPLACE INTO forgotten VALUES (?, ?)", rows)
+    """Set tombstones, and move none back; drop those older than any run in the air, and those of a wrong clock."""
+    rows = [(name, at, DAY) for name in names]
+    database.executemany(
+        "INSERT INTO forgotten VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET at ="
+        " CASE WHEN abs(at - excluded.at) > ? THEN excluded.at ELSE max(at, excluded.at) END",
+        rows,
+    )
     database.execute("DELETE FROM forgotten WHERE abs(? - at) > ?", (at, DAY))
 
 
-def _forgotten(database: sqlite3.Connection, entry: Entry) -> bool:
-    """Whether the user has been made unknown since what this entry rests on was known."""
+def _unknown(database: sqlite3.Connection, entry: Entry) -> bool:
+    """Whether the user has been made unknown since what this entry rests on was known, or is being cleaned up."""
+    name = entry.place.name
     rows = database.execute(
-        "SELECT 1 FROM forgotten WHERE name IN (?, ?) AND at > ?", (entry.place.name, _EVERYBODY, entry.since)
+        f"SELECT 1 FROM forgotten WHERE name IN (?, ?) AND at > ? UNION ALL {_UNDER_WAY}",  # noqa: S608
+        (name, _EVERYBODY, entry.since, *_under_way(entry.place)),
     )
     return rows.fetchone() is not None
+
+
+def _under_way(place: Place) -> tuple[str, str, float, float]:
+    """Return the values of :data:`_UNDER_WAY`."""
+    now = time.time()
+    return place.storage_host, place.name, now, now + DAY
 
 
 def looked_at(entry: Entry) -> Entry:
@@ -428,7 +373,3 @@ def _place(text: str) -> Place | None:
     except (ValueError, TypeError, KeyError, RefusedError):
         return None
     return place
-
-
-def _version(database: sqlite3.Connection) -> int:
-    return int(database.execute("PRAGMA user_version").fetchone()[0])

@@ -95,8 +95,10 @@ async def in_thread(func: Callable[[], T], *, timeout: float, pool: Pool = GENER
             loop.call_soon_threadsafe(deliver, value, error)
 
     pool.submit(job)
-    await asyncio.wait({answer}, timeout=timeout)
-    if not answer.done():
-        answer.cancel()
+    try:
+        await asyncio.wait({answer}, timeout=timeout)
+    finally:
+        answer.cancel()  # Without effect on one that has come; of a later one nobody would take what it raises.
+    if answer.cancelled():
         raise TimeoutError(f"no answer within {timeout:g} s")
     return answer.result()

@@ -37,6 +37,9 @@ SETTINGS_SECONDS: Final = 10.0
 
 DESCRIBE_SECONDS: Final = 10.0
 
+ENDING_SECONDS: Final = 60.0
+"""For a clean-up that has run out of time to be ended, with whatever its roles have started, and to be noted."""
+
 
 class Core:
     """Made when the hub is up or at the first hook, when all settings have been made.
@@ -140,7 +143,7 @@ class Core:
 
     async def _forget(self, places: Sequence[Place]) -> None:
         """Before a clean-up: it may take away what a bootstrap gave."""
-        token = await self.books.doubt(places)
+        token = await self.books.doubt(places, self.config.timeout + ENDING_SECONDS)
         self._doubts.update((place.storage_host, token) for place in places)  # One run at a time on each.
 
     def _record(self, run: RunRecord) -> None:

@@ -180,7 +180,7 @@ async def test_a_look_that_a_clean_up_of_the_user_has_overtaken_knows_nobody(
     monkeypatch.setattr(ledger, "look", slow)
     looking = asyncio.create_task(books.look(place()))
     await until(reached.is_set)
-    await books.doubt([place(whose)])
+    await books.doubt([place(whose)], 60)
     go_on.set()
     assert bool(await looking) == known
     assert not books._looks
@@ -190,7 +190,7 @@ async def test_after_a_clean_up_only_those_whom_it_left_as_they_were_are_known(
     books: Bookkeeper, ledger: Ledger
 ) -> None:
     ledger.note([completed(place(name), "", FINGERPRINTS) for name in ("alice", "bob")])
-    token = await books.doubt([place(), place("bob")])
+    token = await books.doubt([place(), place("bob")], 60)
     assert await books.look(place()) is None is await books.look(place("bob"))
     await books.after_cleanup(token, [("nas1", "alice")], [("nas1", "bob")], time.time())
     assert await books.look(place()) and await books.look(place("bob")) is None

@@ -198,9 +198,9 @@ ALICE = [("localhost", "alice")]
 
 def test_whom_a_clean_up_left_as_they_were_is_believed_again(ledger: Ledger, alice: Place) -> None:
     ledger.complete([completed(alice, "", FINGERPRINTS)])
-    token = ledger.doubt([alice, replace(alice, name="bob")])
+    token = ledger.doubt([alice, replace(alice, name="bob")], 60)
     assert ledger.look(alice) is None
-    ledger.believe(token, [("localhost", "alice"), ("localhost", "bob")])
+    ledger.cleaned(token, [("localhost", "alice"), ("localhost", "bob")], [], time.time())
     assert ledger.look(alice)
 
 
@@ -209,7 +209,7 @@ def test_a_clean_up_doubts_the_user_under_all_names_of_the_directory(ledger: Led
     elsewhere = replace(alice, directory="/nowhere/alice", storage_host="nas2")
     ledger.complete([completed(place, alice.directory or "", FINGERPRINTS) for place in (alice, by_name)])
     ledger.complete([completed(elsewhere, "", FINGERPRINTS)])
-    ledger.doubt([by_name])
+    ledger.doubt([by_name], 60)
     assert ledger.look(alice) is None is ledger.look(by_name)
     assert ledger.look(elsewhere)
 
@@ -219,18 +219,18 @@ def test_whom_somebody_else_has_made_unknown_meanwhile_is_not_believed_again(
     ledger: Ledger, alice: Place, meanwhile: str
 ) -> None:
     ledger.complete([completed(alice, "", FINGERPRINTS)])
-    token = ledger.doubt([alice])
+    token = ledger.doubt([alice], 60)
     if meanwhile == "forgotten":
         assert ledger.forget(["alice"]) == 0
     elif meanwhile == "all forgotten":
         assert ledger.forget_all() == 0
     else:
-        ledger.doubt([alice])
-    ledger.believe(token, ALICE)
+        ledger.doubt([alice], 60)
+    ledger.cleaned(token, ALICE, [], time.time())
     assert ledger.look(alice) is None
 
 
-@pytest.mark.parametrize("how", ["forget", "forget_all", "doubt", "spoil"])
+@pytest.mark.parametrize("how", ["forget", "forget_all", "cleaned"])
 def test_a_run_that_was_in_the_air_when_its_user_was_made_unknown_notes_nothing(
     ledger: Ledger, alice: Place, how: str
 ) -> None:
@@ -243,10 +243,8 @@ def test_a_run_that_was_in_the_air_when_its_user_was_made_unknown_notes_nothing(
             ledger.forget(["alice"])
         case "forget_all":
             ledger.forget_all()
-        case "doubt":
-            ledger.doubt([alice])
-        case "spoil":
-            ledger.spoil(ALICE, time.time())
+        case "cleaned":
+            ledger.cleaned(ledger.doubt([alice], 60), [], ALICE, time.time())
     ledger.complete([completed(alice, "", FINGERPRINTS, since=before)])
     assert ledger.look(alice) is None
     ledger.complete([completed(alice, "", FINGERPRINTS)])
@@ -254,17 +252,81 @@ def test_a_run_that_was_in_the_air_when_its_user_was_made_unknown_notes_nothing(
     assert bool(ledger.look(bob)) == (how != "forget_all")
 
 
-def test_a_clean_up_that_changed_something_spoils_what_another_process_noted_meanwhile(
-    ledger: Ledger, alice: Place
+def test_nothing_is_noted_of_a_user_whose_clean_up_is_under_way(
+    ledger: Ledger, alice: Place, tmp_path: Path
 ) -> None:
-    ledger.doubt([alice])
-    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    """The clean-up may take away what a command line beside the hub gives, whichever of the two ends first."""
+    elsewhere = replace(alice, storage_host="nas2")
+    token = ledger.doubt([alice], 60)
+    beside = Ledger(tmp_path / "state")
+    beside.complete([completed(place, "", FINGERPRINTS) for place in (alice, elsewhere)])
+    assert ledger.look(alice) is None and ledger.look(elsewhere)
     ended = time.time()
-    newer = replace(alice, directory="/nowhere/alice")
-    ledger.complete([completed(newer, "", FINGERPRINTS, since=ended)])
-    ledger.spoil(ALICE, ended)
+    ledger.cleaned(token, [], ALICE, ended)
     assert ledger.look(alice) is None
-    assert ledger.look(newer)  # Whose run began afterwards.
+    beside.complete([completed(alice, "", FINGERPRINTS, since=ended - 1)])
+    assert ledger.look(alice) is None
+    beside.complete([completed(alice, "", FINGERPRINTS)])  # What began afterwards.
+    assert ledger.look(alice)
+
+
+def test_two_clean_ups_of_a_user_both_have_to_end(ledger: Ledger, alice: Place) -> None:
+    first, second = ledger.doubt([alice], 60), ledger.doubt([alice], 60)
+    for token in (first, second):
+        ledger.complete([completed(alice, "", FINGERPRINTS)])
+        assert ledger.look(alice) is None
+        ledger.cleaned(token, ALICE, [], time.time())
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    assert ledger.look(alice)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "later", "known"), [(60, 59, False), (60, 61, True), (10**9, 86_401, True)]
+)
+def test_a_clean_up_whose_hub_was_killed_ends_by_itself(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch, seconds: float, later: float, known: bool
+) -> None:
+    ledger.doubt([alice], seconds)
+    at(monkeypatch, later)
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    assert bool(ledger.look(alice)) == known
+
+
+def test_a_clean_up_by_a_clock_that_was_a_year_ahead_does_not_last_for_a_year(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+        at(context, 365 * 86400)
+        ledger.doubt([alice], 60)
+    ledger.forget(["alice"])  # Or its tombstone, of the same clock, would do the same.
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    assert ledger.look(alice)
+
+
+def test_no_tombstone_is_moved_back(ledger: Ledger, alice: Place) -> None:
+    token = ledger.doubt([alice], 60)
+    ended = time.time()
+    time.sleep(0.002)
+    between = time.time()
+    time.sleep(0.002)
+    ledger.forget(["alice"])
+    ledger.cleaned(token, [], ALICE, ended)  # Noted late.
+    ledger.complete([completed(alice, "", FINGERPRINTS, since=between)])
+    assert ledger.look(alice) is None
+
+
+def test_what_was_noted_before_a_clean_up_is_not_found_while_it_is_under_way(
+    ledger: Ledger, alice: Place, tmp_path: Path
+) -> None:
+    """Also if an earlier clean-up of the same user ends meanwhile, and has changed nothing."""
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    first = ledger.doubt([alice], 60)
+    with contextlib.closing(sqlite3.connect(tmp_path / "state" / FILE)) as database, database:
+        database.execute(
+            "INSERT INTO cleaning VALUES ('another', 'localhost', 'alice', ?)", (time.time() + 60,)
+        )
+    ledger.cleaned(first, ALICE, [], time.time())
+    assert ledger.look(alice) is None
 
 
 def test_a_tombstone_of_a_clock_that_was_a_year_ahead_is_none(
@@ -272,8 +334,8 @@ def test_a_tombstone_of_a_clock_that_was_a_year_ahead_is_none(
 ) -> None:
     with monkeypatch.context() as context:
         at(context, 365 * 86400)
-        ledger.doubt([alice])
-    ledger.doubt([replace(alice, name="bob")])
+        ledger.doubt([alice], 60)
+    ledger.doubt([replace(alice, name="bob")], 60)
     ledger.complete([completed(alice, "", FINGERPRINTS)])
     assert ledger.look(alice)
 
