@@ -72,9 +72,13 @@ class RunningHub:
                 start_new_session=True,
             )
 
-    def restart(self) -> None:
-        """With the same database and settings, after the process has ended."""
+    def restart(self, **settings: Any) -> None:
+        """With the same database and settings but for these, after the process has ended."""
         self.process.wait(5)
+        file = self.path / "test.json"
+        test = json.loads(file.read_text())
+        test["settings"].update(settings)
+        file.write_text(json.dumps(test))
         self.process = self._start()
         self.wait_until_up()
 

@@ -1,0 +1,353 @@
+"""What the hooks make of a login, a start and a stop: the real core with a fake apply program, and no hub."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import pytest
+from hub_fakes import FakeApply, until
+from prometheus_client import REGISTRY
+from traitlets.config import Config
+
+from ansible_bootstrap import AnsibleBootstrap, setup
+from ansible_bootstrap.apply_client import ApplyClient
+from ansible_bootstrap.hub import chain, core, install, login, post_stop_hook, pre_spawn_hook
+from ansible_bootstrap.places import Place
+
+V1, V2 = ({"role": "user_dir", "fingerprint": version, "revised": True} for version in ("1", "2"))
+
+
+class Authenticator(SimpleNamespace):
+    """What the hook uses of one; the admin's own hooks are found by its class's name."""
+
+
+class Spawner(SimpleNamespace):
+    """Likewise."""
+
+
+class Hub:
+    """One user of a hub, what the hub's handlers do for her, and what came of it."""
+
+    def __init__(self, apply: FakeApply, path: Path, settings: dict[str, Any]) -> None:
+        self.apply = apply
+        self.path = path
+        self.where = "storage"
+        self.done: dict[str, str] = {}
+        """What the last login said to be done already."""
+        self.config = Config()
+        self.config.AnsibleBootstrap = Config(
+            state_dir=str(path / "state"),
+            apply_command=apply.command,
+            place=lambda spawner: {"directory": str(path / self.where / "alice")},
+            **settings,
+        )
+        self.log = logging.getLogger("test.wiring")
+        self.user = SimpleNamespace(
+            name="alice", groups=[], spawners={}, active=False, get_spawner=lambda: self.spawner()
+        )
+        for where in ("storage", "other"):
+            (path / where / "alice").mkdir(parents=True)
+
+    def spawner(self) -> Any:
+        return Spawner(
+            user=self.user, name="", _log_name="alice", log=self.log, config=self.config, progress=None
+        )
+
+    @property
+    def core(self) -> core.Core:
+        assert core._core is not None
+        return core._core
+
+    @property
+    def runs(self) -> int:
+        return len(self.apply.runs)
+
+    def revise(self, *fingerprints: dict[str, Any]) -> None:
+        """The roles are others now, and the hub has had the time to find out."""
+        self.apply.do(fingerprints=list(fingerprints))
+        self.core.fingerprints._known = None
+
+    async def start(self) -> Any:
+        """Press Start, and let everything be written down."""
+        spawner = self.spawner()
+        await pre_spawn_hook(spawner)
+        await self.written()
+        return spawner
+
+    def again(self) -> None:
+        """Start the hub again, with its settings as they are now."""
+        core._core = None
+        AnsibleBootstrap.clear_instance()
+
+    async def log_in(self) -> list[Place]:
+        """Log in; return for whom the work was begun, and let it end."""
+        begun: list[Place] = []
+        made = core.make_core(self.config, {"users": {}})
+        prepare = made.dispatcher.prepare
+
+        def spy(place: Place, done: Any = MappingProxyType({})) -> None:
+            begun.append(place)
+            self.done = dict(done)
+            prepare(place, done)
+
+        runs = self.runs
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(made.dispatcher, "prepare", spy)
+            assert await self.auth({"name": "alice"}) == {"name": "alice"}
+            await until(lambda: not made._background)
+        await until(lambda: len(self.apply.ended) == runs + len(begun))
+        await self.written()
+        return begun
+
+    async def auth(self, auth_model: Any) -> Any:
+        authenticator = Authenticator(config=self.config, log=self.log)
+        handler = SimpleNamespace(settings={"users": {}}, current_user=self.user)
+        return await login.post_auth_hook(authenticator, handler, auth_model)
+
+    async def written(self) -> None:
+        await until(lambda: self.core.books._task is None or self.core.books._task.done())
+
+
+@pytest.fixture
+def hub(
+    apply: FakeApply, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Hub]:
+    """Parametrized indirectly: with these settings."""
+    monkeypatch.setattr(chain, "_chained", {name: {} for name in chain.HOOKS})
+    monkeypatch.setattr(core, "_core", None)
+    monkeypatch.setattr(login, "_LOOK_SECONDS", 0.01)
+    AnsibleBootstrap.clear_instance()
+    apply.do(fingerprints=[V1])
+    yield Hub(apply, tmp_path, getattr(request, "param", {}))
+    AnsibleBootstrap.clear_instance()
+
+
+def settings(**given: Any) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("hub", [given], indirect=True, ids=[""])
+
+
+def metric(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"ansible_bootstrap_{name}", labels) or 0.0
+
+
+# The login
+
+
+async def test_the_work_of_who_logs_in_is_begun_and_counted(hub: Hub) -> None:
+    before = metric("logins_prepared_total")
+    assert [place.name for place in await hub.log_in()] == ["alice"]
+    assert metric("logins_prepared_total") == before + 1
+    await hub.start()
+    assert hub.runs == 1, "Start finds it done"
+    assert await hub.log_in() == [], "who has everything needs nothing"
+    assert metric("logins_prepared_total") == before + 1
+
+
+@settings(at_login=False)
+async def test_nothing_is_begun_at_login_if_the_admin_does_not_want_it(hub: Hub) -> None:
+    assert await hub.log_in() == []
+    assert hub.runs == 0
+
+
+async def test_nothing_is_begun_at_login_for_who_has_a_server(hub: Hub) -> None:
+    hub.user.active = True
+    assert await hub.log_in() == []
+
+
+async def test_a_login_begins_with_the_roles_that_are_not_done(hub: Hub) -> None:
+    await hub.start()
+    hub.revise(V2)
+    assert len(await hub.log_in()) == 1
+    assert hub.done == {"user_dir": "1"}
+
+
+async def test_whose_last_server_had_its_storage_elsewhere_is_left_to_the_spawn(hub: Hub) -> None:
+    await hub.start()
+    hub.where = "other"
+    assert await hub.log_in() == [], "it cannot be told yet which of the two it will be"
+    await hub.start()
+    hub.revise(V2)
+    assert len(await hub.log_in()) == 1, "where the last server had it"
+
+
+async def test_a_start_without_a_run_tells_the_next_login_where_the_storage_is_too(hub: Hub) -> None:
+    place = (await hub.start())._ansible_bootstrap.place
+    hub.core.books.note_place(replace(place, directory="/elsewhere"))
+    await hub.written()
+    await hub.start()
+    assert hub.runs == 1
+    hub.revise(V2)
+    assert len(await hub.log_in()) == 1
+
+
+async def test_a_hook_of_the_admins_at_login_comes_first_and_once_and_has_its_say(hub: Hub) -> None:
+    asked: list[Any] = []
+
+    async def hook(authenticator: Any, handler: Any, auth_model: Any) -> Any:
+        asked.append(auth_model)
+        return None if auth_model["name"] == "mallory" else {**auth_model, "admin": True}
+
+    hub.config.Authenticator.post_auth_hook = hook
+    setup(hub.config)
+    assert await hub.auth({"name": "alice"}) == {"name": "alice", "admin": True}
+    assert hub.core.preparing == {"alice"}
+    assert await hub.auth({"name": "mallory"}) is None
+    assert hub.core.preparing == {"alice"}, "whom the admin's hook refused gets nothing"
+    assert asked == [{"name": "alice"}, {"name": "mallory"}]
+    await until(lambda: hub.apply.ended)
+
+
+# The start
+
+
+@settings(recheck="always")
+async def test_who_must_be_rechecked_always_gets_a_run_at_each_start(hub: Hub) -> None:
+    await hub.start()
+    await hub.start()
+    assert hub.runs == 2
+
+
+@pytest.mark.parametrize(
+    ("hub", "runs"),
+    [
+        ({"storage_host": "storage2", "trust_for": 0.0}, 2),
+        ({"storage_host": "storage2", "trust_for": 3600.0}, 1),
+    ],
+    indirect=["hub"],
+)
+async def test_storage_that_this_machine_cannot_see_is_trusted_as_long_as_the_admin_says(
+    hub: Hub, runs: int
+) -> None:
+    hub.where = "only/there"
+    await hub.start()
+    await hub.start()
+    assert hub.runs == runs
+
+
+async def test_each_start_is_counted_by_its_way(hub: Hub) -> None:
+    before = {
+        way: metric("hook_duration_seconds_count", way=way) for way in ("run", "known", "failed", "observed")
+    }
+    await hub.start()
+    await hub.start()
+    after = {way: metric("hook_duration_seconds_count", way=way) - count for way, count in before.items()}
+    assert after == {"run": 1, "known": 1, "failed": 0, "observed": 0}
+
+
+async def test_who_is_known_gets_a_run_all_the_same_while_something_of_theirs_is_under_way(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.start()
+    monkeypatch.setattr(hub.core.dispatcher, "claim_untouched", lambda place: False)
+    await hub.start()
+    assert hub.runs == 2
+
+
+async def test_a_run_leaves_out_what_the_ledger_knows_to_be_done(hub: Hub) -> None:
+    await hub.start()
+    hub.revise(V1, {**V1, "role": "tutorials"})
+    await hub.start()
+    assert [run["done"] for run in hub.apply.runs] == [{}, {"user_dir": "1"}]
+
+
+async def test_the_progress_ends_with_the_hook(hub: Hub) -> None:
+    progress = (await hub.start())._ansible_bootstrap.progress
+    async with asyncio.timeout(5):
+        assert [said async for said, _ in progress.follow()]
+
+
+# The stop
+
+
+async def test_a_server_that_was_asked_to_stop_soon_is_not_doubted_but_one_that_died_is(hub: Hub) -> None:
+    asked = await hub.start()
+    asked._stop_future = asyncio.get_running_loop().create_future()
+    await post_stop_hook(asked)
+    died = await hub.start()
+    assert hub.runs == 1
+    await post_stop_hook(died)
+    await hub.start()
+    assert hub.runs == 2
+
+
+@settings(cleanup_delay=60.0)
+async def test_a_start_that_failed_leaves_nothing_to_clean_up(hub: Hub) -> None:
+    hub.apply.do(fail={"alice": {"message": "quota"}})
+    failed = hub.spawner()
+    with pytest.raises(Exception, match="could not be prepared"):
+        await pre_spawn_hook(failed)
+    await post_stop_hook(failed)
+    assert hub.core.dispatcher.waiting_cleanups() == 0
+    hub.apply.do()
+    await post_stop_hook(await hub.start())
+    assert hub.core.dispatcher.waiting_cleanups() == 1
+
+
+@settings(cleanup_delay=0.01)
+async def test_who_is_just_being_cleaned_up_is_not_known(hub: Hub) -> None:
+    spawner = await hub.start()
+    place = spawner._ansible_bootstrap.place
+    spawner._stop_future = asyncio.get_running_loop().create_future()
+    assert await hub.core.books.look(place) is not None
+    hub.apply.do(fingerprints=[V1], cleanup={"behave": "hang"})
+    await post_stop_hook(spawner)
+    await until(lambda: hub.apply.cleanups)
+    assert await hub.core.books.look(place) is None
+
+
+async def test_where_the_last_server_had_its_storage_is_told_by_the_present_settings_only(hub: Hub) -> None:
+    await hub.start()
+    hub.where = "other"
+    hub.config.DemoSpawner.image = "new"
+    hub.again()
+    assert len(await hub.log_in()) == 1, "the admin has moved everybody"
+
+
+# The core
+
+
+@pytest.mark.parametrize(
+    ("more", "spare"),
+    [({"storage_root": "/v"}, True), ({"storage_root": "/v", "warm": False}, False), (None, False)],
+)
+async def test_only_the_embedded_program_is_kept_ready_and_only_if_the_admin_wants_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub, more: dict[str, Any] | None, spare: bool
+) -> None:
+    said: list[bool] = []
+
+    class Client(ApplyClient):
+        def __init__(self, *args: Any, spare: bool = False) -> None:
+            super().__init__(*args)
+            said.append(spare)
+
+    monkeypatch.setattr(core, "ApplyClient", Client)
+    ours = Config(state_dir=str(tmp_path / "state"))
+    ours.update({"apply_command": hub.apply.command} if more is None else more)
+    core.make_core(Config(AnsibleBootstrap=ours), None)
+    assert said == [spare]
+
+
+async def test_a_hub_that_is_up_makes_ready_before_the_first_user_comes(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warmed: list[bool] = []
+    made = core.make_core(hub.config, None)
+    monkeypatch.setattr(made.client, "warm_up", lambda: warmed.append(True))
+    await core._make_ready(made)
+    assert warmed == [True]
+    assert [role.fingerprint for role in made.fingerprints._known or ()] == ["1"]
+
+
+async def test_setup_has_the_hub_make_ready_by_itself(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
+    called: list[Any] = []
+    monkeypatch.setattr(install, "UP_SECONDS", 0.01)
+    monkeypatch.setattr(install, "when_up", called.append)
+    setup(hub.config)
+    await until(lambda: called)
+    assert called == [asyncio.get_running_loop()]
