@@ -52,20 +52,20 @@ def _begin(authenticator: Any, handler: Any, auth_model: Any) -> None:
     # Who logs in again and again has one such work at a time.
     if core.config.at_login and not core.config.observing and name not in core.preparing:
         core.preparing.add(name)
-        core.start(_prepare(core, name))
+        core.start(_prepare(core, handler, name))
 
 
-async def _prepare(core: Core, name: str) -> None:
+async def _prepare(core: Core, handler: Any, name: str) -> None:
     try:
-        user = await _user(core, name)
+        user = await _user(core, handler, name)
         if user is None or user.active:
             return
         place = await resolve(user.get_spawner(), core.config)
-        last = await core.books.place_of(name)
-        if last is not None and replace(last, groups=place.groups) != place:
-            return
         known, done = await core.known(place)
-        if not known:
+        if known:
+            return
+        last = await core.books.place_of(name)
+        if last is None or replace(last, groups=place.groups) == place:
             core.dispatcher.prepare(place, done)
             core.metrics.login()
     except AnsibleBootstrapError as error:
@@ -78,11 +78,15 @@ async def _prepare(core: Core, name: str) -> None:
         core.preparing.discard(name)
 
 
-async def _user(core: Core, name: str) -> Any:
-    """Return the hub's user once there is one; None if the login came to nothing after all."""
+async def _user(core: Core, handler: Any, name: str) -> Any:
+    """Return the hub's user once there is one; None if the login came to nothing after all.
+
+    The hub's dictionary of users asks the database each time, which a hub in the middle of a storm has no time for. So
+    it is asked only where the handler does not get to know its user (an authenticator with its own way to log in).
+    """
     for _ in range(round(USER_SECONDS / _LOOK_SECONDS)):
         await asyncio.sleep(_LOOK_SECONDS)
-        user = core.users.get(name)
-        if user is not None:
+        user = getattr(handler, "current_user", None)
+        if user is not None and user.name == name:
             return user
-    return None
+    return core.users.get(name)

@@ -277,7 +277,7 @@ async def test_who_logs_in_a_hundred_times_is_looked_at_once(
 ) -> None:
     looked: list[str] = []
 
-    async def nobody(core: Any, name: str) -> None:
+    async def nobody(core: Any, handler: Any, name: str) -> None:
         looked.append(name)
         await asyncio.sleep(0)
 
