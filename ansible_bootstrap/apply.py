@@ -60,6 +60,7 @@ from .protocol import (
 from .run_directory import run_directory
 from .settings import SYSTEM_FILE, ApplySettings, RoleSetting, load_settings
 from .standby import Standby
+from .storage._priority import step_back
 from .warm import WARM, Engine
 
 EXIT_OK: Final = 0
@@ -370,6 +371,7 @@ def _harden() -> None:
     for number in _STOP_SIGNALS:
         signal.signal(number, _stop)
     become_subreaper()
+    step_back()
 
 
 def _lift_limits() -> None:

@@ -25,6 +25,7 @@ from typing import Any, Final
 import ptyprocess  # type: ignore[import-untyped]
 
 from .fingerprints import COLLECTION_DIRECTORY
+from .storage._priority import keep_back
 
 WARM: Final = "--warm"
 """Last argument of an apply program that shall make itself ready and wait for its request without limit."""
@@ -62,7 +63,7 @@ class Engine:
                 cwd=directory,
                 env=environment,
                 echo=False,
-                preexec_fn=_ignore_hangup,
+                preexec_fn=_begin,
                 pass_fds=(go, ready),
             )
         finally:
@@ -113,9 +114,10 @@ class Engine:
         return " | ".join(text.split("\n")[-4:]).strip() or "it did not start"
 
 
-def _ignore_hangup() -> None:
-    """As pexpect does with ``ignore_sighup``, which ansible-runner asks for."""
+def _begin() -> None:
+    """Ignore SIGHUP, as pexpect does with ``ignore_sighup``, which ansible-runner asks for."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    keep_back()
 
 
 def _playbook(environment: dict[str, str]) -> tuple[str, str]:

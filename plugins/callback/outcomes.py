@@ -30,6 +30,7 @@ import json
 from typing import Any
 
 from ansible.plugins.callback import CallbackBase
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._priority import keep_back
 
 COLLECTION = "ansible_bootstrap.jupyterhub."
 MAX_MESSAGE = 2000
@@ -55,6 +56,7 @@ class CallbackModule(CallbackBase):
         super().set_options(*args, **kwargs)
         path = self.get_option("path")
         self.disabled = not path
+        keep_back()  # ansible-runner starts Ansible in a session of its own.
         self._file = open(path, "a", encoding="ascii", buffering=1) if path else None  # noqa: SIM115
         self._users: dict[str, dict[str, Any]] = {}
         self._changed: dict[str, dict[str, None]] = {}

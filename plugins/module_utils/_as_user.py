@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._errors import StorageError, explain, printable
+from ._priority import keep_back
 
 NOBODY = 65534
 """uid and gid of ``nobody`` on every Linux: for work on strangers' data that is no user's."""
@@ -207,6 +208,7 @@ def _answer(task: Task, writer: int, parent: int) -> dict[str, Any]:
 
 def _become(task: Task, writer: int, parent: int) -> None:
     os.setsid()
+    keep_back()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     null = os.open(os.devnull, os.O_RDWR)

@@ -27,6 +27,7 @@ from typing import Any
 
 from ._as_user import PR_SET_PDEATHSIG, close_others, give_up_rights, prctl
 from ._errors import StorageError
+from ._priority import keep_back
 
 GRACE = 15.0
 """Seconds that a supervisor may need beyond the program's own timeout."""
@@ -140,6 +141,7 @@ def _become_program(program: Program, output: int, fail: int, supervisor: int) -
     for number in (signal.SIGTERM, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.setsid()
+    keep_back()
     for standard in (1, 2):
         os.dup2(output, standard)
     close_others({0, 1, 2, fail} | ({program.directory} if program.directory is not None else set()))

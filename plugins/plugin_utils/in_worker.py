@@ -31,6 +31,7 @@ from typing import Any
 from ansible.executor import module_common
 from ansible.module_utils.common import json as module_json
 from ansible.plugins.action.normal import ActionModule as NormalAction
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._priority import keep_back
 
 MOST_USERS = 50
 """In a larger batch the module forks for every user, and an interpreter of its own forks faster than a worker."""
@@ -48,6 +49,7 @@ class InWorkerAction(NormalAction):
 
     def run(self, tmp: object = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run the module and return its result."""
+        keep_back()  # A worker has a session of its own.
         self._in_worker = _is_known() and self._is_here(task_vars or {})
         result: dict[str, Any] = super().run(tmp, task_vars)
         return result

@@ -22,6 +22,13 @@ DUMP = """
 import locale, logging, multiprocessing, os, random, resource, signal, sys
 from ansible import constants
 
+def group(process):
+    try:
+        with open(f"/proc/{process}/autogroup") as file:
+            return int(file.read().split()[-1])
+    except FileNotFoundError:  # This kernel has none.
+        return 10
+
 def state(_):
     ansible = os.getppid()
     config = constants.config
@@ -46,6 +53,7 @@ def state(_):
         "leads its session and has a controlling terminal": [int(fields[3]) == ansible, int(fields[4]) != 0],
         "descriptors": sorted(os.readlink(f"/proc/{ansible}/fd/{n}").rstrip("0123456789[]:") for n in os.listdir(f"/proc/{ansible}/fd")),
         "name": __import__("__main__").__name__,
+        "priority": [os.getpriority(os.PRIO_PROCESS, ansible), group(ansible)],
         "\\n random": random.random(),
     }
 
@@ -235,6 +243,7 @@ def test_a_run_sees_the_same_ansible_warm_and_cold(site, apply_program, spare):
     numbers = {state.pop("\n random") for state in states.values()}
     assert len(numbers) == 3
     assert states["warm"]["environment"]["ANSIBLE_LOCAL_TEMP"] == "RUN/tmp"
+    assert states["cold"]["priority"] == [10, 10]  # A hub goes first.
     for part in states["cold"]:
         assert states["warm"][part] == states["cold"][part], part
         assert states["warm again"][part] == states["cold"][part], part
