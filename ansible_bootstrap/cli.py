@@ -178,15 +178,18 @@ def _run(args: argparse.Namespace) -> int:
             progress.advance(outcome, known)
 
         async def bootstrap() -> None:
-            # As Ctrl-C, for which asyncio cancels what runs.
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, os.kill, os.getpid(), signal.SIGINT)
-            await bootstrap_all(
-                settings, distinct(records), tell, check=check, diff=args.diff, again=args.again
+            work = asyncio.ensure_future(
+                bootstrap_all(
+                    settings, distinct(records), tell, check=check, diff=args.diff, again=args.again
+                )
             )
+            # As asyncio does on Ctrl-C, which itself is ignored in the background of a script.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
+            await work
 
         try:
             asyncio.run(bootstrap())
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, asyncio.CancelledError):
             interrupted = True
     results.print(progress.seconds)
     if interrupted:

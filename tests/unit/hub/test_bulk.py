@@ -399,12 +399,19 @@ async def test_one_that_was_killed_goes_on_where_it_was(evening: Evening, comman
     assert [len(request["users"]) for request in evening.requests()] == [20, 20, 15]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "of_a_script"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)]
+)
 async def test_one_that_is_interrupted_says_how_far_it_came(
-    evening: Evening, command: Command, number: signal.Signals
+    evening: Evening, command: Command, number: signal.Signals, of_a_script: bool
 ) -> None:
+    """Also in the background of a script, where a shell has its commands ignore Ctrl-C."""
     evening.applies(hang_at="u045")
-    process = command.start("run", "--roster", "class.txt", "--json")
+    ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN if of_a_script else signal.default_int_handler)
+    try:
+        process = command.start("run", "--roster", "class.txt", "--json")
+    finally:
+        signal.signal(signal.SIGINT, ctrl_c)
     await until(lambda: evening.requests("hangs") and noted(evening) == 45, seconds=80)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
