@@ -6,26 +6,36 @@ A child process gives up everything before it looks at the first name in there, 
 enforces what path checks could only hope for: a link to somebody else's file is harmless, quotas
 count, and a file system that distrusts root (root_squash) works. In this order::
 
-    fork → setsid → fchdir to a descriptor already checked → setgroups([]) → setresgid → setresuid
-         → no_new_privs → not dumpable → dies with its parent → limits → umask → the work
+    fork → setsid → no descriptor of the parent's → setgroups([]) → setresgid → setresuid → no_new_privs
+         → not dumpable → dies with its parent → limits → umask → for each task: its descriptors, the work
 
 Not dumpable matters: without it the user could attach a debugger to the child and take over the
 descriptors root opened for it. A caller that is not root runs the same steps with nothing to give up.
+
+Most hubs give all homes to one uid, that of their containers' user, and to fork for each home cost half of a batch.
+So a child that has answered is given the next task of the very same uid and gid, if there is one, and with it that
+task's descriptors: it never holds another home's lock, directory or file than that of the task in its hands, so one
+that is stuck keeps nobody else out. Whatever ends a child costs the one task that it had.
+
+Rejected: switching the effective uid back and forth in one process, which keeps root's rights at hand.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import gc
 import json
 import os
 import resource
 import select
 import signal
+import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +51,8 @@ MAX_ANSWER = 1 << 20
 _PATIENCE = 2.0
 """Seconds after which a child no longer takes another's turn: it waits for something, most likely."""
 _MOST_AT_ONCE = 64
+_MOST_DESCRIPTORS = 253
+"""SCM_MAX_FD of the kernel, unix(7)."""
 _GLANCE = 1.0
 """Seconds between looks for children that their user holds up with a signal."""
 _LAST_WORDS = 10.0
@@ -57,7 +69,7 @@ class Task:
 
     Attributes:
         uid, gid: whose rights it gets.
-        directory: descriptor of its working directory, checked by the caller.
+        directory: descriptor of the directory it is about, checked by the caller.
         work: called in the child; what it returns must be JSON.
         keep: descriptors the work needs, and locks that must be held as long as it runs. All others
             are closed in the child.
@@ -94,15 +106,27 @@ class Answer:
 
 
 class _Child:
-    def __init__(self, place: int, pid: int, pipe: int, timeout: float, *, watches: bool) -> None:
-        self.place = place
+    def __init__(self, pid: int, channel: socket.socket, *, watches: bool) -> None:
         self.pid = pid
-        self.pipe = pipe
+        self.channel = channel
+        """Tasks go to it, answers come back."""
         self.watches = watches
         """See :attr:`Task.keeps_rights`: killed at once, it would leave what it watches over."""
+        self.place = -1
+        """Of the task in its hands."""
+        self.started = self.deadline = 0.0
+        """Of that task."""
+        self.data = bytearray()
+
+    def give(self, place: int, task: Task, timeout: float) -> None:
+        """Hand a task over, with its descriptors and no others."""
+        self.place = place
         self.started = time.monotonic()
         self.deadline = self.started + timeout
-        self.data = bytearray()
+        self.data.clear()
+        # Where it is gone, its end says so.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            socket.send_fds(self.channel, [b"%d\n" % place], list(_descriptors(task)))
 
 
 def run(task: Task, timeout: float) -> Answer:
@@ -117,46 +141,110 @@ def run_all(tasks: Iterable[Task], timeout: float) -> list[Answer]:
         tasks: each for one user.
         timeout: seconds that each may take; then its whole session is killed.
     """
-    waiting = deque(enumerate(tasks))
-    answers = [Answer(error="was not run")] * len(waiting)
-    running: dict[int, _Child] = {}
-    at_once = len(os.sched_getaffinity(0))
-    poll = select.poll()
-    if waiting:
-        gc.freeze()  # what exists now is not looked at again in the children, so its pages stay shared
+    every = list(tasks)
+    if not every:
+        return []
+    pool = _Pool(every, timeout)
+    gc.freeze()  # what exists now is not looked at again in the children, so its pages stay shared
     try:
-        while waiting or running:
-            now = time.monotonic()
-            busy = sum(1 for child in running.values() if now - child.started < _PATIENCE)
-            while waiting and busy < at_once and len(running) < _MOST_AT_ONCE:
-                place, task = waiting.popleft()
-                try:
-                    child = _start(place, task, timeout)
-                except StorageError as error:
-                    answers[place] = Answer(error=str(error))
-                except OSError as error:
-                    answers[place] = Answer(error=explain(error, "starting a process"))
-                else:
-                    running[child.pipe] = child
-                    poll.register(child.pipe, select.POLLIN)
-                    busy += 1
-            for pipe in _ready(poll, running, bool(waiting)):
-                child = running[pipe]
-                chunk = os.read(pipe, 1 << 16)
-                child.data += chunk
-                if not chunk or len(child.data) > MAX_ANSWER:
-                    poll.unregister(pipe)
-                    answers[child.place] = _finish(running.pop(pipe))
-            ended = [(child, why) for child in running.values() if (why := _hopeless(child, timeout))]
-            for child, why in ended:
-                poll.unregister(child.pipe)
-                del running[child.pipe]
-                answers[child.place] = Answer(error=why)
-            _stop([child for child, _ in ended])
+        pool.work()
     finally:
-        _stop(list(running.values()))
+        _stop(list(pool.running.values()))
         gc.unfreeze()
-    return answers
+    return pool.answers
+
+
+class _Pool:
+    """The children at work on some tasks, and what is still to be done."""
+
+    def __init__(self, tasks: Sequence[Task], timeout: float) -> None:
+        self.answers = [Answer(error="was not run")] * len(tasks)
+        self.running: dict[int, _Child] = {}
+        """By descriptor of the channel."""
+        self._tasks = tasks
+        self._timeout = timeout
+        self._waiting = _queues(tasks)
+        self._poll = select.poll()
+
+    def work(self) -> None:
+        """Return when every task has its answer."""
+        at_once = len(os.sched_getaffinity(0))
+        while self._waiting or self.running:
+            now = time.monotonic()
+            busy = sum(1 for child in self.running.values() if now - child.started < _PATIENCE)
+            while self._waiting and busy < at_once and len(self.running) < _MOST_AT_ONCE:
+                busy += self._start()
+            for channel in _ready(self._poll, self.running, bool(self._waiting)):
+                self._listen(self.running[channel])
+            self._give_up()
+
+    def _start(self) -> bool:
+        """Start a child for the next task; say whether that could be done."""
+        place = _next(self._waiting, next(iter(self._waiting)))
+        try:
+            child = _start(self._tasks, self._tasks[place])
+        except StorageError as error:
+            self.answers[place] = Answer(error=str(error))
+        except OSError as error:
+            self.answers[place] = Answer(error=explain(error, "starting a process"))
+        else:
+            self.running[child.channel.fileno()] = child
+            self._poll.register(child.channel, select.POLLIN)
+            child.give(place, self._tasks[place], self._timeout)
+            return True
+        return False
+
+    def _listen(self, child: _Child) -> None:
+        """Take what a child says; give it the next task of its kind when it has answered."""
+        chunk = _received(child.channel)
+        child.data += chunk
+        answered = chunk.endswith(b"\n")
+        kind = _kind(child.place, self._tasks[child.place])
+        if answered and len(child.data) <= MAX_ANSWER and kind in self._waiting:
+            self.answers[child.place] = _understood(child)
+            place = _next(self._waiting, kind)
+            child.give(place, self._tasks[place], self._timeout)
+        elif answered or not chunk or len(child.data) > MAX_ANSWER:
+            self._forget(child)
+            self.answers[child.place] = _finish(child)
+
+    def _give_up(self) -> None:
+        hopeless = [
+            (child, why) for child in self.running.values() if (why := _hopeless(child, self._timeout))
+        ]
+        for child, why in hopeless:
+            self._forget(child)
+            self.answers[child.place] = Answer(error=why)
+        _stop([child for child, _ in hopeless])
+
+    def _forget(self, child: _Child) -> None:
+        del self.running[child.channel.fileno()]
+        self._poll.unregister(child.channel)
+
+
+_Kind = tuple[int, ...]
+"""Tasks of the same may follow each other in one child."""
+
+
+def _kind(place: int, task: Task) -> _Kind:
+    if task.keeps_rights or task.memory is not None:
+        return (task.uid, task.gid, place)  # a child of its own
+    return (task.uid, task.gid)
+
+
+def _queues(tasks: Sequence[Task]) -> dict[_Kind, deque[int]]:
+    queues: dict[_Kind, deque[int]] = {}
+    for place, task in enumerate(tasks):
+        queues.setdefault(_kind(place, task), deque()).append(place)
+    return queues
+
+
+def _next(waiting: dict[_Kind, deque[int]], kind: _Kind) -> int:
+    """Take the next task of that kind out."""
+    place = waiting[kind].popleft()
+    if not waiting[kind]:
+        del waiting[kind]
+    return place
 
 
 def _ready(poll: select.poll, running: dict[int, _Child], waiting: bool) -> list[int]:
@@ -168,33 +256,55 @@ def _ready(poll: select.poll, running: dict[int, _Child], waiting: bool) -> list
     if waiting:
         turns = [child.started + _PATIENCE for child in running.values() if child.started + _PATIENCE > now]
         until = min([until, *turns])
-    return [pipe for pipe, _ in poll.poll(max(0.0, until - now) * 1000 + 1)]
+    return [channel for channel, _ in poll.poll(max(0.0, until - now) * 1000 + 1)]
 
 
-def _start(place: int, task: Task, timeout: float) -> _Child:
-    if os.geteuid() != 0 and task.uid != os.geteuid():
-        raise StorageError(f"working for uid {task.uid} needs root; this process is uid {os.geteuid()}")
-    reader, writer = os.pipe()
+def _start(tasks: Sequence[Task], first: Task) -> _Child:
+    """Start a child that works for the user of the first task, which it is yet to be given."""
+    if os.geteuid() != 0 and first.uid != os.geteuid():
+        raise StorageError(f"working for uid {first.uid} needs root; this process is uid {os.geteuid()}")
+    ours, theirs = socket.socketpair()
     parent = os.getpid()
     try:
         pid = os.fork()
     except OSError:
-        os.close(reader)
-        os.close(writer)
+        ours.close()
+        theirs.close()
         raise
     if pid == 0:
         try:
-            _write_answer(writer, _answer(task, writer, parent))
+            _live(tasks, first, theirs, parent)
         finally:
             os._exit(0)
-    os.close(writer)
-    return _Child(place, pid, reader, timeout, watches=task.keeps_rights)
+    theirs.close()
+    return _Child(pid, ours, watches=first.keeps_rights)
 
 
-def _answer(task: Task, writer: int, parent: int) -> dict[str, Any]:
-    """Become the user and do the work; the child's whole life."""
+def _live(tasks: Sequence[Task], first: Task, channel: socket.socket, parent: int) -> None:
+    """Become the user, and do what comes through the channel, one task after the other; the child's whole life."""
+    refused: Exception | None = None
     try:
-        _become(task, writer, parent)
+        _become(first, channel.fileno(), parent)
+    except (StorageError, OSError) as error:
+        refused = error
+    while (line := socket.recv_fds(channel, 32, _MOST_DESCRIPTORS))[0]:
+        task = tasks[int(line[0])]
+        try:
+            _take_over(line[1], _descriptors(task))
+        except OSError as error:
+            answer: dict[str, Any] = {"error": explain(error)}
+        else:
+            answer = _answer(task, refused)
+            for descriptor in _descriptors(task):
+                os.close(descriptor)
+        _write_answer(channel, answer)
+
+
+def _answer(task: Task, refused: Exception | None) -> dict[str, Any]:
+    """Do one task."""
+    try:
+        if refused is not None:
+            raise refused
         return {"value": task.work()}
     except StorageError as error:
         return {"error": str(error)}
@@ -206,7 +316,40 @@ def _answer(task: Task, writer: int, parent: int) -> dict[str, Any]:
         return {"error": printable(f"unexpected {type(error).__name__}: {error}")[:2000]}
 
 
-def _become(task: Task, writer: int, parent: int) -> None:
+def _descriptors(task: Task) -> tuple[int, ...]:
+    """Return the descriptors of a task, each once, always in the same order."""
+    return tuple(dict.fromkeys((task.directory, *task.keep)))
+
+
+def _take_over(received: list[int], wanted: Sequence[int]) -> None:
+    """Give the descriptors of a task the numbers that they have in the parent.
+
+    Raises:
+        OSError: there are too few left.
+    """
+    moved = []
+    try:
+        if len(received) != len(wanted):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        # What was received may have the number that another is to have.
+        above = max(*wanted, *received) + 1
+        for number in received:
+            moved.append(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, above))
+    except OSError as error:
+        for number in moved:
+            os.close(number)
+        if error.errno == errno.EINVAL:  # "above" is more than the limit allows; fcntl(2)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
+        raise
+    finally:
+        for number in received:
+            os.close(number)
+    for number, target in zip(moved, wanted):  # noqa: B905
+        os.dup2(number, target, inheritable=False)
+        os.close(number)
+
+
+def _become(task: Task, channel: int, parent: int) -> None:
     os.setsid()
     keep_back()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
@@ -214,8 +357,8 @@ def _become(task: Task, writer: int, parent: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    close_others({0, 1, 2, writer, task.directory, *task.keep})
-    os.fchdir(task.directory)
+    highest = close_others({0, 1, 2, channel})
+    os.chdir("/")  # work opens nothing but what lies below its descriptors
     if task.keeps_rights:
         prctl(PR_SET_DUMPABLE, 0)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -224,7 +367,8 @@ def _become(task: Task, writer: int, parent: int) -> None:
     if os.getppid() != parent:
         raise StorageError("the parent process is gone")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    files = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    # Descriptors keep the numbers that they have in the parent, and some more are needed to move them there.
+    files = min(max(1024, 2 * highest), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
     if task.memory is not None:
         most = _address_space() + task.memory
@@ -261,8 +405,12 @@ def prctl(option: int, value: int) -> None:
         raise StorageError(f"prctl {option} is refused: {os.strerror(ctypes.get_errno())}")
 
 
-def close_others(keep: set[int]) -> None:
-    """Close every descriptor but these: another user's lock or directory is not this child's to hold."""
+def close_others(keep: set[int]) -> int:
+    """Close every descriptor but these: another user's lock or directory is not this child's to hold.
+
+    Returns:
+        The highest number that was open.
+    """
     low = 0
     for descriptor in sorted(keep):
         if low < descriptor:  # an empty range at 0 would close all
@@ -270,6 +418,7 @@ def close_others(keep: set[int]) -> None:
         low = descriptor + 1
     highest = max((int(name) for name in os.listdir("/proc/self/fd")), default=low)
     os.closerange(low, highest + 1)
+    return highest
 
 
 def _address_space() -> int:
@@ -277,25 +426,36 @@ def _address_space() -> int:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
-def _write_answer(writer: int, answer: dict[str, Any]) -> None:
+def _write_answer(channel: socket.socket, answer: dict[str, Any]) -> None:
     try:
         data = json.dumps(answer).encode("ascii")
     except (TypeError, ValueError) as error:
         data = json.dumps({"error": f"the answer is no JSON: {error}"}).encode("ascii")
-    while data:
-        data = data[os.write(writer, data) :]
+    channel.sendall(data + b"\n")
 
 
-def _finish(child: _Child) -> Answer:
-    """Turn what the child said, and how it ended, into its answer."""
-    status = _end(child)
-    if status is not None and os.WIFSIGNALED(status) and not child.data:
-        return Answer(error=f"the process working for this user was killed (signal {os.WTERMSIG(status)})")
+def _received(channel: socket.socket) -> bytes:
+    try:
+        return channel.recv(1 << 16)
+    except ConnectionResetError:  # it ended with a task unread
+        return b""
+
+
+def _understood(child: _Child) -> Answer:
+    """Turn what the child said into its answer."""
     try:
         said = json.loads(child.data)
         return Answer(said.get("value"), said.get("error"))
     except ValueError:
         return Answer(error="the process working for this user ended without an answer")
+
+
+def _finish(child: _Child) -> Answer:
+    """End a child that has no more to do, or to say; return its last answer."""
+    status = _end(child)
+    if status is not None and os.WIFSIGNALED(status) and not child.data:
+        return Answer(error=f"the process working for this user was killed (signal {os.WTERMSIG(status)})")
+    return _understood(child)
 
 
 def _hopeless(child: _Child, timeout: float) -> str | None:
@@ -327,7 +487,7 @@ def _end(child: _Child) -> int | None:
 
     Then it also still holds its locks, which is as it should be: it may still write.
     """
-    os.close(child.pipe)
+    child.channel.close()
     for kill, target in ((os.killpg, child.pid), (os.kill, child.pid)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(target, signal.SIGKILL)

@@ -181,7 +181,7 @@ class Library:
         try:
             if os.geteuid() == 0:
                 os.fchown(stage, _as_user.NOBODY, _as_user.NOBODY)
-            work = partial(unpack, archive, source.strip, self._limits)
+            work = partial(_unpack_into, stage, archive, source.strip, self._limits)
             answer = self._as_nobody(
                 work, stage, archive, max(self._fetch_timeout, 60), memory=_UNPACK_MEMORY
             )
@@ -227,6 +227,11 @@ class Library:
     def _write_index(self, source: Source, known: dict[str, Any]) -> None:
         if known != self._read_index(_index_name(source)):
             write_small(self._index, _index_name(source), json.dumps(known, sort_keys=True).encode("ascii"))
+
+
+def _unpack_into(directory: int, archive: int, strip: int, limits: Limits) -> None:
+    os.fchdir(directory)
+    unpack(archive, strip, limits)
 
 
 def _index_name(source: Source) -> str:

@@ -33,14 +33,14 @@ def _own(directory: int, work: Callable[[], Any], **more: Any) -> Task:
 
 
 @pytest.mark.root
-def test_the_child_has_given_up_everything(here: int, tmp_path: Path) -> None:
+def test_the_child_has_given_up_everything(here: int) -> None:
     answer = _as_user.run(Task(20001, 20002, here, _status), 5).unwrap()
     assert answer["Uid"].split() == ["20001"] * 4
     assert answer["Gid"].split() == ["20002"] * 4
     assert answer["Groups"].strip() == ""
     assert answer["NoNewPrivs"] == "1"
     assert {int(answer[name], 16) for name in ("CapPrm", "CapEff")} == {0}
-    assert _as_user.run(Task(20001, 20002, here, os.getcwd), 5).value == str(tmp_path)
+    assert _as_user.run(Task(20001, 20002, here, os.getcwd), 5).value == "/"
 
 
 @pytest.mark.root
@@ -82,12 +82,67 @@ def test_a_child_holds_no_descriptor_but_those_it_was_given(here: int) -> None:
     os.close(kept)
 
 
+def test_tasks_of_one_identity_share_children_and_each_holds_only_its_own(here: int, tmp_path: Path) -> None:
+    """A lock or a directory of another home is not to be held by who works in this one."""
+    own = [os.open(tmp_path, os.O_RDONLY) for _ in range(20)]
+
+    def held(mine: int) -> tuple[int, list[bool]]:
+        return os.getpid(), [number == mine for number in own if os.path.exists(f"/proc/self/fd/{number}")]
+
+    answers = _as_user.run_all([_own(here, partial(held, number), keep=(number,)) for number in own], 5)
+    said = [answer.unwrap() for answer in answers]
+    assert [mine for _, mine in said] == [[True]] * 20
+    assert len({pid for pid, _ in said}) <= len(os.sched_getaffinity(0))
+    for number in own:
+        os.close(number)
+
+
+def test_descriptors_have_the_numbers_that_the_work_knows(here: int, tmp_path: Path) -> None:
+    """Whatever else was opened before, and in whatever order they are named."""
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    numbers = [os.open(tmp_path / name, os.O_RDONLY) for name in "abc"]
+
+    def read() -> str:
+        return "".join(os.pread(number, 1, 0).decode() for number in numbers)
+
+    orders = [numbers, numbers[::-1], [numbers[1], numbers[2], numbers[0], numbers[1]]]
+    tasks = [_own(here, read, keep=tuple(order)) for order in orders for _ in range(3)]
+    assert [answer.value for answer in _as_user.run_all(tasks, 5)] == ["abc"] * 9
+    for number in numbers:
+        os.close(number)
+
+
+def test_what_ends_a_child_costs_the_task_in_its_hands_alone(here: int) -> None:
+    work = [os.getpid, partial(os._exit, 3), partial(os.kill, 0, signal.SIGKILL), partial(time.sleep, 60)]
+    answers = _as_user.run_all([_own(here, work[place % 4]) for place in range(16)], timeout=0.5)
+    assert [answer.error is None for answer in answers] == [True, False, False, False] * 4
+
+
+@pytest.mark.root
+def test_another_uid_or_gid_is_another_child(here: int) -> None:
+    def who() -> tuple[int, int, int]:
+        return os.getpid(), os.getresuid()[2], os.getresgid()[2]
+
+    identities = [(20001, 20001), (20001, 20002), (20002, 20001)] * 4
+    answers = [
+        answer.unwrap() for answer in _as_user.run_all([Task(*ids, here, who) for ids in identities], 5)
+    ]
+    assert [(uid, gid) for _, uid, gid in answers] == identities
+    assert len({(pid, uid, gid) for pid, uid, gid in answers}) == len({pid for pid, _, _ in answers})
+
+
+def test_work_with_a_limit_of_memory_has_a_child_of_its_own(here: int) -> None:
+    tasks = [_own(here, os.getpid, memory=1 << 28) for _ in range(5)]
+    assert len({answer.unwrap() for answer in _as_user.run_all(tasks, 5)}) == 5
+
+
 def test_one_who_hangs_is_stopped_and_delays_nobody(here: int) -> None:
     started = time.monotonic()
     tasks = [_own(here, partial(time.sleep, 60)) for _ in range(2)]
     answers = _as_user.run_all([*tasks, *(_own(here, os.getpid) for _ in range(20))], timeout=0.5)
     assert [answer.error for answer in answers[:2]] == ["did not finish within 0.5 s and was stopped"] * 2
-    assert len({answer.value for answer in answers[2:]} - {None}) == 20
+    assert all(answer.error is None for answer in answers[2:])
     assert time.monotonic() - started < 5
 
 
@@ -128,7 +183,7 @@ def _parent_that_is_killed(here: int, child: Callable[[], None], lock: int = -1)
         if parent == 0:
             _as_user.run(_own(here, child, keep=keep), 60)
             os._exit(0)
-        while not os.path.exists("pid"):
+        while not _exists(here, "pid"):
             time.sleep(0.01)
         os.kill(parent, signal.SIGKILL)
         os.waitpid(parent, 0)
@@ -136,14 +191,20 @@ def _parent_that_is_killed(here: int, child: Callable[[], None], lock: int = -1)
     assert _as_user.run(_own(here, wait_then_kill, keep=keep), 10).error is None
 
 
-def _write_pid() -> None:
-    Path("draft").write_text(str(os.getpid()))
-    os.rename("draft", "pid")
+def _exists(directory: int, name: str) -> bool:
+    return name in os.listdir(directory)
+
+
+def _write_pid(directory: int) -> None:
+    draft = os.open("draft", os.O_WRONLY | os.O_CREAT, dir_fd=directory)
+    os.write(draft, str(os.getpid()).encode())
+    os.close(draft)
+    os.rename("draft", "pid", src_dir_fd=directory, dst_dir_fd=directory)
 
 
 def test_the_child_dies_with_its_parent(here: int, tmp_path: Path) -> None:
     def child() -> None:
-        _write_pid()
+        _write_pid(here)
         time.sleep(60)
 
     _parent_that_is_killed(here, child)
@@ -161,7 +222,7 @@ def test_a_child_that_cannot_die_keeps_the_lock(here: int, tmp_path: Path) -> No
 
     def child() -> None:
         _as_user.prctl(_as_user.PR_SET_PDEATHSIG, 0)
-        _write_pid()
+        _write_pid(here)
         time.sleep(60)
 
     _parent_that_is_killed(here, child, lock)
