@@ -30,7 +30,7 @@ bench: $(VENV)/.installed-bench ## Run the benchmarks, half an hour on a machine
 	$(BIN)/python -m benchmarks.dispatch
 	$(BIN)/python -m benchmarks.roster
 	$(BIN)/python -m benchmarks.storm $(ARGS)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.run
 
 bench-quick: $(VENV)/.installed-bench ## See that the benchmarks run, with a few users
 	$(BIN)/python -m pytest tests/integration/storm/test_benchmarks_run.py $(ARGS)

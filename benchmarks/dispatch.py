@@ -15,7 +15,6 @@ import asyncio
 import concurrent.futures
 import logging
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -31,6 +30,7 @@ from ansible_bootstrap.history import RunRecord
 from ansible_bootstrap.places import Place
 from ansible_bootstrap.threads import in_thread
 from benchmarks.course import FILES, lessons, make_course
+from benchmarks.disk import fresh_disk
 from benchmarks.machine import describe, owner
 from benchmarks.naive import bootstrap
 
@@ -82,7 +82,7 @@ async def ours(directory: Path, archive: Path, users: int) -> tuple[float, float
     seconds = sorted(await asyncio.gather(*(wait(f"student{number}") for number in range(users))))
     await landed.wait()
     client.close()
-    await asyncio.sleep(PAUSE)
+    await client.gone()
     _check(storage, users)
     return seconds[-1], statistics.median(seconds), len(runs)
 
@@ -122,23 +122,16 @@ def main() -> None:
         archive = make_course(workspace)
         for number in range(args.rounds):
             for way in ("naive", "ours")[:: -1 if number % 2 else 1]:
-                directory = workspace / way
-                directory.mkdir(mode=0o755)
-                if way == "naive":
-                    slow.append(naive(directory, archive, args.naive_users, threads))
-                    print(
-                        f"round {number + 1}: naive, {args.naive_users} users: {slow[-1]:.1f} s", flush=True
-                    )
-                else:
-                    for values, value in zip(
-                        (last, median, runs), asyncio.run(ours(directory, archive, args.users)), strict=True
-                    ):
-                        values.append(value)
-                    print(
-                        f"round {number + 1}: ours, {args.users} users: {last[-1]:.2f} s in {runs[-1]} runs",
-                        flush=True,
-                    )
-                shutil.rmtree(directory)
+                with fresh_disk(workspace) as directory:
+                    if way == "naive":
+                        slow.append(naive(directory, archive, args.naive_users, threads))
+                        said = f"naive, {args.naive_users} users: {slow[-1]:.1f} s"
+                    else:
+                        figures = asyncio.run(ours(directory, archive, args.users))
+                        for values, value in zip((last, median, runs), figures, strict=True):
+                            values.append(value)
+                        said = f"ours, {args.users} users: {last[-1]:.2f} s in {runs[-1]} runs"
+                print(f"round {number + 1}: {said}", flush=True)
     per_user = statistics.median(slow) / args.naive_users
     mine = statistics.median(last)
     lines = [

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from ansible_bootstrap.descendants import descendants
+from benchmarks.disk import fresh_disk
 from benchmarks.machine import describe, owner
 
 GOAL: Final = 1.2
@@ -116,11 +116,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="roster-") as name:
         for number in range(args.rounds):
             for size in (small, large)[:: -1 if number % 2 else 1]:
-                directory = Path(name) / str(size)
-                directory.mkdir()
-                taken[size].append(run(directory, size))
+                with fresh_disk(Path(name)) as directory:
+                    taken[size].append(run(directory, size))
                 print(f"round {number + 1}: {size} users: {taken[size][-1]}", flush=True)
-                shutil.rmtree(directory)
     ratio = statistics.median(
         many.seconds / few.seconds for few, many in zip(taken[small], taken[large], strict=True)
     )

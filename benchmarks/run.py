@@ -4,8 +4,8 @@ For 10, 100 and 1,000 users: one ``ansible-bootstrap run --roster`` (directory o
 ``ansible_runner.run`` per user as a hook in threads would do it. The naive way is measured on a
 sample and extrapolated, which the table says. Runs alternate; figures are medians.
 
-    make bench                       writes benchmarks/results/batches.md
-    make bench ARGS="--rounds 1"     quicker
+    python -m benchmarks.run                  writes benchmarks/results/batches.md
+    python -m benchmarks.run --rounds 1       quicker
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import concurrent.futures
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ import time
 from pathlib import Path
 
 import ansible_runner
+
+from benchmarks.disk import fresh_disk
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "batches.md"
@@ -36,7 +37,6 @@ OWNER = (20001, 100) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
 def ours(directory: Path, count: int) -> float:
     """Bootstrap ``count`` new users in one run; seconds."""
     root = directory / "ours"
-    shutil.rmtree(root, ignore_errors=True)
     root.mkdir(mode=0o755)
     roster = directory / "roster.txt"
     roster.write_text("".join(f"student{number}\n" for number in range(count)))
@@ -70,7 +70,6 @@ def ours(directory: Path, count: int) -> float:
 def naive(directory: Path, count: int, threads: int) -> float:
     """Run Ansible once for each of ``count`` new users, ``threads`` at a time; seconds."""
     root = directory / "naive"
-    shutil.rmtree(root, ignore_errors=True)
     root.mkdir(mode=0o755)
     begin = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -112,10 +111,12 @@ def main() -> None:
     os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"
     with tempfile.TemporaryDirectory() as name:
         for number in range(args.rounds):
-            naive_seconds.append(naive(Path(name), NAIVE_SAMPLE, threads))
+            with fresh_disk(Path(name)) as disk:
+                naive_seconds.append(naive(disk, NAIVE_SAMPLE, threads))
             print(f"round {number + 1}: naive, {NAIVE_SAMPLE} users: {naive_seconds[-1]:.1f} s", flush=True)
             for size in SIZES:
-                our_seconds[size].append(ours(Path(name), size))
+                with fresh_disk(Path(name)) as disk:
+                    our_seconds[size].append(ours(disk, size))
                 print(f"round {number + 1}: ours, {size} users: {our_seconds[size][-1]:.2f} s", flush=True)
     per_user = statistics.median(naive_seconds) / NAIVE_SAMPLE
     lines = [

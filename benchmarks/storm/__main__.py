@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from benchmarks.course import FILES, lessons, make_course
+from benchmarks.disk import fresh_disk
 
 from .hub import Hub, end_with_everything
 from .results import Results
@@ -39,13 +39,22 @@ def main() -> None:
             for variant in _order(args.variants, number, args.slow_rounds):
                 users = min(args.users, args.naive_users) if variant == "naive" else args.users
                 times = arrivals(users, args.seconds * users / args.users, args.seed + number)
-                path = workspace / f"{number}-{variant}"
-                hub = Hub(path, variant, archive, tools=tools, spawn_limit=args.spawn_limit)
-                for storm in _storms(hub, variant, times, args.patience):
-                    results.add(storm)
-                    print(f"round {number + 1}: {results.one_line(storm)}", flush=True)
-                if not args.keep:
-                    shutil.rmtree(path)
+                with contextlib.ExitStack() as disks:
+                    path = storage = workspace / f"{number}-{variant}"
+                    if not args.keep:
+                        path = disks.enter_context(fresh_disk(workspace)) / "hub"
+                        storage = path if args.one_disk else disks.enter_context(fresh_disk(workspace))
+                    hub = Hub(
+                        path,
+                        variant,
+                        archive,
+                        tools=tools,
+                        storage=storage / "storage",
+                        spawn_limit=args.spawn_limit,
+                    )
+                    for storm in _storms(hub, variant, times, args.patience):
+                        results.add(storm)
+                        print(f"round {number + 1}: {results.one_line(storm)}", flush=True)
     print("\n".join(results.table()))
     results.write(args.results)
 
@@ -78,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         help="the hub's concurrent_spawn_limit in all variants; 0 is none, the hub's own default is 100 (%(default)s)",
+    )
+    parser.add_argument(
+        "--one-disk", action="store_true", help="the hub's database on the file system of the users' storage"
     )
     parser.add_argument("--no-proxy", action="store_true", help="speak to hub and server directly")
     parser.add_argument(

@@ -28,10 +28,11 @@ class Hub:
     """One hub, for one variant.
 
     Args:
-        path: a directory of its own; holds database, storage and logs.
+        path: a directory of its own; holds database and logs.
         variant: one of ``variants.VARIANTS``.
         archive: the course.
         tools: where the proxy is installed if it is nowhere; None to do without a proxy.
+        storage: an empty directory for the users' storage; by default below ``path``.
         settings: more of ``c.AnsibleBootstrap``.
         spawn_limit: the hub's ``concurrent_spawn_limit``; 0 is none.
     """
@@ -43,12 +44,14 @@ class Hub:
         archive: Path,
         *,
         tools: Path | None,
+        storage: Path | None = None,
         settings: dict[str, Any] | None = None,
         spawn_limit: int = 0,
     ) -> None:
         self.path = path
-        self.storage = path / "storage"
-        self.storage.mkdir(mode=0o755, parents=True)
+        path.mkdir(parents=True)
+        self.storage = storage or path / "storage"
+        self.storage.mkdir(mode=0o755, exist_ok=True)
         self.password = secrets.token_hex(8)
         self.token = secrets.token_hex(16)
         self.log = path / "hub.log"
@@ -60,6 +63,7 @@ class Hub:
             json.dumps(
                 {
                     "path": str(path),
+                    "storage": str(self.storage),
                     "variant": variant,
                     "archive": str(archive),
                     "port": port,

@@ -35,6 +35,7 @@ c.JupyterHub.spawner_class = SharedServerSpawner
 c.SharedServerSpawner.port = storm["server_port"]
 c.SharedServerSpawner.notes = str(path / "hooks.txt")
 
-VARIANTS[storm["variant"]](c, path / "storage", Path(storm["archive"]))
+VARIANTS[storm["variant"]](c, Path(storm["storage"]), Path(storm["archive"]))
+c.AnsibleBootstrap.state_dir = str(path / "state")
 for name, value in storm["settings"].items():
     c.AnsibleBootstrap[name] = value
