@@ -1,8 +1,11 @@
-"""The file of the ledger: SQLite, opened anew for each call, and made, emptied or moved aside as need be.
+"""The file of the ledger: SQLite; made, emptied or moved aside as need be.
 
 In WAL mode, so that looking somebody up never waits for a hub, a command line or a killed one of either that was
-writing. Every transaction is synced: an entry that was forgotten must not come back after a power cut. A connection
-kept open would go on believing in a file that was removed; a new one takes 0.2 ms.
+writing. Every transaction is synced: an entry that was forgotten must not come back after a power cut.
+
+For reading, one connection is kept, as long as the file is the same. With the last connection SQLite removes the files
+of the WAL, and with the next makes them anew: two files would come and two go for each login, and the commits of a
+hub's database on the same file system wait for that. For writing, each call has a connection of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -66,6 +70,11 @@ class LedgerFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._turn = threading.Lock()
+        """Of the connection for reading."""
+        self._reader: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        """Device and inode of what it reads."""
 
     def select(self, query: str, values: tuple[Any, ...]) -> list[Any]:
         """Return what a query finds; nothing if there is no file of this version.
@@ -73,12 +82,35 @@ class LedgerFile:
         Raises:
             sqlite3.Error, OSError: it cannot be read.
         """
-        if not self._path.exists():
-            return []
-        with contextlib.closing(sqlite3.connect(self._path, timeout=BUSY_SECONDS)) as database:
-            if _version(database) != _VERSION:
-                return []
-            return database.execute(query, values).fetchall()
+        with self._turn:
+            try:
+                database = self._reading()
+                if database is None or _version(database) != _VERSION:
+                    return []
+                return database.execute(query, values).fetchall()
+            except BaseException:
+                self._let_go()
+                raise
+
+    def _reading(self) -> sqlite3.Connection | None:
+        """Return the connection for reading; None if there is no file."""
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            self._let_go()
+            return None
+        file = (status.st_dev, status.st_ino)
+        if self._reader is None or self._file != file:  # The one that we knew was removed or replaced.
+            self._let_go()
+            # Each thread has its turn, and leaves no transaction open.
+            self._reader = sqlite3.connect(self._path, timeout=BUSY_SECONDS, check_same_thread=False)
+            self._file = file
+        return self._reader
+
+    def _let_go(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -89,9 +121,15 @@ class LedgerFile:
         """
         ensure_state_dir(self._path.parent)
         make_private(self._path)
-        with contextlib.closing(self._whole()) as database, database:
-            database.execute("BEGIN IMMEDIATE")  # Or what is read in it may be old by the time of writing.
-            yield database
+        with contextlib.closing(self._whole()) as database:
+            with database:
+                database.execute(
+                    "BEGIN IMMEDIATE"
+                )  # Or what is read in it may be old by the time of writing.
+                yield database
+            # A connection that closes last does it, but one for reading is kept. Left in the WAL, it would come back
+            # when the file alone is removed.
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _whole(self) -> sqlite3.Connection:
         """Return a connection to a file with our tables; a broken one is moved aside, another version's emptied."""

@@ -437,6 +437,30 @@ def test_the_file_is_private_and_removing_it_forgets_everybody(
     assert ledger.look(alice) is None
 
 
+def test_removing_the_file_alone_forgets_everybody_too(ledger: Ledger, alice: Place, tmp_path: Path) -> None:
+    """Whatever SQLite has beside it, and while somebody reads."""
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    assert ledger.look(alice) is not None
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    (tmp_path / "state" / FILE).unlink()
+    assert ledger.look(alice) is None
+    bob = replace(alice, name="bob")
+    ledger.complete([completed(bob, "", FINGERPRINTS)])
+    assert ledger.look(alice) is None
+    assert Ledger(tmp_path / "state").look(alice) is None
+    assert ledger.look(bob) is not None
+
+
+def test_looking_makes_and_removes_no_files(ledger: Ledger, alice: Place, tmp_path: Path) -> None:
+    """A hub's own database on the same file system would wait for them."""
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    assert ledger.look(alice) is not None
+    before = os.stat(tmp_path / "state")
+    for _ in range(3):
+        assert ledger.look(alice) is not None
+    assert os.stat(tmp_path / "state").st_mtime_ns == before.st_mtime_ns
+
+
 def _write(directory: Path, number: int) -> None:
     ledger = Ledger(directory)
     for count in range(20):
