@@ -36,6 +36,8 @@ def start_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
         return hubs[-1]
 
     yield start
+    for hub in hubs:  # Side by side.
+        hub.terminate()
     for hub in hubs:
         hub.kill()
 

@@ -7,11 +7,13 @@ import asyncio
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from jupyterhub.proxy import Proxy
 from jupyterhub.spawner import SimpleLocalProcessSpawner
 
+import ansible_bootstrap.bookkeeper
 import ansible_bootstrap.hub.spawns
 from ansible_bootstrap import bootstrapped, setup
 
@@ -60,8 +62,10 @@ async def stop_hook(spawner):
 
 
 async def before_the_hook(spawner, auth_state):
-    if spawner.user.name.startswith("early"):
-        await asyncio.sleep(3)
+    """Hold the start until the test says ``page``: that what is shown of the start is being looked at."""
+    end = time.monotonic() + 30
+    while spawner.user.name == "early" and not (path / "page").exists() and time.monotonic() < end:
+        await asyncio.sleep(0.02)
 
 
 def storage_host(spawner):
@@ -82,6 +86,8 @@ async def treacherous_resolve(spawner, config=None):
 
 
 ansible_bootstrap.hub.spawns.resolve = treacherous_resolve
+# A machine that is busy with other tests is no directory that hangs; that one is in test_bookkeeper.py.
+ansible_bootstrap.bookkeeper.LOOK_SECONDS = 5.0
 
 c = get_config()  # noqa: F821
 c.JupyterHub.proxy_class = NoProxy

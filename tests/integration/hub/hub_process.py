@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+
+from ansible_bootstrap.pending import CleanupFile
 
 HERE = Path(__file__).parent
 
@@ -102,9 +105,18 @@ class RunningHub:
         file = self.path / "hooks.log"
         return file.read_text().splitlines() if file.exists() else []
 
-    def kill(self) -> None:
+    @property
+    def to_clean_up(self) -> set[str]:
+        """Whose clean-up has no outcome yet, as the hub has written it down for the next one."""
+        return {place.name for place in CleanupFile(self.path / "state").read().values()}
+
+    def terminate(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.terminate()
             try:
                 self.process.wait(5)
             except subprocess.TimeoutExpired:
@@ -118,6 +130,14 @@ class RunningHub:
         headers = {"Authorization": f"token {self.token}"}
         async with httpx.AsyncClient(base_url=f"{self.url}/api", headers=headers, timeout=30) as client:
             yield Api(client)
+
+
+def scrape(hub: RunningHub) -> dict[str, float]:
+    """Our numbers, as Prometheus gets them."""
+    answer = httpx.get(f"{hub.url}/metrics", headers={"Authorization": f"token {hub.token}"}, timeout=10)
+    answer.raise_for_status()
+    lines = re.findall(r"^(ansible_bootstrap_\S+) (\S+)$", answer.text, re.MULTILINE)
+    return {name: float(value) for name, value in lines}
 
 
 class Api:
@@ -142,8 +162,10 @@ class Api:
         user: dict[str, Any] = answer.json()
         return user
 
-    async def progress(self, name: str, server: str = "") -> list[dict[str, Any]]:
-        """Everything the spawn page shows, to its end."""
+    async def progress(
+        self, name: str, server: str = "", *, begun: Callable[[], None] = lambda: None
+    ) -> list[dict[str, Any]]:
+        """Everything the spawn page shows, to its end; ``begun`` is called when it shows something."""
         events: list[dict[str, Any]] = []
         url = self._url(name, server) + "/progress"
         async with self.client.stream("GET", url) as stream:
@@ -151,6 +173,7 @@ class Api:
             async for line in stream.aiter_lines():
                 if line.startswith("data:"):
                     events.append(json.loads(line[5:]))
+                    begun()
         return events
 
     async def until(self, name: str, condition: Callable[[dict[str, Any]], Any], seconds: float = 10) -> None:

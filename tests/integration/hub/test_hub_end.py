@@ -69,14 +69,17 @@ async def test_a_bootstrapped_class_needs_no_setup_and_shows_progress_to_early_p
         await api.create("early")
         for _ in range(2):  # Again on the same spawner: the first start's progress is not repeated.
             spawn = api.spawn("early")
-            await asyncio.sleep(0.3)  # The hub waits 3 s in its auth_state_hook, before ours.
+            await api.until("early", lambda servers: servers)
             count = len(own.runs)
-            messages = [event["message"] for event in await api.progress("early")]
+            page = hub.path / "page"  # The hub waits for it in its auth_state_hook, before ours.
+            messages = [event["message"] for event in await api.progress("early", begun=page.touch)]
+            page.unlink()
             assert len(own.runs) == count + 1, "the page was not early"
             assert messages[:3] == ["Server requested", "Preparing your directory", "Copying tutorials"]
             assert messages.count("Copying tutorials") == 1
             assert (await spawn).status_code == 201
             await api.stop("early")
+            await api.until("early", lambda servers: not servers)
         assert hub.hooks == ["chained early", "stopped early"] * 2
         own.do(fail={"late": {"message": "quota"}})
         await api.create("late")
@@ -87,13 +90,18 @@ async def test_observing_holds_nobody_up_and_says_what_would_be(
     start_hub: Callable[..., RunningHub], own: FakeApply
 ) -> None:
     hub = start_hub(apply_command=own.command, mode="observe")
-    own.do(delay=8, more={"alice": {"changed": ["user_dir"]}}, fail={"bob": {"message": "wrong owner"}})
+    own.do(behave="hang")
     async with hub.api() as api:
-        await api.create("alice", "bob", "buggy")
-        begin = time.monotonic()
+        await api.create("first", "alice", "bob", "buggy")
+        assert (await api.spawn("first")).status_code == 201
+        await until(lambda: own.runs)
         answers = await asyncio.gather(*(api.spawn(name) for name in ("alice", "bob", "buggy")))
         assert {answer.status_code for answer in answers} == {201}
-        assert time.monotonic() - begin < 6
+        (run,) = own.runs
+        assert own.alive() == [run["pid"]], "they were held up for as long as it took"
+        own.do(more={"alice": {"changed": ["user_dir"]}}, fail={"bob": {"message": "wrong owner"}})
+        own.clean()
+        await until(lambda: "observed first: would fail (apply_failed)" in hub.log)
         await until(lambda: "observed alice: would change: user_dir" in hub.log)
         await until(lambda: "observed bob: would fail (role_failed)" in hub.log)
         assert all(run["check"] for run in own.runs)
@@ -190,39 +198,68 @@ def cleaned(own: FakeApply) -> list[str]:
     return [name for run in own.cleanups for name in run["users"]]
 
 
-@pytest.mark.parametrize("when", ["waits", "in_flight"])
-async def test_a_clean_up_outlives_a_killed_hub_and_happens_once(
-    start_hub: Callable[..., RunningHub], own: FakeApply, when: str
+async def test_a_clean_up_in_flight_outlives_a_killed_hub_and_happens_once(
+    start_hub: Callable[..., RunningHub], own: FakeApply
 ) -> None:
-    delay = 1 if when == "in_flight" else 4
-    hub = start_hub(apply_command=own.command, cleanup_delay=delay)
+    hub = start_hub(apply_command=own.command, cleanup_delay=0.5)
     own.do(cleanup={"behave": "hang"})
+    async with hub.api() as api:
+        await api.create("alice", "bob")
+        for name in ("alice", "bob"):
+            assert (await api.spawn(name)).status_code == 201
+        await asyncio.gather(api.stop("alice"), api.stop("bob"))
+        await until(lambda: cleaned(own))  # One of them, or both: as their stops fell.
+    await killed(hub, own)
+    hub.restart()
+    # Nobody has pressed Start.
+    await until(lambda: {"alice", "bob"} <= set(cleaned(own)), 20)
+    await until(lambda: not hub.to_clean_up)
+    await a_later_clean_up(hub, own)
+    assert sorted(cleaned(own)) == ["alice", "bob", "later"]
+    await until(lambda: not hub.to_clean_up)
+    await killed(hub, own)
+    hub.restart()
+    await a_later_clean_up(hub, own)
+    assert cleaned(own) == ["later"], "it was done already"
+
+
+async def test_a_clean_up_that_waits_outlives_a_killed_hub_and_whoever_is_back_needs_none(
+    start_hub: Callable[..., RunningHub], own: FakeApply
+) -> None:
+    hub = start_hub(apply_command=own.command, cleanup_delay=600)
     async with hub.api() as api:
         await api.create("alice", "back")
         for name in ("alice", "back"):
             assert (await api.spawn(name)).status_code == 201
         await asyncio.gather(api.stop("alice"), api.stop("back"))
-        if when == "in_flight":
-            await until(lambda: cleaned(own))  # One of them, or both: as their stops fell.
+    assert hub.to_clean_up == {"alice", "back"}
+    await killed(hub, own)
+    hub.restart()
+    async with hub.api() as api:
+        assert (await api.spawn("back")).status_code == 201
+    await until(lambda: hub.to_clean_up == {"alice"})
+    await killed(hub, own)
+    hub.restart(cleanup_delay=0.5)
+    await until(lambda: cleaned(own), 20)
+    await a_later_clean_up(hub, own)
+    assert cleaned(own) == ["alice", "later"]
+
+
+async def killed(hub: RunningHub, own: FakeApply) -> None:
+    """The hub is killed, its runs are gone, and what they have noted with them."""
     hub.process.kill()
     await until(lambda: not own.alive())
     own.notes.unlink(missing_ok=True)
     own.do()
-    hub.restart()
+
+
+async def a_later_clean_up(hub: RunningHub, own: FakeApply) -> None:
+    """Somebody else comes and goes and is cleaned up after: whatever waited before would have begun before."""
     async with hub.api() as api:
-        if when == "waits":  # Who is back before it came needs none.
-            assert (await api.spawn("back")).status_code == 201
-        # Nobody has pressed Start for alice.
-        expected = ["alice"] if when == "waits" else ["alice", "back"]
-        await until(lambda: set(expected) <= set(cleaned(own)), 20)
-        await asyncio.sleep(2 * delay + 0.5)
-        assert sorted(cleaned(own)) == expected
-        await api.stop("back")
-    hub.process.kill()
-    own.notes.unlink()
-    hub.restart(cleanup_delay=0.5)  # What was left over would come soon.
-    await asyncio.sleep(3)
-    assert "alice" not in cleaned(own), "it was done already"
+        await api.create("later")
+        assert (await api.spawn("later")).status_code == 201
+        await api.stop("later")
+    await until(lambda: "later" in cleaned(own))
 
 
 async def test_a_server_that_died_with_its_hub_is_cleaned_up_once(
@@ -243,8 +280,8 @@ async def test_a_server_that_died_with_its_hub_is_cleaned_up_once(
         os.kill(json.loads(dict(rows)["dead"])["pid"], signal.SIGKILL)
     hub.restart()
     await until(lambda: cleaned(own), 15)
-    await asyncio.sleep(2)
-    assert cleaned(own) == ["dead"], hub.log[len(log) :]
+    await a_later_clean_up(hub, own)
+    assert cleaned(own) == ["dead", "later"], hub.log[len(log) :]
     async with hub.api() as api:
         await api.stop("lives")
-        await until(lambda: cleaned(own) == ["dead", "lives"], 15)
+        await until(lambda: cleaned(own) == ["dead", "later", "lives"], 15)

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import re
-
 import httpx
 from hub_fakes import FakeApply, until
-from hub_process import RunningHub
-
-
-def scrape(hub: RunningHub) -> dict[str, float]:
-    answer = httpx.get(f"{hub.url}/metrics", headers={"Authorization": f"token {hub.token}"}, timeout=10)
-    answer.raise_for_status()
-    lines = re.findall(r"^(ansible_bootstrap_\S+) (\S+)$", answer.text, re.MULTILINE)
-    return {name: float(value) for name, value in lines}
+from hub_process import RunningHub, scrape
 
 
 async def test_the_metrics_appear_beside_the_hubs_own_and_count_what_happens(
     hub: RunningHub, apply: FakeApply
 ) -> None:
     assert httpx.get(f"{hub.url}/metrics").status_code == 403
-    apply.do(delay=2, fail={"mallory": {"message": "secret"}})
+    apply.do(delay=2)
     async with hub.api() as api:
         await api.create("alma", "mallory")
         spawns = [api.spawn("alma")]
         await until(lambda: apply.runs)
         spawns.append(api.spawn("mallory"))
         await until(lambda: scrape(hub).get('ansible_bootstrap_queue_users{storage_host="localhost"}') == 1)
+        apply.do(fail={"mallory": {"message": "secret"}})
         for spawn in spawns:
             await spawn
         await until(lambda: any('outcome="partial"' in name and value for name, value in scrape(hub).items()))
