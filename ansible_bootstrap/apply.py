@@ -5,9 +5,10 @@ the playbook, and writes events to stdout and its log to stderr. It trusts nothi
 takes nothing from its environment or working directory, and knows one argument, ``--settings FILE``,
 for a hub that is the same user; whoever puts it behind sudo or ssh fixes its arguments there.
 
-**Spare.** With ``--settings FILE --warm`` it is started ahead of its request: it imports what it will need, starts an
-engine (see ``warm.py``) and waits without limit; the end of stdin then means that it is not needed. The settings are
-read again when the request has come, and nothing else is different. It serves one request, like any other.
+**Spare.** With ``--settings FILE --warm`` it serves no request, but imports what that takes and forks, whenever it is
+told to, a program that does (``zygote.py``). Such a program makes an engine ready (``warm.py``) and waits for its
+request without limit; the end of stdin then means that it is not needed. The settings are read again when the request
+has come, and nothing else is different.
 
 **Stop protocol.** stdin stays open while the caller wants the run. Its end (also by the caller's
 death), SIGTERM, SIGINT or SIGHUP stops the run: every descendant gets TERM, a second later KILL,
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import os
 import resource
@@ -35,7 +37,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
-from . import runner
+from . import runner, zygote
 from .boundary import enforce_boundary
 from .descendants import become_subreaper, end_descendants
 from .errors import AnsibleBootstrapError, Reason, RefusedError
@@ -59,9 +61,10 @@ from .protocol import (
 )
 from .run_directory import run_directory
 from .settings import SYSTEM_FILE, ApplySettings, RoleSetting, load_settings
-from .standby import Standby
+from .standby import Standby, installed
 from .storage._priority import step_back
-from .warm import WARM, Engine
+from .warm import Engine, Imported, import_ansible
+from .zygote import WARM
 
 EXIT_OK: Final = 0
 EXIT_SOME_FAILED: Final = 1
@@ -72,6 +75,7 @@ EXIT_FAULT: Final = 4
 REQUEST_TIMEOUT: Final = 30.0
 """Seconds in which the whole request line must have come."""
 
+_PROGRAM: Final = ("-m", "ansible_bootstrap.apply")
 _POLL: Final = 0.005
 _RUNNER_GRACE: Final = 1.0
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -89,18 +93,46 @@ _LIMITS: Final = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve one request and return the exit status."""
-    _harden()
+    """Serve one request, or have others do so, and return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    _harden()
+    return _be_zygote(argv[:2]) if argv[2:] == [WARM] else _serve_one(argv)
+
+
+def _be_zygote(argv: list[str]) -> int:
+    """Import everything, and fork programs that serve a request each."""
+    if not sys.flags.utf8_mode:  # as the interpreter of ansible-playbook is, by its environment
+        os.execv(sys.executable, [sys.executable, "-I", "-X", "utf8", *_PROGRAM, *argv, WARM])  # noqa: S606
+    try:
+        before, imported = installed(), None
+        try:
+            imported = import_ansible(_settings(argv))
+        except (Exception, SystemExit) as error:  # where something is missing, Ansible exits
+            log(f"runs start cold: {error}")
+        gc.collect()
+        gc.freeze()  # what is here now is not looked at again in what is forked, so its pages stay shared
+        zygote.serve(lambda: _be_spare(argv, imported, before), log)
+    except _Stopped as stop:
+        log(f"stopped: {stop}")
+        return EXIT_STOPPED
+    return EXIT_OK
+
+
+def _be_spare(argv: list[str], imported: Imported | None, before: Sequence[tuple[str, int]]) -> int:
+    _harden()
+    return _serve_one(argv, Standby(log, imported, before), warm=True)
+
+
+def _serve_one(argv: list[str], standby: Standby | None = None, *, warm: bool = False) -> int:
+    """Serve one request and return the exit status."""
     try:
         with contextlib.ExitStack() as held:
-            standby = held.enter_context(Standby(log))
+            standby = held.enter_context(standby or Standby(log))
             held.callback(_ignore_stops)  # it ends by then
-            if argv[2:] == [WARM]:
-                argv = argv[:2]
-                program = [sys.executable, "-I", "-m", "ansible_bootstrap.apply", *argv]
-                if not standby.wait(functools.partial(_settings, argv), program):
-                    return EXIT_OK
+            if warm and not standby.wait(
+                functools.partial(_settings, argv), [sys.executable, "-I", *_PROGRAM, *argv]
+            ):
+                return EXIT_OK
             settings = _settings(argv)
             request = parse_request(_read_line(0, REQUEST_TIMEOUT))
             return _serve(settings, request, standby)

@@ -23,6 +23,7 @@ from typing import Any, Final
 from .errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
 from .protocol import Described, End, Event, Refused, Request, parse_event
 from .spare import Spare
+from .zygote_client import Zygote
 
 TERM_SECONDS: Final = 4.0
 """From SIGTERM and the end of stdin to SIGKILL; the apply program needs about one second, and up to three where
@@ -36,10 +37,6 @@ SHUTDOWN_SECONDS: Final = 1.5
 
 EXIT_SECONDS: Final = 5.0
 """From the last line to the exit."""
-
-SPARE_SECONDS: Final = 0.5
-"""From the start of a run to that of the next spare. Where there are processors to spare, a small run is over by then;
-where runs follow one another, a spare that begins only when one has ended is never ready for the next."""
 
 DRAIN_SECONDS: Final = 0.3
 """From the exit to the end of stdout, which an orphan may hold open."""
@@ -58,15 +55,23 @@ class ApplyClient:
         argv: called before each run, returns the command line; may block, so it is awaited.
         log: gets the apply program's stderr, line by line, escaped.
         spare: keep one program waiting for the next run. Only for the embedded command, which knows
-            :data:`~ansible_bootstrap.warm.WARM`.
+            :data:`~ansible_bootstrap.zygote.WARM`.
+        wanted: returns what a spare program is made for, to be compared; one that was made for something else is
+            not used. Must not block.
     """
 
     def __init__(
-        self, argv: Callable[[], Awaitable[Sequence[str]]], log: logging.Logger, *, spare: bool = False
+        self,
+        argv: Callable[[], Awaitable[Sequence[str]]],
+        log: logging.Logger,
+        *,
+        spare: bool = False,
+        wanted: Callable[[], object] = lambda: None,
     ) -> None:
         self._argv = argv
         self._log = log
-        self._spare = Spare(argv, self._launch, log) if spare else None
+        self._spare = Spare(self._start_zygote, wanted, log) if spare else None
+        self._alive: set[ApplyRun] = set()
 
     def warm_up(self) -> None:
         """Have a spare program ready soon, if spares are kept; returns at once. To be called on the event loop."""
@@ -77,6 +82,11 @@ class ApplyClient:
         """End the spare program; returns at once. Runs that go on are not touched."""
         if self._spare is not None:
             self._spare.close()
+
+    async def gone(self) -> None:
+        """Return when no program of ours is left, for whoever ends with the last run; to be called after its end."""
+        while self._alive:
+            await asyncio.wait({run.gone for run in self._alive})  # Bounded: each has :data:`EXIT_SECONDS`.
 
     async def start(self, request: Request, on_event: Callable[[Event], None], *, limit: float) -> ApplyRun:
         """Start one run.
@@ -90,22 +100,28 @@ class ApplyClient:
             ApplyError: the program could not be started; the details say what to do.
             SettingsError: the command line could not be made.
         """
-        argv = list(await self._argv())
         # What a description takes is no engine; that one is for somebody who waits.
         spare = self._spare if request.operation != "describe" else None
-        run = (spare.take(argv) if spare else None) or await self._launch(argv)
+        # A hub in a storm takes a tenth of a second for each turn of its loop: with a spare, nothing is awaited here.
+        run = (await spare.take() if spare else None) or await self._launch(list(await self._argv()))
         run.begin(on_event, request.model_dump_json().encode() + b"\n", limit)
         if spare is not None:
-            asyncio.get_running_loop().call_later(SPARE_SECONDS, spare.prepare)
+            spare.prepare()
         return run
 
-    async def _launch(self, argv: Sequence[str]) -> ApplyRun:
+    async def _start_zygote(self) -> Zygote:
+        return await Zygote.start(await self._argv(), self._launch, self._listener)
+
+    def _listener(self) -> ApplyRun:
+        return ApplyRun(self._log, self._alive)
+
+    async def _launch(self, argv: Sequence[str], stdin: int = asyncio.subprocess.PIPE) -> ApplyRun:
         loop = asyncio.get_running_loop()
         try:
             _, run = await loop.subprocess_exec(
-                lambda: ApplyRun(self._log),
+                self._listener,
                 *argv,
-                stdin=asyncio.subprocess.PIPE,
+                stdin=stdin,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
@@ -121,19 +137,28 @@ class ApplyClient:
 
 
 class ApplyRun(asyncio.SubprocessProtocol):
-    """One running apply program. Made by :meth:`ApplyClient.start`."""
+    """One running apply program. Made by :meth:`ApplyClient.start`.
 
-    def __init__(self, log: logging.Logger) -> None:
+    Args:
+        log: gets its stderr.
+        alive: it is in there as long as it has a process.
+    """
+
+    def __init__(self, log: logging.Logger, alive: set[ApplyRun]) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_event: Callable[[Event], None] | None = None
         self._log = log
+        self._alive = alive
         self._transport: Any = None
         self._out = _Lines(MAX_LINE_BYTES)
         self._err = _Lines(MAX_LOG_BYTES)
         self._last_words: deque[str] = deque(maxlen=5)
         self._logged = 0
         self._timers: list[asyncio.TimerHandle] = []
-        self._gone: asyncio.Future[None] = self._loop.create_future()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        """Its last line has come, or it is gone."""
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        """Done when the program has ended, or was given up."""
         self._exited = False
         self._ended = False
         self._stopping = False
@@ -162,22 +187,24 @@ class ApplyRun(asyncio.SubprocessProtocol):
         self._later(TERM_SECONDS + KILL_SECONDS, self._give_up)
 
     async def finish(self) -> None:
-        """Return when the program has ended as it should.
+        """Return when the run is over: with its last line, which comes after all that it has started has ended.
+
+        Then the program itself is given :data:`EXIT_SECONDS` to leave, which nobody waits for.
 
         Raises:
             AnsibleBootstrapError: it refused, was stopped, died, spoke nonsense or did not end. Users
                 for whom no outcome came have failed, with or without this error.
         """
         try:
-            await asyncio.wait({self._gone})  # Bounded: the limit's timer stops, and stopping gives up.
+            await self._over  # Bounded: the limit's timer stops, and stopping gives up.
         except asyncio.CancelledError:
             # The hub ends, and its loop with it: no timer of ours will fire any more.
             self.stop(ApplyError("the hub was stopped"))
-            await asyncio.wait({self._gone}, timeout=SHUTDOWN_SECONDS)
+            await asyncio.wait({self.gone}, timeout=SHUTDOWN_SECONDS)
             self._kill()
-            raise
-        finally:
             self._release()
+            raise
+        self.on_gone(self._release)
         if self._failure is not None and not self._ended:
             raise self._failure
         if not self._ended:
@@ -187,13 +214,7 @@ class ApplyRun(asyncio.SubprocessProtocol):
 
     def lives(self) -> bool:
         """Whether it can be given its request; also sees an end that the event loop has not heard of yet."""
-        if self._exited or self._stopping:
-            return False
-        try:
-            # WNOWAIT: it is asyncio's to collect.
-            return not os.waitid(os.P_PID, self._transport.get_pid(), os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return False
+        return not self._exited and not self._stopping and bool(self._transport.lives())
 
     def dismiss(self) -> None:
         """End a program that has no request yet, and return at once: the end of stdin tells it."""
@@ -206,7 +227,7 @@ class ApplyRun(asyncio.SubprocessProtocol):
 
     def on_gone(self, function: Callable[[], None]) -> None:
         """Call this when it is over."""
-        self._gone.add_done_callback(lambda _: function())
+        self.gone.add_done_callback(lambda _: function())
 
     def last_words(self) -> str:
         """Why it was stopped, or the end of its log, on one line."""
@@ -218,6 +239,8 @@ class ApplyRun(asyncio.SubprocessProtocol):
 
     def connection_made(self, transport: Any) -> None:  # noqa: D102
         self._transport = transport
+        self._alive.add(self)
+        self.on_gone(lambda: self._alive.discard(self))
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: D102
         if fd == 2:
@@ -265,6 +288,8 @@ class ApplyRun(asyncio.SubprocessProtocol):
             self._deaf = True
             self._later(EXIT_SECONDS, lambda: self.stop(ApplyError("the apply program did not exit")))
         self._on_event(event)
+        if self._deaf:
+            self._set_over()
 
     def _nonsense(self, what: str) -> None:
         if not self._deaf:
@@ -279,7 +304,7 @@ class ApplyRun(asyncio.SubprocessProtocol):
     def _died(self) -> ApplyError:
         code = self._transport.get_returncode() if self._transport else None
         ended = (
-            "did not end"
+            ("ended" if self._exited else "did not end")
             if code is None
             else f"died of signal {-code}"
             if code < 0
@@ -318,7 +343,7 @@ class ApplyRun(asyncio.SubprocessProtocol):
             self._signal_group(signal.SIGKILL)
 
     def _give_up(self) -> None:
-        if not self._gone.done():
+        if not self.gone.done():
             self._log.error(
                 "apply: the program does not end and may still be at work; its lock on the storage host "
                 "keeps the next run away from the same directories"
@@ -334,9 +359,14 @@ class ApplyRun(asyncio.SubprocessProtocol):
     def _later(self, seconds: float, function: Callable[[], None]) -> None:
         self._timers.append(self._loop.call_later(seconds, function))
 
+    def _set_over(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
+
     def _set_gone(self) -> None:
-        if not self._gone.done():
-            self._gone.set_result(None)
+        if not self.gone.done():
+            self.gone.set_result(None)
+        self._set_over()
 
     def _release(self) -> None:
         for timer in self._timers:

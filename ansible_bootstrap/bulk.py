@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from .apply_client import ApplyClient
 from .bookkeeper import Bookkeeper
-from .config import AnsibleBootstrap
+from .config import COMMAND_SETTINGS_FILE, AnsibleBootstrap
 from .errors import AnsibleBootstrapError, ApplyError
 from .fingerprints import describe
 from .history import History, RunRecord
@@ -78,6 +78,7 @@ async def bootstrap_all(
     bulk = _Bulk(settings, tell, check=check, diff=diff, again=again)
     try:
         await bulk.run(records)
+        await bulk.client.gone()
     finally:
         await bulk.books.written()  # Also when interrupted: what is done is not to be done again.
 
@@ -92,7 +93,8 @@ class _Bulk:
         self._diff = diff
         self._remembers = settings.recheck == "changed" and not check
         self._skips = self._remembers and not again
-        self._client = ApplyClient(lambda: in_thread(settings.apply_argv, timeout=10), _LOG)
+        argv = partial(settings.apply_argv, COMMAND_SETTINGS_FILE)
+        self.client = ApplyClient(lambda: in_thread(argv, timeout=10), _LOG)
         self._history = History(settings.state_dir, settings.history_days)
         self._ledger = Ledger(settings.state_dir, settings.trust_for)
         self.books = Bookkeeper(self._ledger, _LOG)
@@ -158,7 +160,7 @@ class _Bulk:
                 said.extend(event.roles)
 
         try:
-            run = await self._client.start(Request(operation="describe"), on_event, limit=DESCRIBE_LIMIT)
+            run = await self.client.start(Request(operation="describe"), on_event, limit=DESCRIBE_LIMIT)
             await run.finish()
         except AnsibleBootstrapError as error:
             if not said:
@@ -236,7 +238,7 @@ class _Bulk:
                 take(event.outcome)
 
         try:
-            why = await _one_run(self._client, request, on_event)
+            why = await _one_run(self.client, request, on_event)
             if left:
                 record.error = why.details
             for work in list(left.values()):  # Silence is never success.

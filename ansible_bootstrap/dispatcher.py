@@ -19,7 +19,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, Final
 
 from .cleanups import Cleanup, Cleanups, nothing_to_forget
@@ -30,6 +29,7 @@ from .host_queue import HostQueue
 from .places import Place
 from .protocol import Operation, Outcome, RoleFingerprint
 from .track_record import TrackRecord
+from .turnstile import Turnstile
 from .works import NOTHING_DONE, Say, Waiter, Work, WorkKey
 
 MAX_LOGINS: Final = 20_000
@@ -85,6 +85,9 @@ class Dispatcher:
         self._ready: dict[str, HostQueue] = {}
         """Hosts that could start a run, the longest waiting first."""
         self._flights: set[asyncio.Task[None]] = set()
+        self._in_the_air = 0
+        """Runs; the task of one that has landed lives a little longer."""
+        self._turnstile = Turnstile()
         self._pump_scheduled = False
         self._too_many_logins = False
         self._closed = False
@@ -114,7 +117,7 @@ class Dispatcher:
             AnsibleBootstrapError: the run itself failed, and with it everybody in it without an outcome.
         """
         place.user()
-        waiter = Waiter(asyncio.get_running_loop().create_future(), on_progress, done)
+        waiter = Waiter(asyncio.get_running_loop().create_future(), on_progress, done, self._turnstile)
         withdrawn = self._cleanups.withdraw(place)
         host = self._host(place.storage_host)
         work = host.join(place, waiter)
@@ -122,13 +125,16 @@ class Dispatcher:
         ready = False
         try:
             await asyncio.wait({waiter.future}, timeout=timeout)
-            if not waiter.future.done():
-                if host.flight is not None and host.flight.works.get(place.work_key) is work:
-                    host.flight.late = True
-                raise DeadlineError(f"{place.name} was not ready within {timeout:g} s")
-            outcome = waiter.future.result()
-            ready = outcome.status == "ok"
-            return outcome
+            match waiter.answer:
+                case None:
+                    if host.flight is not None and host.flight.works.get(place.work_key) is work:
+                        host.flight.late = True
+                    raise DeadlineError(f"{place.name} was not ready within {timeout:g} s")
+                case AnsibleBootstrapError() as error:
+                    raise error
+                case outcome:
+                    ready = outcome.status == "ok"
+                    return outcome
         finally:
             again = self._cleanups.withdraw(place) or withdrawn
             if ready:
@@ -233,20 +239,24 @@ class Dispatcher:
             self._ready.setdefault(host.name, host)
         if self._ready and not self._pump_scheduled and not self._closed:
             self._pump_scheduled = True
-            asyncio.get_running_loop().call_soon(self._pump)
+            asyncio.get_running_loop().call_soon(self._scheduled_pump)
+
+    def _scheduled_pump(self) -> None:
+        self._pump_scheduled = False
+        self._pump()
 
     def _pump(self) -> None:
-        self._pump_scheduled = False
-        while len(self._flights) < self._max_runs and (name := self._next_ready()) is not None:
+        while self._in_the_air < self._max_runs and (name := self._next_ready()) is not None:
             host = self._ready.pop(name)
             host.flight = self._board(host)
             if host.flight is None:
                 self._drop_if_idle(host)
                 continue
+            self._in_the_air += 1
             host.tell_the_others()
             task = asyncio.get_running_loop().create_task(self._fly(host, host.flight))
             self._flights.add(task)
-            task.add_done_callback(partial(self._landed, name))
+            task.add_done_callback(self._flights.discard)
 
     def _next_ready(self) -> str | None:
         """Return the host that has waited longest, one where somebody waits before all others.
@@ -260,11 +270,15 @@ class Dispatcher:
         urgent = (name for name in names if self._ready[name].spawns or self._cleanups.is_overdue(name))
         return next(urgent, names[0] if names else None)
 
-    def _landed(self, name: str, task: asyncio.Task[None]) -> None:
-        self._flights.discard(task)
-        if (host := self._hosts.get(name)) is not None:  # Not one of that name that is gone by now.
-            self._offer(host)
-            self._drop_if_idle(host)
+    def _landed(self, host: HostQueue) -> None:
+        """Start what has waited for it in this very turn of the loop, for in a storm the next is long in coming."""
+        host.flight = None
+        self._in_the_air -= 1
+        if not self._closed:
+            if self._has_work(host):
+                self._ready.setdefault(host.name, host)
+            self._pump()
+        self._drop_if_idle(host)
 
     def _board(self, host: HostQueue) -> Flight | None:
         """Take as many as a run may have: those who wait, else what is to be cleaned up.
@@ -300,7 +314,7 @@ class Dispatcher:
             self._closed = True  # Only a hub that ends cancels us: start nothing more.
             raise
         finally:
-            host.flight = None
+            self._landed(host)
 
     async def _run(self, flight: Flight) -> None:
         try:

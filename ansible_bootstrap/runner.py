@@ -14,12 +14,14 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import __path__ as _package_path
 from .protocol import Operation, User
 from .settings import ApplySettings, RoleSetting
-from .warm import Engine
+
+if TYPE_CHECKING:
+    from .warm import Engine
 
 PLAYBOOKS: Final[dict[Operation, str]] = {
     "bootstrap": "ansible_bootstrap.jupyterhub.bootstrap",

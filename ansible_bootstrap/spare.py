@@ -1,85 +1,112 @@
 """Keeps one apply program waiting, so that the next run need not start one.
 
-A spare serves one run and costs the memory of two Python processes, so there is one at a time. Whatever is wrong
-with a spare is no reason for a run to fail: it is thrown away, and the run starts a program of its own.
+A spare serves one run. It is forked from a process that has imported everything (``zygote.py``), and so takes next to
+no time and memory to make. Whatever is wrong with a spare is no reason for a run to fail: it is thrown away, and the
+run starts a program of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
 
 from .errors import AnsibleBootstrapError
-from .warm import WARM
 
 if TYPE_CHECKING:
     from .apply_client import ApplyRun
+    from .zygote_client import Zygote
+
+FORK_SECONDS: Final = 5.0
+"""For which a run waits for a spare that is just being forked."""
 
 
 class Spare:
     """The one apply program that waits, if there is one.
 
     Args:
-        argv: returns the command line of a run, as it is now.
-        launch: starts a command line.
+        start: starts a zygote.
+        wanted: returns what a program is to be made for, as it is now.
         log: where it is said that there is none, and why.
     """
 
     def __init__(
-        self,
-        argv: Callable[[], Awaitable[Sequence[str]]],
-        launch: Callable[[Sequence[str]], Awaitable[ApplyRun]],
-        log: logging.Logger,
+        self, start: Callable[[], Awaitable[Zygote]], wanted: Callable[[], object], log: logging.Logger
     ) -> None:
-        self._argv = argv
-        self._launch = launch
+        self._start = start
+        self._wanted = wanted
         self._log = log
+        self._zygote: Zygote | None = None
         self._run: ApplyRun | None = None
-        self._for: list[str] = []
-        self._starting: asyncio.Task[None] | None = None
+        self._for: object = None
+        """What the zygote was made for, and with it the spare."""
+        self._making: asyncio.Task[None] | None = None
         self._closed = False
 
     def prepare(self) -> None:
-        """Start it now, unless it is there; returns at once."""
-        if not self._closed and self._run is None and self._starting is None:
-            self._starting = asyncio.get_running_loop().create_task(self._start())
+        """Make it now, unless it is there; returns at once."""
+        if not self._closed and self._run is None and self._making is None:
+            self._making = asyncio.get_running_loop().create_task(self._make())
 
-    def take(self, argv: list[str]) -> ApplyRun | None:
-        """Return the spare if it is as good as what this command line would start; it is the caller's then."""
+    async def take(self) -> ApplyRun | None:
+        """Return the spare if it is as good as one that would be started now; it is the caller's then."""
+        if self._run is None and self._zygote is not None and self._making is not None:
+            # It will be there sooner than any other.
+            await asyncio.wait({self._making}, timeout=FORK_SECONDS)
         run, self._run = self._run, None
         if run is None:
             return None
-        if run.lives() and self._for == argv:
+        if run.lives() and self._for == self._wanted():
             return run
         run.dismiss()
         return None
 
     def close(self) -> None:
-        """End it, and start none any more; returns at once."""
+        """End it, and make none any more; returns at once."""
         self._closed = True
-        if self._starting is not None:
-            self._starting.cancel()
+        if self._making is not None:
+            self._making.cancel()
         if self._run is not None:
             self._run.dismiss()
             self._run = None
+        self._drop_zygote()
 
-    async def _start(self) -> None:
+    async def _make(self) -> None:
         try:
-            argv = list(await self._argv())
-            run = await self._launch([*argv, WARM])
+            run = await self._fork()
         except AnsibleBootstrapError as error:
             # The next run will meet the same, and say it to those who wait for it.
             self._log.warning("apply: no spare program was started: %s", error.details or error.message)
             return
         finally:
-            self._starting = None
-        self._run, self._for = run, argv
+            self._making = None
+        self._run = run
         run.on_gone(lambda: self._lost(run))
 
+    async def _fork(self) -> ApplyRun:
+        wanted = self._wanted()
+        if self._zygote is not None and self._for == wanted:
+            try:
+                return await self._zygote.fork()
+            except AnsibleBootstrapError:
+                pass  # It has been killed, or the installation has changed: another one will do.
+        self._drop_zygote()
+        zygote = await self._start()
+        self._zygote, self._for = zygote, wanted
+        try:
+            return await zygote.fork()
+        except BaseException:
+            self._drop_zygote()
+            raise
+
+    def _drop_zygote(self) -> None:
+        if self._zygote is not None:
+            self._zygote.close()
+            self._zygote = None
+
     def _lost(self, run: ApplyRun) -> None:
-        """It has ended while it waited. No other is started before the next run: that one would end as well."""
+        """It has ended while it waited. No other is made before the next run: that one would end as well."""
         if self._run is run:
             self._run = None
             self._log.warning("apply: the spare program ended while it waited: %s", run.last_words())

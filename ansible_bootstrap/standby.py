@@ -1,9 +1,9 @@
 """The apply program before its request: everything made ready, and nothing done.
 
-What can be ready is what does not depend on the request: imports, the run's private directory, and in it an engine (see
-``warm.py``). What was read to make it so is not relied on: the settings are read again when the request has come,
-the engine refuses a run that needs another environment, and of an installation that was changed meanwhile nothing
-is used at all.
+What can be ready is what does not depend on the request: imports (``zygote.py``), the run's private directory, and in
+it an engine (``warm.py``). What was read to make it so is not relied on: the settings are read again when the request
+has come, the engine refuses a run that needs another environment, and of an installation that was changed meanwhile
+nothing is used at all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import sysconfig
 import termios
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import runner
@@ -27,7 +27,7 @@ from .descendants import end_descendants
 from .fingerprints import COLLECTION_DIRECTORY
 from .run_directory import run_directory
 from .settings import ApplySettings
-from .warm import Engine
+from .warm import Engine, Imported
 
 
 class Standby:
@@ -35,9 +35,18 @@ class Standby:
 
     Args:
         log: writes to the admin's log.
+        imported: what this process has of Ansible; None if nothing.
+        before: the installation of which that is.
     """
 
-    def __init__(self, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        log: Callable[[str], None],
+        imported: Imported | None = None,
+        before: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        self._imported = imported
+        self._before = list(before)
         self.directory: Path | None = None
         self.engine: Engine | None = None
         self._log = log
@@ -61,11 +70,13 @@ class Standby:
             load: returns the settings.
             program: becomes this process, with the request unread, where the installation has changed meanwhile.
         """
-        before = _installed()
         try:
+            if self._imported is None:
+                raise OSError("Ansible is not imported")
             settings = load()
             self.directory = self._held.enter_context(run_directory(f"spare-{uuid.uuid4().hex[:12]}"))
-            self.engine = Engine(*runner.surroundings(settings, self.directory), self._log)
+            environment, directory = runner.surroundings(settings, self.directory)
+            self.engine = Engine(self._imported, environment, directory, self._log)
         except Exception as error:  # the request will be served, or refused, all the same
             self._log(f"the next run starts cold: {error}")
             self._held.close()  # ansible-runner would take what it finds there for what this run is to have
@@ -73,7 +84,7 @@ class Standby:
         select.select([0], [], [])
         if not _can_be_read(0):
             return False
-        if _installed() != before:
+        if installed() != self._before:
             self.__exit__()
             os.execv(program[0], program)  # noqa: S606 - as _harden() will find it, nothing is inherited
         return True
@@ -88,7 +99,7 @@ def _can_be_read(descriptor: int) -> bool:
     return True  # no pipe, socket or file: to be found out by reading
 
 
-def _installed() -> list[tuple[str, int]]:
+def installed() -> list[tuple[str, int]]:
     """Return when what this program and its engine are made of was last changed.
 
     Of other packages the directory tells: one that comes, goes or is replaced by another version changes it.

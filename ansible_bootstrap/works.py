@@ -12,6 +12,7 @@ from typing import Final
 from .errors import AnsibleBootstrapError
 from .places import Place
 from .protocol import Outcome
+from .turnstile import Turnstile
 
 Say = Callable[[str, float], None]
 """Shows a waiting student one sentence, and which share of their way is done (0.0 to 1.0); must neither block
@@ -27,10 +28,20 @@ NOTHING_DONE: Final[Mapping[str, str]] = MappingProxyType({})
 class Waiter:
     """A spawn that waits for its outcome, with a future of its own."""
 
-    future: asyncio.Future[Outcome]
+    future: asyncio.Future[None]
+    """Done when the spawn may go on."""
     say: Say
     done: Mapping[str, str]
     """Roles that the user has, with the fingerprint at which they got them."""
+    turnstile: Turnstile
+    answer: Outcome | AnsibleBootstrapError | None = None
+    """What became of the work, from the moment that it is known."""
+
+    def settle(self, answer: Outcome | AnsibleBootstrapError) -> None:
+        """Let the spawn go on with this, when its turn has come."""
+        if self.answer is None:
+            self.answer = answer
+            self.turnstile.let_through(self.future)
 
 
 @dataclass(eq=False, slots=True)
@@ -75,14 +86,12 @@ class Work:
     def settle(self, outcome: Outcome) -> None:
         """Release all who wait."""
         for waiter in self.waiters:
-            if not waiter.future.done():
-                waiter.future.set_result(outcome)
+            waiter.settle(outcome)
 
     def fail(self, cls: type[AnsibleBootstrapError], details: str) -> None:
         """Release all who wait with a failure; one exception each, for a raised one grows."""
         for waiter in self.waiters:
-            if not waiter.future.done():
-                waiter.future.set_exception(cls(details))
+            waiter.settle(cls(details))
 
 
 def done_by_all(works: Iterable[Work]) -> dict[str, str]:

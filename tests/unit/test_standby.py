@@ -35,7 +35,8 @@ def test_a_directory_in_which_the_engine_could_not_be_made_ready_is_not_the_runs
 
     monkeypatch.setattr(runner, "surroundings", surroundings)
     said: list[str] = []
-    with standby.Standby(said.append) as ready:
+    imported: Any = object()
+    with standby.Standby(said.append, imported, standby.installed()) as ready:
         assert ready.wait(lambda: ApplySettings(storage_root="/volumes"), []) is True
         assert (ready.directory, ready.engine) == (None, None)
         assert list(base.iterdir()) == []
@@ -49,7 +50,7 @@ def test_a_package_that_is_replaced_is_another_installation(
     (packages / "jinja2-3.0.dist-info").mkdir(parents=True)
     os.utime(packages, (1, 1))  # so that no clock is too coarse to tell
     monkeypatch.setattr(site, "getsitepackages", lambda: [str(packages)])
-    before = standby._installed()
-    assert standby._installed() == before
+    before = standby.installed()
+    assert standby.installed() == before
     (packages / "jinja2-3.0.dist-info").rename(packages / "jinja2-3.1.dist-info")
-    assert standby._installed() != before
+    assert standby.installed() != before

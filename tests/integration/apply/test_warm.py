@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -63,40 +65,85 @@ class FilterModule:
 """
 
 
-class Spare:
-    """A spare apply program as the client starts it."""
+class Zygote:
+    """What forks spare apply programs, as the client starts it."""
 
-    def __init__(self, site: Any, settings: dict[str, Any]) -> None:
-        self._site = site
-        number = len(list(site.path.glob("spare-*.out")))
-        self.settings = site.path / f"spare-{number}.json"
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        path.mkdir()
+        self.settings = path / "settings.json"
         self.write(settings)
-        self._out, self._log = site.path / f"spare-{number}.out", site.path / f"spare-{number}.log"
-        with self._out.open("wb") as out, self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    "-m",
-                    "ansible_bootstrap.apply",
-                    "--settings",
-                    self.settings,
-                    "--warm",
-                ],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=log,
-            )
+        self.log = path / "log"
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        program = [
+            sys.executable,
+            "-I",
+            "-m",
+            "ansible_bootstrap.apply",
+            "--settings",
+            self.settings,
+            "--warm",
+        ]
+        with theirs, self.log.open("wb") as log:
+            self.process = subprocess.Popen(program, stdin=theirs, stdout=log, stderr=log)
+        self.spares: list[Spare] = []
 
     def write(self, settings: dict[str, Any]) -> None:
         self.settings.write_text(json.dumps(settings))
         self.settings.chmod(0o600)
 
+    def fork(self) -> Spare:
+        self.spares.append(Spare(self, self.path / f"{len(self.spares)}.out"))
+        return self.spares[-1]
+
+    def born(self, standard: list[int]) -> tuple[int, int]:
+        """Have a program forked with these descriptors; return its pid and pidfd."""
+        socket.send_fds(self._control, [b"fork"], standard)
+        line, received, _, _ = socket.recv_fds(self._control, 32, 1)
+        assert line, f"it has ended: {self.log.read_text()}"
+        return int(line), received[0]
+
+    def end(self) -> None:
+        for spare in self.spares:
+            spare.end()
+        self._control.close()
+        assert self.process.wait(30) == 0
+
+
+class Spare:
+    """A spare apply program as the client has it."""
+
+    def __init__(self, zygote: Zygote, out: Path) -> None:
+        self.write = zygote.write
+        self.zygote = zygote
+        self._out, self._log = out, zygote.log
+        theirs, ours = os.pipe()
+        with self._out.open("wb") as stdout, self._log.open("ab") as stderr:
+            self.pid, self._pidfd = zygote.born([theirs, stdout.fileno(), stderr.fileno()])
+        os.close(theirs)
+        self.stdin = os.fdopen(ours, "wb", 0)
+
     def engine(self) -> int:
-        """Wait for the engine; return its pid."""
-        return int(
-            self.wait_for(lambda: [pid for pid in descendants(self.process.pid) if _is_engine(pid)])[0]
-        )
+        """Wait for the engine, its one child; return its pid."""
+        return int(self.wait_for(lambda: list(descendants(self.pid)))[0])
+
+    def send_signal(self, number: int) -> None:
+        signal.pidfd_send_signal(self._pidfd, number)
+
+    def lives(self, seconds: float = 0) -> bool:
+        """Whether it is still there after so many seconds, or sooner if it is not."""
+        return not select.select([self._pidfd], [], [], seconds)[0]
+
+    def end(self) -> None:
+        family = descendants(self.pid) if self.lives() else set()
+        with contextlib.suppress(ProcessLookupError):
+            self.send_signal(signal.SIGKILL)
+        for pid in family:
+            if _state(pid):
+                os.kill(pid, signal.SIGKILL)
+        assert not self.lives(10)
+        self.stdin.close()
+        os.close(self._pidfd)
 
     def wait_for(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
         deadline = time.monotonic() + seconds
@@ -107,16 +154,18 @@ class Spare:
 
     def ask(self, *names: str, **more: Any) -> None:
         users = [{"name": name} for name in names]
-        assert self.process.stdin
-        self.process.stdin.write(
-            json.dumps({"operation": "bootstrap", "users": users, **more}).encode() + b"\n"
-        )
-        self.process.stdin.flush()
+        self.stdin.write(json.dumps({"operation": "bootstrap", "users": users, **more}).encode() + b"\n")
 
     def run(self, *names: str, **more: Any) -> int:
-        """Ask, and wait for the end; return the exit status."""
+        """Ask, and wait for the end; return what the exit status has to be, by its last line."""
         self.ask(*names, **more)
-        return self.process.wait(90)
+        assert not self.lives(90)
+        match self.events[-1]:
+            case {"event": "end", "failed": failed}:
+                return 1 if failed else 0
+            case {"event": "refused"}:
+                return 2
+        raise AssertionError(self.log)
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -131,13 +180,6 @@ class Spare:
     def outcomes(self) -> dict[str, str]:
         found = [event["outcome"] for event in self.events if event["event"] == "outcome"]
         return {outcome["name"]: outcome["status"] for outcome in found}
-
-
-def _is_engine(pid: int) -> bool:
-    try:
-        return b"engine.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def _directories() -> set[Path]:
@@ -163,22 +205,17 @@ def _state(pid: int) -> str:
 
 @pytest.fixture
 def spare(site: Any) -> Iterator[Callable[..., Spare]]:
-    started: list[Spare] = []
+    """Forks the first spare of a new zygote."""
+    started: list[Zygote] = []
 
     def start(*roles: Any, **more: Any) -> Spare:
-        started.append(Spare(site, site.settings(roles=list(roles), **more)))
-        return started[-1]
+        path = site.path / f"zygote-{len(started)}"
+        started.append(Zygote(path, site.settings(roles=list(roles), **more)))
+        return started[-1].fork()
 
     yield start
     for one in started:
-        family = descendants(one.process.pid) if one.process.poll() is None else set()
-        one.process.kill()
-        for pid in family:
-            if _state(pid):
-                os.kill(pid, signal.SIGKILL)
-        one.process.wait()
-        if one.process.stdin:
-            one.process.stdin.close()
+        one.end()
 
 
 def say(text: str) -> dict[str, Any]:
@@ -257,9 +294,14 @@ def test_two_warm_runs_share_nothing(site, spare):
             "ansible.builtin.copy": {"content": "{{ vars }}", "dest": f"{site.path}/vars-{{{{ username }}}}"},
         },
     )
-    first, second = spare("dump", extra_vars={"secret": "s3cr3t"}), spare("dump")
+    first = spare("dump", extra_vars={"secret": "s3cr3t"})
+    first.engine()
+    first.ask("alice")
+    first.write(site.settings(roles=["dump"]))
+    second = first.zygote.fork()
     engines = {first.engine(), second.engine()}
-    assert first.run("alice") == 0 and second.run("bob") == 0
+    assert second.run("bob") == 0
+    assert not first.lives(90)
     text = (site.path / "vars-bob").read_text()
     assert "bob" in text and "alice" not in text and "s3cr3t" not in text
     assert len({spare.events[0]["run"] for spare in (first, second)}) == 2
@@ -303,7 +345,7 @@ def test_settings_that_were_wrong_at_first_are_read_again(site, spare):
     site.role("greet", say("hello"))
     warm = spare("greet", no_such_setting=1)
     warm.wait_for(lambda: "starts cold" in warm.log)
-    assert warm.process.poll() is None
+    assert warm.lives()
     warm.write(site.settings(roles=["greet"]))
     assert warm.run("alice") == 0
     assert warm.outcomes == {"alice": "ok"}
@@ -320,9 +362,8 @@ def test_a_spare_that_is_not_needed_leaves_quietly(site, spare, soon):
     before = _directories()
     warm = spare("user_dir")
     engine = set() if soon else {warm.engine()}
-    assert warm.process.stdin
-    warm.process.stdin.close()
-    assert warm.process.wait(30) == 0
+    warm.stdin.close()
+    assert not warm.lives(30)
     assert warm.log == "" and warm.events == []
     assert _gone(engine)
     assert not {
@@ -338,15 +379,15 @@ def _held(path: Path) -> bool:
 def test_a_spare_that_is_told_to_end_does(spare):
     warm = spare("user_dir")
     engine = warm.engine()
-    warm.process.send_signal(signal.SIGTERM)
-    assert warm.process.wait(30) == 3
+    warm.send_signal(signal.SIGTERM)
+    assert not warm.lives(30)
     assert _gone({engine})
 
 
 def test_a_spare_that_is_killed_takes_its_engine_along(spare):
     warm = spare("user_dir")
     engine = warm.engine()
-    warm.process.kill()
+    warm.send_signal(signal.SIGKILL)
     assert _gone({engine})
 
 
@@ -361,14 +402,14 @@ def test_a_stop_during_a_warm_run_leaves_no_process(site, spare, how):
     engine = warm.engine()
     warm.ask("alice")
     warm.wait_for(begun.exists)
-    family = descendants(warm.process.pid)
+    family = descendants(warm.pid)
     assert engine in family and len(family) >= 4
-    assert warm.process.stdin
     if how == "stdin":
-        warm.process.stdin.close()
+        warm.stdin.close()
     else:
-        warm.process.send_signal(signal.SIGTERM)
-    assert warm.process.wait(15) == 3
+        warm.send_signal(signal.SIGTERM)
+    assert not warm.lives(15)
+    assert warm.events[-1]["event"] != "end"
     assert _gone(family)
 
 
@@ -377,17 +418,17 @@ def test_an_installation_that_changed_meanwhile_is_started_anew(tmp_path):
     code = """
 import itertools, sys
 from ansible_bootstrap import standby
-standby._installed = itertools.count().__next__
-def load(): raise OSError("no engine in this test")
+standby.installed = itertools.count().__next__
+def load(): raise AssertionError
 ours = [sys.executable, "-c", "print('new:', input())"]
-with standby.Standby(print) as ready:
+with standby.Standby(print, None, "a") as ready:
     print(ready.wait(load, ours))
 """
     done = subprocess.run(
         [sys.executable, "-uc", code], input="request\n", capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines() == ["the next run starts cold: no engine in this test", "new: request"]
-    same = code.replace("itertools.count().__next__", "lambda: 1")
+    assert done.stdout.splitlines() == ["the next run starts cold: Ansible is not imported", "new: request"]
+    same = code.replace("itertools.count().__next__", "lambda: ['a']")
     done = subprocess.run(
         [sys.executable, "-uc", same], input="request\n", capture_output=True, text=True, check=True
     )

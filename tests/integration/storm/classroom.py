@@ -108,12 +108,17 @@ def carrying(marks: set[str]) -> dict[int, str]:
     return found
 
 
-def runs_of(pids: set[int]) -> set[str]:
-    """Return the directories of the runs that these processes belong to, as their environment names them."""
+def born(pids: set[int]) -> set[tuple[int, str]]:
+    """Return those of these processes that live, each with its time of birth: a pid may be somebody else's later."""
     found = set()
     for pid in pids:
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                if line.startswith(b"ANSIBLE_BOOTSTRAP_OUTCOMES="):
-                    found.add(str(Path(line.partition(b"=")[2].decode()).parent))
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            if fields[0] not in "ZX":
+                found.add((pid, fields[19]))
     return found
+
+
+def living(processes: set[tuple[int, str]]) -> set[tuple[int, str]]:
+    """Return those who still live."""
+    return processes & born({pid for pid, _ in processes})

@@ -8,11 +8,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_fakes import FakeApply, Lines
+
+from ansible_bootstrap.apply_client import ApplyClient
 
 
 @pytest.fixture
@@ -25,3 +29,20 @@ def apply(tmp_path: Path) -> Iterator[FakeApply]:
 @pytest.fixture
 def log() -> Lines:
     return Lines()
+
+
+@pytest.fixture(autouse=True)
+async def no_program_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """A run is over with its last line; the program leaves a little later, and the loop is to hear of that."""
+    clients: list[ApplyClient] = []
+    make = ApplyClient.__init__
+
+    def init(self: ApplyClient, *args: Any, **more: Any) -> None:
+        make(self, *args, **more)
+        clients.append(self)
+
+    monkeypatch.setattr(ApplyClient, "__init__", init)
+    yield
+    for client in clients:
+        client.close()
+        await asyncio.wait_for(client.gone(), 20)

@@ -51,6 +51,7 @@ async def test_a_run_reports_each_user_and_leaves_nothing(session: Session, appl
     run = await session.start()
     await run.finish()
     assert session.outcomes == {"alice": "ok", "bob": "failed"}
+    await session.client.gone()
     assert not apply.alive()
 
 

@@ -29,7 +29,7 @@ class Hub:
         self.argv = apply.command
         self.fails = False
         self.events: list[Event] = []
-        self.client = ApplyClient(self._argv, log.logger, spare=True)
+        self.client = ApplyClient(self._argv, log.logger, spare=True, wanted=lambda: list(self.argv))
 
     async def _argv(self) -> list[str]:
         if self.fails:
@@ -178,6 +178,66 @@ async def test_closing_while_it_is_being_started(hub: Hub) -> None:
     hub.client.close()
     await hub.run()
     await until(lambda: not any(is_alive(note["pid"]) for note in hub.apply.noted("spare")))
+
+
+async def test_spares_come_from_one_zygote(hub: Hub) -> None:
+    hub.client.warm_up()
+    for number in (1, 2, 3):
+        await hub.ready(number)
+        await hub.run()
+    assert len(hub.apply.noted("zygote")) == 1
+
+
+async def test_another_zygote_takes_the_place_of_one_that_has_gone(hub: Hub, log: Lines) -> None:
+    """Killed, or because the installation has changed."""
+    hub.apply.do(zygote="once")
+    hub.client.warm_up()
+    first = await hub.ready(1)
+    assert await hub.run() == first, "what it has forked is not harmed"
+    await hub.ready(2)
+    assert len(hub.apply.noted("zygote")) == 2
+    assert not log.lines
+
+
+async def test_without_a_zygote_runs_start_as_ever(hub: Hub, log: Lines) -> None:
+    hub.apply.do(zygote="die")
+    hub.client.warm_up()
+    await until(lambda: any("no spare program was started" in line for line in log.lines))
+    assert any("there is no room for a zygote" in line for line in log.lines)
+    await hub.run()
+    assert hub.ok == 1
+
+
+async def test_a_run_that_comes_while_its_spare_is_forked_waits_for_that(hub: Hub) -> None:
+    hub.client.warm_up()
+    await hub.ready(1)
+    await hub.run()
+    assert len(hub.apply.noted("begin")) == 1
+    pid = await hub.run()  # Prepared when the one before began, and perhaps not there yet.
+    assert pid in {note["pid"] for note in hub.apply.noted("spare")}
+
+
+async def test_a_request_larger_than_a_pipe_arrives_whole(hub: Hub) -> None:
+    hub.client.warm_up()
+    await hub.ready()
+    names = [f"u{number}" for number in range(400)]
+    users = [
+        {"name": n, "key": n, "storage_host": "localhost", "directory": f"/{'x' * 500}/{n}"} for n in names
+    ]
+    run = await hub.client.start(Request(operation="bootstrap", users=users), hub.events.append, limit=20)
+    await run.finish()
+    assert hub.ok == 400
+
+
+async def test_a_spare_that_is_killed_in_its_run_is_told_of(hub: Hub) -> None:
+    hub.apply.do(delay=20)
+    hub.client.warm_up()
+    spare = await hub.ready()
+    run = await hub.client.start(REQUEST, hub.events.append, limit=20)
+    await until(lambda: hub.apply.runs)
+    os.kill(spare, 9)
+    with pytest.raises(ApplyError, match="ended before its last line"):
+        await run.finish()
 
 
 async def test_stopping_a_run_on_a_spare_is_stopping_a_run(hub: Hub) -> None:

@@ -322,8 +322,8 @@ async def test_only_the_embedded_program_is_kept_ready_and_only_if_the_admin_wan
     said: list[bool] = []
 
     class Client(ApplyClient):
-        def __init__(self, *args: Any, spare: bool = False) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, spare: bool = False, **more: Any) -> None:
+            super().__init__(*args, **more)
             said.append(spare)
 
     monkeypatch.setattr(core, "ApplyClient", Client)
