@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -304,6 +306,14 @@ class AnsibleBootstrap(SingletonConfigurable):
             raise SettingsError("c.AnsibleBootstrap.storage_root is not set: where are users' directories?")
         if self.embedded:
             make_settings(given, "c.AnsibleBootstrap")
+
+    def spare_wanted(self) -> tuple[dict[str, Any], bool]:
+        """What a spare program is made for: the settings, and that the file it reads them from is there and private."""
+        try:
+            mode = os.lstat(os.path.join(self.state_dir, SETTINGS_FILE)).st_mode
+        except OSError:
+            return self.apply_settings(), False
+        return self.apply_settings(), stat.S_ISREG(mode) and stat.S_IMODE(mode) == 0o600
 
     def apply_argv(self, file: str = SETTINGS_FILE) -> list[str]:
         """The command line of the apply program; writes the settings file that it names.

@@ -57,8 +57,11 @@ class Spare:
         run, self._run = self._run, None
         if run is None:
             return None
-        if run.lives() and self._for == self._wanted():
-            return run
+        try:
+            if run.lives() and self._for == self._wanted():
+                return run
+        except Exception as error:
+            self._log.warning("apply: the spare program could not be used: %s", error)
         run.dismiss()
         return None
 
@@ -75,9 +78,10 @@ class Spare:
     async def _make(self) -> None:
         try:
             run = await self._fork()
-        except AnsibleBootstrapError as error:
+        except (AnsibleBootstrapError, OSError) as error:
             # The next run will meet the same, and say it to those who wait for it.
-            self._log.warning("apply: no spare program was started: %s", error.details or error.message)
+            why = error.details or error.message if isinstance(error, AnsibleBootstrapError) else error
+            self._log.warning("apply: no spare program was started: %s", why)
             return
         finally:
             self._making = None
@@ -85,15 +89,14 @@ class Spare:
         run.on_gone(lambda: self._lost(run))
 
     async def _fork(self) -> ApplyRun:
-        wanted = self._wanted()
-        if self._zygote is not None and self._for == wanted:
+        if self._zygote is not None and self._for == self._wanted():
             try:
                 return await self._zygote.fork()
             except AnsibleBootstrapError:
                 pass  # It has been killed, or the installation has changed: another one will do.
         self._drop_zygote()
         zygote = await self._start()
-        self._zygote, self._for = zygote, wanted
+        self._zygote, self._for = zygote, self._wanted()  # Now, for to start it writes its settings.
         try:
             return await zygote.fork()
         except BaseException:

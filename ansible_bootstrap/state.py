@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -44,10 +45,17 @@ def ensure_state_dir(path: str | os.PathLike[str]) -> Path:
 def make_private(path: Path) -> None:
     """Make an empty file of mode 0600, if there is none; SQLite gives its journals the mode of the file itself.
 
+    One that is there is not opened: to close a descriptor of a file drops all locks that this process has on it, those
+    of SQLite's other connections, too (fcntl(2)); another process then takes away what they are built on.
+
     Raises:
         OSError: it cannot be made, or is a link.
     """
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
 
 
 def write_private(path: Path, text: str) -> None:

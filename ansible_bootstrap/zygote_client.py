@@ -110,7 +110,7 @@ class Zygote:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 await there
-            line, received, _, _ = socket.recv_fds(self._control, 32, 1)
+            line, received, _, _ = socket.recv_fds(self._control, 32, 1, socket.MSG_CMSG_CLOEXEC)
         except TimeoutError:
             raise ApplyError(f"no program was forked within {ANSWER_SECONDS:g} s") from None
         except OSError as error:
@@ -169,7 +169,11 @@ class ForkedTransport:
 
     def lives(self) -> bool:
         """Whether it is there; also sees an end that the event loop has not heard of yet."""
-        return not self._closed and not select.select([self._pidfd], [], [], 0)[0]
+        if self._closed:
+            return False
+        poll = select.poll()  # Not select(), which knows no descriptor above 1023.
+        poll.register(self._pidfd, select.POLLIN)
+        return not poll.poll(0)
 
     def terminate(self) -> None:
         """Send SIGTERM.

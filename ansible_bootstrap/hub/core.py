@@ -64,7 +64,7 @@ class Core:
             lambda: in_thread(config.apply_argv, timeout=SETTINGS_SECONDS),
             config.log,
             spare=config.embedded and config.warm,
-            wanted=config.apply_settings,
+            wanted=config.spare_wanted,
         )
         self.fingerprints = CurrentFingerprints(self._describe, config.log)
         self.books = Bookkeeper(Ledger(config.state_dir, config.trust_for), config.log, config.place_digest())

@@ -124,9 +124,13 @@ class _Child:
         self.started = time.monotonic()
         self.deadline = self.started + timeout
         self.data.clear()
-        # Where it is gone, its end says so.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        try:
             socket.send_fds(self.channel, [b"%d\n" % place], list(_descriptors(task)))
+        except (
+            OSError
+        ):  # Without the task it ends, if it is not gone already, and its end costs this task alone.
+            with contextlib.suppress(OSError):
+                self.channel.shutdown(socket.SHUT_WR)
 
 
 def run(task: Task, timeout: float) -> Answer:

@@ -10,6 +10,8 @@ in the terminal, environment and directory of the run to come, and goes on as ``
 from __future__ import annotations
 
 import atexit
+import codecs
+import contextlib
 import importlib
 import json
 import os
@@ -42,6 +44,7 @@ def be_ansible_playbook(playbook: str, before: str, directory: str, go: int, rea
     sys.path[:] = _path(playbook)
     _renew_configuration(before, directory)
     _import_what_each_run_imports()
+    _lend_streams_to_display()
     os.write(ready, b"\n")
     os.close(ready)
     with open(go, "rb") as file:
@@ -61,6 +64,19 @@ def be_ansible_playbook(playbook: str, before: str, directory: str, go: int, rea
         sys.stdout.flush()
         sys.stderr.flush()
     return status or 0
+
+
+def _lend_streams_to_display() -> None:
+    """Do to our terminal what ``Display.__init__`` did to the streams that there were when it was imported."""
+    from ansible.utils import display  # noqa: PLC0415
+
+    synchronize = getattr(display, "_synchronize_textiowrapper", None)
+    for stream in (sys.stdout, sys.stderr):
+        if synchronize is not None:
+            synchronize(stream, display.Display()._lock)
+        with contextlib.suppress(LookupError):  # a release that has no such handler
+            codecs.lookup_error("_replacing_warning_handler")
+            stream.reconfigure(errors="_replacing_warning_handler")
 
 
 def _path(playbook: str) -> list[str]:

@@ -24,7 +24,7 @@ def hub(storage_hosts: Any, tmp_path: Path) -> Iterator[RunningHub]:
     ssh.write_text(f'#!/bin/sh\nexec {" ".join(storage_hosts.controller)} ssh "$@"\n')
     ssh.chmod(0o755)
     inventory = tmp_path / "storage.ini"
-    inventory.write_text(storage_hosts.inventory.read_text() + f"ansible_ssh_executable={ssh}\n")
+    inventory.write_text(storage_hosts.impatient.read_text() + f"ansible_ssh_executable={ssh}\n")
     hub = RunningHub(
         tmp_path,
         remote_root="/volumes/students",
@@ -55,10 +55,12 @@ async def test_a_login_waits_for_its_storage_host_and_says_so_when_that_is_down(
         assert not Path("/volumes/students").exists()  # nothing of it on the hub's own disk
 
         with store.down():
-            assert (await api.spawn("bob")).status_code == 202  # the page opens, and its progress tells
+            spawn = api.spawn("bob")
+            await api.until("bob", lambda servers: servers)  # the page opens, and its progress tells
             last = (await api.progress("bob"))[-1]
             assert last["failed"]
             assert "Your storage cannot be reached at the moment" in last["message"]
+            await spawn
         assert "bob not started (unreachable)" in hub.log
         assert not (students / "bob").exists()
 

@@ -481,6 +481,49 @@ def test_several_processes_and_threads_write_at_once(ledger: Ledger, tmp_path: P
     assert ledger.forget_all() == 60
 
 
+def _look_and_write(directory: Path, number: int) -> None:
+    ledger = Ledger(directory)
+    for count in range(40):
+        place = Place(f"user{number}-{count}", directory="/nowhere", storage_host="h")
+        ledger.complete([completed(place, "", FINGERPRINTS)])
+        assert ledger.look(place) is not None
+
+
+def test_processes_that_read_and_write_see_each_other_and_break_nothing(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    """A descriptor of the file that is opened and closed beside SQLite would drop its locks."""
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=_look_and_write, args=(tmp_path / "state", number)) for number in (1, 2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    with contextlib.closing(sqlite3.connect(tmp_path / "state" / FILE)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert ledger.forget_all() == 80
+
+
+def _forget(directory: Path) -> None:
+    assert Ledger(directory).forget(["alice"]) == 1
+
+
+def test_what_another_process_forgets_is_forgotten_here_at_once(
+    ledger: Ledger, alice: Place, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    for _ in range(3):
+        ledger.complete([completed(alice, "", FINGERPRINTS, since=time.time() + 60)])
+        assert ledger.look(alice) is not None
+        other = context.Process(target=_forget, args=(tmp_path / "state",))
+        other.start()
+        other.join(30)
+        assert ledger.look(alice) is None
+
+
 def test_whoever_comes_first_makes_the_file_and_nobody_fails(tmp_path: Path) -> None:
     """SQLite does not wait for others when it begins to write ahead, whatever the timeout."""
     for number in range(40):
