@@ -54,9 +54,14 @@ def serve(live: Callable[[], int], log: Callable[[str], None]) -> None:
             if installed() != before:
                 log("the installation has changed: the next spare program is started anew")
                 return
+            own, theirs = os.pipe()
             pid = os.fork()
             if pid == 0:
-                _be_born(live, standard)
+                os.close(own)
+                _be_born(live, standard, theirs)
+            os.close(theirs)
+            os.read(own, 1)  # Its end: the program has left our session, which is killed when we end.
+            os.close(own)
             pidfd = os.pidfd_open(pid)
             children[pidfd] = pid
             for descriptor in standard:
@@ -67,11 +72,12 @@ def serve(live: Callable[[], int], log: Callable[[str], None]) -> None:
                 socket.send_fds(control, [b"%d" % pid], [pidfd])
 
 
-def _be_born(live: Callable[[], int], standard: list[int]) -> NoReturn:
+def _be_born(live: Callable[[], int], standard: list[int], left: int) -> NoReturn:
     """Be a program of its own; whatever else is open is left to :func:`live` to close."""
     status = 1
     try:
         os.setsid()
+        os.close(left)
         for wanted, given in zip(_STANDARD, standard, strict=True):
             os.dup2(given, wanted)
         status = live()

@@ -5,8 +5,6 @@ Rules
     with the marker ``root`` or the fixture ``needs``. On a laptop it is then skipped with the reason; where the environment
     variable ``ANSIBLE_BOOTSTRAP_REQUIRE_ALL`` is set, as in CI, the skip is a failure.
 
-    What takes long to import and is of no use here is left out, in this process and in all that it starts: ``left_out``.
-
 Fixtures
     ``needs``: call it with what the test needs. The others are in the ``conftest.py`` of each suite.
 """
@@ -15,15 +13,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-
-LEFT_OUT = str(Path(__file__).parent / "left_out")
-sys.path.insert(0, LEFT_OUT)
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (LEFT_OUT, os.environ.get("PYTHONPATH"))))
 
 REQUIRE_ALL = bool(os.environ.get("ANSIBLE_BOOTSTRAP_REQUIRE_ALL"))
 
