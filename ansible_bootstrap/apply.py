@@ -111,10 +111,13 @@ def _be_zygote(argv: list[str]) -> int:
             log(f"runs start cold: {error}")
         gc.collect()
         gc.freeze()  # what is here now is not looked at again in what is forked, so its pages stay shared
-        zygote.serve(lambda: _be_spare(argv, imported, before), log)
+        zygote.serve(lambda: _be_spare(argv, imported, before), lambda: installed() != before, log)
     except _Stopped as stop:
         log(f"stopped: {stop}")
         return EXIT_STOPPED
+    except OSError as error:
+        log(f"no programs are forked ahead: {error}")
+        return EXIT_FAULT
     return EXIT_OK
 
 

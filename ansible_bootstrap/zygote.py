@@ -19,10 +19,9 @@ import contextlib
 import os
 import select
 import socket
+import traceback
 from collections.abc import Callable
 from typing import Final, NoReturn
-
-from .standby import installed
 
 WARM: Final = "--warm"
 """Last argument of an apply program that shall be this."""
@@ -30,14 +29,20 @@ WARM: Final = "--warm"
 _STANDARD: Final = (0, 1, 2)
 
 
-def serve(live: Callable[[], int], log: Callable[[str], None]) -> None:
-    """Fork a program for each message, until the other side hangs up or the installation has changed.
+def serve(live: Callable[[], int], outdated: Callable[[], bool], log: Callable[[str], None]) -> None:
+    """Fork a program for each message, until the other side hangs up or what was imported is outdated.
 
     Args:
         live: what a forked program does; returns its exit status.
+        outdated: whether the installation has changed.
         log: writes to the admin's log.
+
+    Raises:
+        OSError: no process can be forked or watched here.
     """
-    before = installed()
+    os.close(
+        os.pidfd_open(os.getpid())
+    )  # Some containers refuse it: not to be found out with a child in hand.
     children: dict[int, int] = {}
     """Pids by pidfd."""
     with socket.socket(fileno=os.dup(0)) as control:
@@ -51,14 +56,14 @@ def serve(live: Callable[[], int], log: Callable[[str], None]) -> None:
             line, standard, _, _ = socket.recv_fds(control, 16, len(_STANDARD))
             if not line or len(standard) != len(_STANDARD):
                 return
-            if installed() != before:
+            if outdated():
                 log("the installation has changed: the next spare program is started anew")
                 return
             own, theirs = os.pipe()
             pid = os.fork()
             if pid == 0:
                 os.close(own)
-                _be_born(live, standard, theirs)
+                _be_born(live, standard, theirs, log)
             os.close(theirs)
             os.read(own, 1)  # Its end: the program has left our session, which is killed when we end.
             os.close(own)
@@ -66,13 +71,12 @@ def serve(live: Callable[[], int], log: Callable[[str], None]) -> None:
             children[pidfd] = pid
             for descriptor in standard:
                 os.close(descriptor)
-            with contextlib.suppress(
-                BrokenPipeError, ConnectionResetError
-            ):  # the end of the socket is to be read next
+            # If nobody takes it, the end of the socket is what is read next.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 socket.send_fds(control, [b"%d" % pid], [pidfd])
 
 
-def _be_born(live: Callable[[], int], standard: list[int], left: int) -> NoReturn:
+def _be_born(live: Callable[[], int], standard: list[int], left: int, log: Callable[[str], None]) -> NoReturn:
     """Be a program of its own; whatever else is open is left to :func:`live` to close."""
     status = 1
     try:
@@ -81,6 +85,8 @@ def _be_born(live: Callable[[], int], standard: list[int], left: int) -> NoRetur
         for wanted, given in zip(_STANDARD, standard, strict=True):
             os.dup2(given, wanted)
         status = live()
+    except BaseException:
+        log(traceback.format_exc())
     finally:
         os._exit(status)
 

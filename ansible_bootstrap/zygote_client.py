@@ -77,20 +77,19 @@ class Zygote:
         """
         with contextlib.ExitStack() as held:
             ours, theirs = [], []
-            for writes in (True, False, False):  # We write to stdin, and read the others.
-                ends = os.pipe()
-                ours.append(ends[writes])
-                theirs.append(ends[not writes])
-                held.callback(os.close, ends[writes])
             try:
-                socket.send_fds(self._control, [b"fork"], theirs)
+                with contextlib.ExitStack() as sent:
+                    for writes in (True, False, False):  # We write to stdin, and read the others.
+                        ends = os.pipe()
+                        ours.append(ends[writes])
+                        theirs.append(ends[not writes])
+                        held.callback(os.close, ends[writes])
+                        sent.callback(os.close, ends[not writes])
+                    socket.send_fds(self._control, [b"fork"], theirs)
             except OSError as error:
                 raise ApplyError(
                     f"no program can be forked: {error.strerror}; {self._run.last_words()}"
                 ) from None
-            finally:
-                for number in theirs:
-                    os.close(number)
             pid, pidfd = await self._answer()
             held.pop_all()  # They are the transport's now.
         run = self._make()

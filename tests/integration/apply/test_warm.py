@@ -286,6 +286,21 @@ def test_a_run_sees_the_same_ansible_warm_and_cold(site, apply_program, spare):
         assert states["warm again"][part] == states["cold"][part], part
 
 
+def test_a_text_that_no_terminal_can_show_fails_neither_a_cold_run_nor_a_warm_one(site, apply_program, spare):
+    """A file name in Latin-1, say; Ansible prepares the streams for it that it finds when it is imported."""
+    site.role("show", {"name": "{{ '' | odd }}", "ansible.builtin.debug": {"msg": "{{ '' | odd }}"}})
+    plugins = site.roles / "show" / "filter_plugins"
+    plugins.mkdir()
+    (plugins / "odd.py").write_text(
+        "class FilterModule:\n    def filters(self):\n        return {'odd': lambda _: 'caf\\udce9'}\n"
+    )
+    warm = spare("show")
+    warm.engine()
+    assert warm.run("alice") == 0, warm.log
+    assert warm.log == ""
+    assert apply_program(["alice"], "show").status == 0
+
+
 def test_two_warm_runs_share_nothing(site, spare):
     site.role(
         "dump",

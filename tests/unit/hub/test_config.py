@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import stat
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 from traitlets.config import Config
 
+from ansible_bootstrap.bulk import bootstrap_all
 from ansible_bootstrap.config import SETTINGS_FILE, AnsibleBootstrap
 from ansible_bootstrap.errors import SettingsError
+from ansible_bootstrap.protocol import Outcome
 from ansible_bootstrap.settings import load_settings
 
 
@@ -115,3 +118,34 @@ def test_extra_vars_that_are_not_json_are_named(tmp_path: Path) -> None:
 )
 def test_when_there_is_something_to_clean_up(tmp_path: Path, given: Any, expected: float | None) -> None:
     assert settings(tmp_path, **given).effective_cleanup_delay() == expected
+
+
+def test_a_spare_is_not_wanted_any_more_when_its_settings_file_is_gone_or_open_to_others(
+    tmp_path: Path,
+) -> None:
+    """It would read it again, and refuse everybody."""
+    config = settings(tmp_path, storage_root="/v")
+    config.apply_argv()
+    good = config.spare_wanted()
+    assert good == settings(tmp_path, storage_root="/v").spare_wanted()
+    file = tmp_path / "state" / SETTINGS_FILE
+    file.chmod(0o644)
+    assert config.spare_wanted() != good
+    file.unlink()
+    assert config.spare_wanted() != good
+    config.apply_argv()
+    assert config.spare_wanted() == good
+
+
+def test_a_command_beside_the_hub_leaves_the_hubs_file_alone(tmp_path: Path) -> None:
+    settings(tmp_path, storage_root="/hub").apply_argv()
+    config = settings(tmp_path, storage_root="/newer", roles=["user_dir"])
+    config.apply_argv = lambda file=SETTINGS_FILE, write=config.apply_argv: [
+        *write(file)[:0],
+        "/no/such/program",
+    ]  # type: ignore[method-assign]
+    outcomes: list[Outcome] = []
+    record = {"name": "alice", "directory": "/newer/alice", "uid": 1000, "gid": 100}
+    asyncio.run(bootstrap_all(config, [record], lambda outcome, _: outcomes.append(outcome)))
+    assert [outcome.status for outcome in outcomes] == ["failed"]
+    assert json.loads((tmp_path / "state" / SETTINGS_FILE).read_text()) == {"storage_root": "/hub"}

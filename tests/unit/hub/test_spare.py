@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -227,6 +228,55 @@ async def test_a_request_larger_than_a_pipe_arrives_whole(hub: Hub) -> None:
     run = await hub.client.start(Request(operation="bootstrap", users=users), hub.events.append, limit=20)
     await run.finish()
     assert hub.ok == 400
+
+
+async def test_a_hub_with_more_than_a_thousand_descriptors_uses_its_spare(hub: Hub) -> None:
+    """A class that waits has one connection each."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    held = [os.open("/", os.O_RDONLY) for _ in range(1100)]
+    try:
+        hub.client.warm_up()
+        assert await hub.ready() == await hub.run()
+    finally:
+        for number in held:
+            os.close(number)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_no_descriptors_for_a_spare_cost_none_and_no_run(
+    hub: Hub, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.client.warm_up()
+    await hub.ready()
+    await until(lambda: hub.client._spare and hub.client._spare._run)
+    make, made = os.pipe, []
+
+    def pipe() -> tuple[int, int]:
+        if len(made) % 2:
+            raise OSError(24, "Too many open files")
+        made.append(make())
+        return made[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ansible_bootstrap.zygote_client.os.pipe", pipe)
+        before = len(os.listdir("/proc/self/fd"))
+        run = await hub.client.start(REQUEST, hub.events.append, limit=20)
+        await until(lambda: any("no spare program" in line for line in log.lines))
+        await run.finish()
+    assert hub.ok == 1
+    for number in made[0]:
+        with pytest.raises(OSError):
+            os.fstat(number)
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_a_run_is_over_with_its_last_line_and_the_next_may_begin(hub: Hub) -> None:
+    hub.apply.do(behave="linger")
+    run = await hub.client.start(REQUEST, hub.events.append, limit=20)
+    await run.finish()
+    assert hub.apply.alive(), "it waited for the program to leave"
+    run.stop(ApplyError("enough"))
 
 
 async def test_a_spare_that_is_killed_in_its_run_is_told_of(hub: Hub) -> None:

@@ -119,6 +119,12 @@ def test_what_ends_a_child_costs_the_task_in_its_hands_alone(here: int) -> None:
     assert [answer.error is None for answer in answers] == [True, False, False, False] * 4
 
 
+def test_a_task_whose_descriptors_cannot_be_sent_costs_itself_alone(here: int) -> None:
+    tasks = [_own(here, os.getpid, keep=() if place % 3 else (987_654,)) for place in range(9)]
+    answers = _as_user.run_all(tasks, 5)
+    assert [answer.error is None for answer in answers] == [False, True, True] * 3
+
+
 @pytest.mark.root
 def test_another_uid_or_gid_is_another_child(here: int) -> None:
     def who() -> tuple[int, int, int]:
