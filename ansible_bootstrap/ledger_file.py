@@ -123,12 +123,11 @@ class LedgerFile:
         make_private(self._path)
         with contextlib.closing(self._whole()) as database:
             with database:
-                database.execute(
-                    "BEGIN IMMEDIATE"
-                )  # Or what is read in it may be old by the time of writing.
+                # IMMEDIATE, or what is read in it may be old by the time of writing.
+                database.execute("BEGIN IMMEDIATE")
                 yield database
-            # A connection that closes last does it, but one for reading is kept. Left in the WAL, it would come back
-            # when the file alone is removed.
+            # A connection that closes last does it, but one for reading is kept. What is left in the WAL would be
+            # written into another file that comes in this one's place, from a backup say.
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _whole(self) -> sqlite3.Connection:

@@ -126,9 +126,8 @@ class _Child:
         self.data.clear()
         try:
             socket.send_fds(self.channel, [b"%d\n" % place], list(_descriptors(task)))
-        except (
-            OSError
-        ):  # Without the task it ends, if it is not gone already, and its end costs this task alone.
+        except OSError:
+            # Without a task the child ends, if it has not ended already, and its end costs this task alone.
             with contextlib.suppress(OSError):
                 self.channel.shutdown(socket.SHUT_WR)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import ansible_bootstrap
 from ansible_bootstrap.descendants import descendants
 
 DUMP = """
@@ -288,11 +289,12 @@ def test_a_run_sees_the_same_ansible_warm_and_cold(site, apply_program, spare):
 
 def test_a_text_that_no_terminal_can_show_fails_neither_a_cold_run_nor_a_warm_one(site, apply_program, spare):
     """A file name in Latin-1, say; Ansible prepares the streams for it that it finds when it is imported."""
-    site.role("show", {"name": "{{ '' | odd }}", "ansible.builtin.debug": {"msg": "{{ '' | odd }}"}})
+    site.role("show", {"name": "Show", "ansible.builtin.debug": {"msg": "{{ '' | odd }}"}})
     plugins = site.roles / "show" / "filter_plugins"
     plugins.mkdir()
     (plugins / "odd.py").write_text(
-        "class FilterModule:\n    def filters(self):\n        return {'odd': lambda _: 'caf\\udce9'}\n"
+        "from ansible.utils.display import Display\n\nclass FilterModule:\n    def filters(self):\n"
+        "        return {'odd': lambda _: Display().display('caf\\udce9') or 'shown'}\n"
     )
     warm = spare("show")
     warm.engine()
@@ -345,6 +347,32 @@ def test_settings_that_ansible_reads_while_it_starts_make_the_run_a_cold_one(sit
     assert (site.path / "told").exists()
     assert warm.log.count("starts cold") == 1 and "settings have changed" in warm.log
     assert _gone({engine})
+
+
+def test_settings_that_have_changed_since_the_import_make_runs_cold_ones(site, spare):
+    site.role("tell", {"name": "T", "ansible.builtin.copy": {"content": "x", "dest": f"{site.path}/told"}})
+    first = spare("tell")
+    first.engine()
+    site.roles.rename(site.path / "moved")
+    first.write({**site.settings(roles=["tell"]), "roles_path": [str(site.path / "moved")]})
+    second = first.zygote.fork()
+    assert second.run("alice") == 0, second.log
+    assert (site.path / "told").exists()
+    assert "starts cold: the settings have changed since Ansible was imported" in second.log
+
+
+def test_after_a_change_of_the_installation_nothing_is_forked_any_more(spare):
+    warm = spare("user_dir")
+    warm.engine()
+    file = Path(ansible_bootstrap.__file__)
+    before = file.stat()
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    try:
+        with pytest.raises(AssertionError, match="the installation has changed"):
+            warm.zygote.fork()
+    finally:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert warm.lives(), "what was forked before finds out by itself"
 
 
 def test_an_engine_that_died_makes_the_run_a_cold_one(site, spare):

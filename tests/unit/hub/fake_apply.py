@@ -19,7 +19,8 @@ Usage: ``python fake_apply.py CONTROL [--settings FILE]``. CONTROL is a JSON fil
 It appends one JSON line to CONTROL.log when a run begins (with pid, environment and users) and ends. With ``--warm`` it
 is a zygote (``ansible_bootstrap/zygote.py``), which says so in a line of its own, and forks spares: each says so, too, and
 waits for its request; the end of stdin is then a good end. A spare minds ``spare``: ``die`` (at once) or ``chatter``
-(speaks before it is asked); a zygote minds ``zygote``: ``die`` (at once), or ``once`` (when it has forked a spare).
+(speaks before it is asked); a zygote minds ``zygote``: ``die`` (at once), ``once`` (when it has forked a spare), or
+``slow``.
 """
 
 from __future__ import annotations
@@ -158,6 +159,8 @@ def fork_spares(control_file: Path) -> None:
             line, standard, _, _ = socket.recv_fds(control, 16, 3)
             if not line:
                 os._exit(0)
+            if do == "slow":
+                time.sleep(0.5)
             pid = os.fork()
             if pid == 0:
                 os.setsid()

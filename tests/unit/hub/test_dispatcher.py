@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 
 import pytest
 from fake_runs import Hub
@@ -17,6 +18,7 @@ from ansible_bootstrap.errors import (
 )
 from ansible_bootstrap.places import Place
 from ansible_bootstrap.protocol import Accepted, Outcome, OutcomeEvent, RoleStarted
+from ansible_bootstrap.turnstile import IN_A_TURN, Turnstile
 
 
 @pytest.fixture
@@ -66,6 +68,27 @@ async def test_storage_hosts_do_not_wait_for_one_another_up_to_the_limit(log: Li
     hub.runs[1].succeed()
     await asyncio.gather(*spawns)
     assert [run.request.users[0]["storage_host"] for run in hub.runs] == ["s0", "s1", "s2"]
+
+
+async def test_a_class_that_has_waited_together_goes_on_a_few_in_a_turn_of_the_loop(hub: Hub) -> None:
+    """All at once, each with the hub's own work for a spawn, the hub would answer nobody for a second."""
+    spawns = [hub.spawn(f"student{number}") for number in range(40)]
+    run = await hub.run(1)
+    run.succeed()
+    went_on = [0]
+    while went_on[-1] < 40:
+        await asyncio.sleep(0)
+        went_on.append(sum(spawn.done() for spawn in spawns))
+    assert max(after - before for before, after in itertools.pairwise(went_on)) <= IN_A_TURN
+
+
+async def test_an_outcome_that_is_known_counts_although_its_turn_comes_after_the_deadline(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Turnstile, "let_through", lambda *_: None)
+    spawn = hub.spawn("alice", timeout=0.3)
+    (await hub.run(1)).succeed()
+    assert (await spawn).status == "ok"
 
 
 async def test_waiters_are_released_one_by_one(hub: Hub) -> None:

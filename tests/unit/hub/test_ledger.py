@@ -451,6 +451,23 @@ def test_removing_the_file_alone_forgets_everybody_too(ledger: Ledger, alice: Pl
     assert ledger.look(bob) is not None
 
 
+def test_another_file_in_its_place_is_what_counts(ledger: Ledger, alice: Place, tmp_path: Path) -> None:
+    """A backup, say, while a hub is up that has written since."""
+    file = tmp_path / "state" / FILE
+    bob, carol = replace(alice, name="bob"), replace(alice, name="carol")
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    assert ledger.look(alice) is not None
+    backup = file.read_bytes()
+    ledger.complete([completed(bob, "", FINGERPRINTS)])
+    file.with_name("backup").write_bytes(backup)
+    file.with_name("backup").replace(file)
+    assert ledger.look(bob) is None and ledger.look(alice) is not None
+    ledger.complete([completed(carol, "", FINGERPRINTS)])
+    assert Ledger(tmp_path / "state").look(bob) is None
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
 def test_looking_makes_and_removes_no_files(ledger: Ledger, alice: Place, tmp_path: Path) -> None:
     """A hub's own database on the same file system would wait for them."""
     ledger.complete([completed(alice, "", FINGERPRINTS)])

@@ -325,6 +325,7 @@ async def test_only_the_embedded_program_is_kept_ready_and_only_if_the_admin_wan
         def __init__(self, *args: Any, spare: bool = False, **more: Any) -> None:
             super().__init__(*args, **more)
             said.append(spare)
+            assert more["wanted"].__func__ is AnsibleBootstrap.spare_wanted
 
     monkeypatch.setattr(core, "ApplyClient", Client)
     ours = Config(state_dir=str(tmp_path / "state"))
