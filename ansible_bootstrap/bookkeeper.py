@@ -1,8 +1,11 @@
-"""The ledger for a hub: everything off the event loop, bounded, and never an error for a spawn.
+"""The ledger for a hub: bounded, and never an error for a spawn.
 
 Looking a user up is what every login pays for, so it has 200 ms: no answer means that nothing is known of the user,
 who is then bootstrapped as if new. What is noted is gathered and written by one task at a time. A ledger that cannot
 be read or written is one warning in the log; spawns go on without it.
+
+The file is read in the event loop, which takes some ten microseconds: in a storm a thread would wait longer for the
+interpreter's lock, and the loop for the thread. Directories are looked at, and the file is written, in threads.
 
 A directory that hangs (NFS, a student's own FUSE mount) may cost its user the quick way, not the others theirs: there
 is one look at a time for each user, until it really returns, so that nobody holds more than one of the few threads;
@@ -80,7 +83,10 @@ class Bookkeeper:
         under_way = _Look(place.name)
         self._looks.add(under_way)
         try:
-            entry = await self._probe(place.name, partial(self._ledger.look, place), LOOK_SECONDS)
+            entry = self._ledger.recorded(place)
+            if entry is None:
+                return None
+            intact = await self._probe(place.name, partial(self._ledger.holds, entry), LOOK_SECONDS)
         except TimeoutError:
             self._log.warning(
                 "ansible_bootstrap: looking at the directory of %s took more than %g s",
@@ -91,15 +97,15 @@ class Bookkeeper:
             self._complain(error)
         else:
             # A clean-up may have come and gone between the look and now.
-            return None if under_way.overtaken else entry
+            return entry if intact and not under_way.overtaken else None
         finally:
             self._looks.discard(under_way)
         return None
 
-    async def place_of(self, name: str) -> Place | None:
+    def place_of(self, name: str) -> Place | None:
         """Return where the user's default server last had its storage under the present settings."""
         try:
-            places = await in_thread(partial(self._ledger.places, name, self._under), timeout=DISK_SECONDS)
+            places = self._ledger.places(name, self._under)
         except Exception as error:
             self._complain(error)
             return None

@@ -35,6 +35,9 @@ from .works import NOTHING_DONE, Say, Waiter, Work, WorkKey
 MAX_LOGINS: Final = 20_000
 """Most logins that wait; beyond, they are left to the spawn."""
 
+TURNS: Final = 2
+"""Turns of the event loop between two runs of one host."""
+
 
 class Dispatcher:
     """Brings waiting users and runs together. All methods are called on one event loop.
@@ -271,9 +274,25 @@ class Dispatcher:
         return next(urgent, names[0] if names else None)
 
     def _landed(self, host: HostQueue) -> None:
-        """Start what has waited for it in this very turn of the loop, for in a storm the next is long in coming."""
-        host.flight = None
+        """The next run of this host begins some turns of the loop later.
+
+        If the hub has time, that is at once. In a storm, whom another run released would only queue behind those whom
+        this one has, and runs that follow one another closely take the processors from a hub that has too few.
+        """
         self._in_the_air -= 1
+        self._in_turns(TURNS, lambda: self._cleared(host))
+        if not self._closed:
+            self._pump()  # Another host may have waited for a slot.
+
+    def _in_turns(self, turns: int, function: Callable[[], None]) -> None:
+        """Call this so many turns of the loop later."""
+        if turns:
+            asyncio.get_running_loop().call_soon(self._in_turns, turns - 1, function)
+        else:
+            function()
+
+    def _cleared(self, host: HostQueue) -> None:
+        host.flight = None
         if not self._closed:
             if self._has_work(host):
                 self._ready.setdefault(host.name, host)

@@ -121,14 +121,24 @@ class Ledger:
         Raises:
             sqlite3.Error, OSError: the file cannot be read, which must be taken for not known.
         """
+        entry = self.recorded(place)
+        return entry if entry is not None and self.holds(entry) else None
+
+    def recorded(self, place: Place) -> Entry | None:
+        """Return what is noted of the user at this place, whatever has become of the directory.
+
+        Raises:
+            sqlite3.Error, OSError: as :meth:`look`.
+        """
         entry = self._entry(place)
-        if entry is None or not _same(entry.place, place, entry.roles):
-            return None
+        return entry if entry is not None and _same(entry.place, place, entry.roles) else None
+
+    def holds(self, entry: Entry) -> bool:
+        """Look whether the directory is as it was; blocks as long as its file system does."""
         if entry.seen != _lstat(entry.directory):  # Also if there was nothing to be seen then, and is now.
-            return None
-        ours = bool(entry.seen) and place.storage_host in ("", "localhost")
-        fresh = -CLOCK_SECONDS <= time.time() - entry.at <= self._trust_for
-        return entry if ours or fresh else None
+            return False
+        ours = bool(entry.seen) and entry.place.storage_host in ("", "localhost")
+        return ours or -CLOCK_SECONDS <= time.time() - entry.at <= self._trust_for
 
     def complete(self, entries: Sequence[Entry], *, until: float | None = None) -> None:
         """Note that these users have what their entries say, and what their directories look like now.

@@ -21,6 +21,9 @@ from typing import Any, Final
 from .state import ensure_state_dir, make_private
 
 BUSY_SECONDS: Final = 5.0
+READ_SECONDS: Final = 0.1
+"""Most that a reader waits for others, which happens only while they make the file or move it: it may be an event
+loop."""
 
 _VERSION: Final = 3
 _SCHEMA: Final = f"""
@@ -103,7 +106,7 @@ class LedgerFile:
         if self._reader is None or self._file != file:  # The one that we knew was removed or replaced.
             self._let_go()
             # Each thread has its turn, and leaves no transaction open.
-            self._reader = sqlite3.connect(self._path, timeout=BUSY_SECONDS, check_same_thread=False)
+            self._reader = sqlite3.connect(self._path, timeout=READ_SECONDS, check_same_thread=False)
             self._file = file
         return self._reader
 

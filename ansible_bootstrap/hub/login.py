@@ -64,7 +64,7 @@ async def _prepare(core: Core, handler: Any, name: str) -> None:
         known, done = await core.known(place)
         if known:
             return
-        last = await core.books.place_of(name)
+        last = core.books.place_of(name)
         if last is None or replace(last, groups=place.groups) == place:
             core.dispatcher.prepare(place, done)
             core.metrics.login()
@@ -85,8 +85,8 @@ async def _user(core: Core, handler: Any, name: str) -> Any:
     it is asked only where the handler does not get to know its user (an authenticator with its own way to log in).
     """
     for _ in range(round(USER_SECONDS / _LOOK_SECONDS)):
-        await asyncio.sleep(_LOOK_SECONDS)
         user = getattr(handler, "current_user", None)
         if user is not None and user.name == name:
             return user
+        await asyncio.sleep(_LOOK_SECONDS)
     return core.users.get(name)

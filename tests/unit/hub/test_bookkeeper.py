@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hub_fakes import Lines, until
@@ -18,7 +18,7 @@ from ansible_bootstrap import bookkeeper
 from ansible_bootstrap.bookkeeper import Bookkeeper
 from ansible_bootstrap.described import CurrentFingerprints, Fingerprints
 from ansible_bootstrap.errors import ApplyError
-from ansible_bootstrap.ledger import FILE, Ledger, completed
+from ansible_bootstrap.ledger import FILE, Entry, Ledger, completed
 from ansible_bootstrap.places import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 
@@ -70,7 +70,8 @@ async def test_a_file_system_that_hangs_makes_unknown_and_does_not_block(
     books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, log: Lines
 ) -> None:
     released = threading.Event()
-    monkeypatch.setattr(ledger, "look", lambda place: released.wait(30))
+    ledger.note([completed(place(f"u{number}"), "", FINGERPRINTS) for number in range(30)])
+    monkeypatch.setattr(ledger, "holds", lambda entry: released.wait(30))
     try:
         began = time.monotonic()
         answers = await asyncio.gather(*(books.look(place(f"u{number}")) for number in range(30)))
@@ -79,6 +80,31 @@ async def test_a_file_system_that_hangs_makes_unknown_and_does_not_block(
         assert "took more than 0.2 s" in log.lines[0]
     finally:
         released.set()
+
+
+async def test_who_is_unknown_costs_no_thread(
+    books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.note([completed(place("bob"), "", FINGERPRINTS)])
+    monkeypatch.setattr("ansible_bootstrap.threads.Pool.submit", lambda *_: pytest.fail("a thread"))
+    assert await books.look(place()) is None and books.place_of("alice") is None
+
+
+async def test_a_ledger_that_another_has_locked_holds_up_no_loop(
+    books: Bookkeeper, ledger: Ledger, tmp_path: Path
+) -> None:
+    ledger.note([completed(place(), "", FINGERPRINTS)])
+    other = sqlite3.connect(tmp_path / "state" / FILE, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("PRAGMA journal_mode = DELETE")
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        began = time.monotonic()
+        assert await books.look(place()) is None
+        assert time.monotonic() - began < 1
+    finally:
+        other.close()
+    assert await books.look(place())
 
 
 @pytest.fixture
@@ -168,16 +194,15 @@ async def test_a_look_that_a_clean_up_of_the_user_has_overtaken_knows_nobody(
 ) -> None:
     ledger.note([completed(place(), "", FINGERPRINTS)])
     reached, go_on = threading.Event(), threading.Event()
-    look = ledger.look
+    holds = ledger.holds
 
-    def slow(place: Place) -> Any:
-        entry = look(place)
+    def slow(entry: Entry) -> bool:
         reached.set()
         go_on.wait(10)
-        return entry
+        return holds(entry)
 
     monkeypatch.setattr(bookkeeper, "LOOK_SECONDS", 10.0)
-    monkeypatch.setattr(ledger, "look", slow)
+    monkeypatch.setattr(ledger, "holds", slow)
     looking = asyncio.create_task(books.look(place()))
     await until(reached.is_set)
     await books.doubt([place(whose)], 60)
@@ -209,11 +234,11 @@ async def test_whoever_may_name_servers_does_not_fill_the_memory(
 async def test_the_place_of_the_default_server_is_found_again(books: Bookkeeper, ledger: Ledger) -> None:
     books.note_place(place("alice", "two"))
     await books.written()
-    assert await books.place_of("alice") is None
+    assert books.place_of("alice") is None
     books.note_place(place())
     await books.written()
-    assert await books.place_of("alice") == place()
-    assert await Bookkeeper(ledger, Lines().logger, "other settings").place_of("alice") is None
+    assert books.place_of("alice") == place()
+    assert Bookkeeper(ledger, Lines().logger, "other settings").place_of("alice") is None
 
 
 async def test_a_place_is_written_once(
@@ -236,7 +261,7 @@ async def test_a_ledger_that_does_not_work_is_one_warning(tmp_path: Path, log: L
         books.note_place(place())
         await books.written()
         assert await books.look(place()) is None
-        assert await books.place_of("alice") is None
+        assert books.place_of("alice") is None
     assert len(log.lines) == 1 and "every login is a run" in log.lines[0]
 
 

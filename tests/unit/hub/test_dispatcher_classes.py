@@ -304,6 +304,7 @@ async def test_a_host_that_nobody_waits_for_any_more_does_not_wait_for_a_run(log
     run.succeed()
     await first
     await until(lambda: not hub.dispatcher._flights)
+    await hub.settled()
     assert_empty(hub)
 
 
@@ -512,6 +513,7 @@ async def test_a_clean_up_that_was_put_off_is_withdrawn_by_the_spawn(
     run.succeed()
     assert (await spawn).status == "ok"
     await until(lambda: not hub.dispatcher._flights)
+    await hub.settled()
     assert_empty(hub)
 
 
@@ -552,6 +554,29 @@ async def test_a_clean_up_doubts_who_waits_under_another_name_of_the_directory(h
     await flying
     (await hub.run(2)).succeed()
     await until(lambda: len(hub.records) == 2)
+
+
+async def test_between_two_runs_of_a_host_the_loop_comes_round(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, run = await busy(hub)
+    second = hub.spawn("second")
+    await hub.settled()
+    ticks, boarded = [0], []
+
+    def tick() -> None:
+        ticks[0] += 1
+        if not boarded:
+            asyncio.get_running_loop().call_soon(tick)
+
+    landed, board = hub.dispatcher._landed, hub.dispatcher._board
+    monkeypatch.setattr(hub.dispatcher, "_landed", lambda host: (tick(), landed(host))[1])
+    monkeypatch.setattr(hub.dispatcher, "_board", lambda host: (boarded.append(ticks[0]), board(host))[1])
+    run.succeed()
+    await first
+    (await hub.run(2)).succeed()
+    await second
+    assert boarded == [1 + dispatcher.TURNS]
 
 
 # What a run leaves out
