@@ -4,7 +4,7 @@ Looking a user up is what every login pays for, so it has 200 ms: no answer mean
 who is then bootstrapped as if new. What is noted is gathered and written by one task at a time. A ledger that cannot
 be read or written is one warning in the log; spawns go on without it.
 
-The file is read in the event loop, which takes some ten microseconds: in a storm a thread would wait longer for the
+The file is read in the event loop, which takes tens of microseconds: in a storm a thread would wait longer for the
 interpreter's lock, and the loop for the thread. Directories are looked at, and the file is written, in threads.
 
 A directory that hangs (NFS, a student's own FUSE mount) may cost its user the quick way, not the others theirs: there
