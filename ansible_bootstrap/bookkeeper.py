@@ -32,10 +32,10 @@ from .threads import PROBES, in_thread
 T = TypeVar("T")
 
 LOOK_SECONDS: Final = 0.2
-"""For one look at the ledger and at the directory; on a file system that works it takes one millisecond."""
+"""For one look at a directory; on a file system that works it takes one millisecond."""
 
 DISK_SECONDS: Final = 10.0
-"""For reading and writing the ledger."""
+"""For one change of the ledger."""
 
 SEEN_SECONDS: Final = 2.0
 """For one look at a directory that is to be noted."""

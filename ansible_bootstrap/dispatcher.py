@@ -273,26 +273,17 @@ class Dispatcher:
         urgent = (name for name in names if self._ready[name].spawns or self._cleanups.is_overdue(name))
         return next(urgent, names[0] if names else None)
 
-    def _landed(self, host: HostQueue) -> None:
-        """The next run of this host begins some turns of the loop later.
+    def _landed(self, host: HostQueue, turns: int = TURNS) -> None:
+        """Let the next run of this host begin, some turns of the loop later.
 
         If the hub has time, that is at once. In a storm, whom another run released would only queue behind those whom
         this one has, and runs that follow one another closely take the processors from a hub that has too few.
         """
-        self._in_the_air -= 1
-        self._in_turns(TURNS, lambda: self._cleared(host))
-        if not self._closed:
-            self._pump()  # Another host may have waited for a slot.
-
-    def _in_turns(self, turns: int, function: Callable[[], None]) -> None:
-        """Call this so many turns of the loop later."""
         if turns:
-            asyncio.get_running_loop().call_soon(self._in_turns, turns - 1, function)
-        else:
-            function()
-
-    def _cleared(self, host: HostQueue) -> None:
+            asyncio.get_running_loop().call_soon(self._landed, host, turns - 1)
+            return
         host.flight = None
+        self._in_the_air -= 1
         if not self._closed:
             if self._has_work(host):
                 self._ready.setdefault(host.name, host)

@@ -42,7 +42,6 @@ from .storage._plan import BUILT_IN_ROLES
 FILE: Final = "ledger.sqlite"
 """Below ``state_dir``, mode 0600."""
 
-BUSY_SECONDS: Final = 5.0
 CLOCK_SECONDS: Final = 60.0
 """An entry from further in the future than this was made by a clock that has been set back."""
 
