@@ -149,14 +149,6 @@ async def test_the_work_of_who_logs_in_is_begun_and_counted(hub: Hub) -> None:
     assert metric("logins_prepared_total") == before + 1
 
 
-async def test_the_work_begins_as_soon_as_the_handler_knows_its_user(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(login, "USER_SECONDS", 60.0)
-    monkeypatch.setattr(login, "_LOOK_SECONDS", 30.0)
-    assert len(await hub.log_in()) == 1
-
-
 @settings(at_login=False)
 async def test_nothing_is_begun_at_login_if_the_admin_does_not_want_it(hub: Hub) -> None:
     assert await hub.log_in() == []
