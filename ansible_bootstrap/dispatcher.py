@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -35,8 +36,14 @@ from .works import NOTHING_DONE, Say, Waiter, Work, WorkKey
 MAX_LOGINS: Final = 20_000
 """Most logins that wait; beyond, they are left to the spawn."""
 
-TURNS: Final = 2
-"""Turns of the event loop between two runs of one host."""
+MOST_REST: Final = 1.0
+"""Seconds between two runs of one host, if the hub is too busy for the next."""
+
+LONG_TURN: Final = 0.01
+"""Seconds; a turn of the event loop that takes as long has done something, and likely something waits for the next."""
+
+_SHORT_TURNS: Final = 2
+"""So many in succession, and the hub has time."""
 
 
 class Dispatcher:
@@ -273,15 +280,7 @@ class Dispatcher:
         urgent = (name for name in names if self._ready[name].spawns or self._cleanups.is_overdue(name))
         return next(urgent, names[0] if names else None)
 
-    def _landed(self, host: HostQueue, turns: int = TURNS) -> None:
-        """Let the next run of this host begin, some turns of the loop later.
-
-        If the hub has time, that is at once. In a storm, whom another run released would only queue behind those whom
-        this one has, and runs that follow one another closely take the processors from a hub that has too few.
-        """
-        if turns:
-            asyncio.get_running_loop().call_soon(self._landed, host, turns - 1)
-            return
+    def _landed(self, host: HostQueue) -> None:
         host.flight = None
         self._in_the_air -= 1
         if not self._closed:
@@ -320,6 +319,7 @@ class Dispatcher:
         try:
             if flight.operation == "bootstrap" or await self._cleanups.may_begin(flight.cleanups.values()):
                 await self._run(flight)
+            await _hub_has_time()
         except asyncio.CancelledError:
             self._closed = True  # Only a hub that ends cancels us: start nothing more.
             raise
@@ -357,3 +357,17 @@ class Dispatcher:
             callback(*values)
         except Exception:
             self._log.exception("ansible_bootstrap: what a run has done could not be noted")
+
+
+async def _hub_has_time() -> None:
+    """Return when the event loop has nothing to do, at the latest after :data:`MOST_REST`.
+
+    In an idle hub, that is at once. In a storm, whom another run releases only queues behind those whom this one has
+    released, and a hub that has to share its processors with runs serves nobody sooner: fewer and larger runs, then.
+    """
+    now, short = time.monotonic(), 0
+    end = now + MOST_REST
+    while short < _SHORT_TURNS and now < end:
+        await asyncio.sleep(0)
+        before, now = now, time.monotonic()
+        short = short + 1 if now - before < LONG_TURN else 0

@@ -45,6 +45,10 @@ _SSH_ARGS: Final = (
 )
 """Without ServerAlive a frozen storage host would hang a run for ever."""
 
+_CONFIGURATION: Final = "[defaults]\ninternal_poll_interval = 0.005\n"
+"""What Ansible takes from no environment variable. It looks every 5 ms, not every 1 ms, whether a task has ended: a
+tenth less for the processors to do, which a hub in a storm needs itself."""
+
 _MAX_SSH_FORKS: Final = 8
 """More sessions over one connection are refused by sshd (MaxSessions is 10)."""
 
@@ -135,7 +139,7 @@ def _start_with(engine: Engine) -> None:
 
 def _arguments(settings: ApplySettings, operation: Operation, directory: Path) -> dict[str, Any]:
     """Return what ansible-runner gets that does not depend on the request's users."""
-    (directory / "ansible.cfg").write_text("")
+    (directory / "ansible.cfg").write_text(_CONFIGURATION)
     inventory = directory / "localhost.json"
     inventory.write_text(json.dumps(_LOCALHOST))
     return {
@@ -151,6 +155,9 @@ def _arguments(settings: ApplySettings, operation: Operation, directory: Path) -
             "suppress_ansible_output": True,
         },
         "quiet": True,
+        # Nobody reads its events, so they are neither filled nor kept.
+        "omit_event_data": True,
+        "event_handler": lambda event: False,
     }
 
 

@@ -33,9 +33,6 @@ from ansible.module_utils.common import json as module_json
 from ansible.plugins.action.normal import ActionModule as NormalAction
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._priority import keep_back
 
-MOST_USERS = 50
-"""In a larger batch the module forks for every user, and an interpreter of its own forks faster than a worker."""
-
 _PROFILE = "legacy"
 _REPLACED = ("_compute_environment_string", "_configure_module", "_is_pipelining_enabled")
 _STANDARD = (0, 1, 2)
@@ -65,7 +62,6 @@ class InWorkerAction(NormalAction):
             and not self._task.async_val
             and not self._compute_environment_string()
             and isinstance(users, list)
-            and len(users) <= MOST_USERS
             and self._templar.template(task_vars.get("ansible_python_interpreter")) == sys.executable
             # A lock that another thread holds now would be held in the child for ever.
             and threading.active_count() == 1

@@ -144,7 +144,8 @@ def test_a_failure_that_the_role_itself_rescues_is_none(site, apply_program):
     assert answer.outcomes["alice"]["message"] == ""
 
 
-def test_an_argument_of_the_wrong_type(site, apply_program):
+@pytest.mark.parametrize("per", ["user", "batch"])
+def test_an_argument_of_the_wrong_type(site, apply_program, per):
     site.role(
         "typed",
         tell(site),
@@ -152,7 +153,8 @@ def test_an_argument_of_the_wrong_type(site, apply_program):
             "argument_specs": {"main": {"options": {"typed_count": {"type": "int", "required": True}}}}
         },
     )
-    settings = site.settings(roles=["typed"], extra_vars={"typed_count": "many"})
+    roles = [{"role": "typed", "per": per}]
+    settings = site.settings(roles=roles, extra_vars={"typed_count": "many"})
     answer = apply_program(["alice"], settings=settings)
     assert answer.ok == set()
     assert "typed_count" in answer.outcomes["alice"]["message"]

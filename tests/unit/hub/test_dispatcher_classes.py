@@ -556,33 +556,61 @@ async def test_a_clean_up_doubts_who_waits_under_another_name_of_the_directory(h
     await until(lambda: len(hub.records) == 2)
 
 
-async def test_between_two_runs_of_a_host_the_loop_comes_round(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def boarded_after(hub: Hub, monkeypatch: pytest.MonkeyPatch, turn_seconds: float) -> int:
+    """Return how many turns of the loop, each of which takes as long, lie between the end of a run and the next."""
     first, run = await busy(hub)
     second = hub.spawn("second")
     await hub.settled()
-    ticks, boarded = [0], []
+    clock, turns, over = [time.monotonic()], [0], [False]
+    monkeypatch.setattr(dispatcher, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
-    def tick() -> None:
-        ticks[0] += 1
-        if not boarded:
-            asyncio.get_running_loop().call_soon(tick)
+    def turn() -> None:
+        if not over[0]:
+            turns[0] += 1
+            clock[0] += turn_seconds
+            asyncio.get_running_loop().call_soon(turn)
 
-    landed, board = hub.dispatcher._landed, hub.dispatcher._board
+    has_time, board = dispatcher._hub_has_time, hub.dispatcher._board
 
-    def land(host: Any, *turns: int) -> None:
-        if not turns:
-            tick()
-        landed(host, *turns)
+    async def rest() -> None:
+        turn()
+        await has_time()
 
-    monkeypatch.setattr(hub.dispatcher, "_landed", land)
-    monkeypatch.setattr(hub.dispatcher, "_board", lambda host: (boarded.append(ticks[0]), board(host))[1])
+    def end(host: Any) -> Any:
+        over[0] = True
+        return board(host)
+
+    monkeypatch.setattr(dispatcher, "_hub_has_time", rest)
+    monkeypatch.setattr(hub.dispatcher, "_board", end)
     run.succeed()
     await first
     (await hub.run(2)).succeed()
     await second
-    assert boarded == [3]
+    return turns[0]
+
+
+async def test_in_an_idle_hub_the_next_run_begins_when_the_loop_has_come_round_twice(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await boarded_after(hub, monkeypatch, 0.001) == 3
+
+
+async def test_a_busy_hub_rests_from_runs_but_not_for_ever(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = await boarded_after(hub, monkeypatch, 0.1)
+    assert turns == pytest.approx(dispatcher.MOST_REST / 0.1, abs=2)
+
+
+async def test_one_short_turn_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = iter([0.1, 0.001, 0.1, 0.001, 0.001, 0.1, 0.1])
+    clock = [0.0]
+
+    def monotonic() -> float:
+        clock[0] += next(lengths)
+        return clock[0]
+
+    monkeypatch.setattr(dispatcher, "time", SimpleNamespace(monotonic=monotonic))
+    await dispatcher._hub_has_time()
+    assert list(lengths) == [0.1, 0.1]
 
 
 # What a run leaves out
