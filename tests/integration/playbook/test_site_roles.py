@@ -144,8 +144,7 @@ def test_a_failure_that_the_role_itself_rescues_is_none(site, apply_program):
     assert answer.outcomes["alice"]["message"] == ""
 
 
-@pytest.mark.parametrize("per", ["user", "batch"])
-def test_an_argument_of_the_wrong_type(site, apply_program, per):
+def test_an_argument_of_the_wrong_type(site, apply_program):
     site.role(
         "typed",
         tell(site),
@@ -153,8 +152,7 @@ def test_an_argument_of_the_wrong_type(site, apply_program, per):
             "argument_specs": {"main": {"options": {"typed_count": {"type": "int", "required": True}}}}
         },
     )
-    roles = [{"role": "typed", "per": per}]
-    settings = site.settings(roles=roles, extra_vars={"typed_count": "many"})
+    settings = site.settings(roles=["typed"], extra_vars={"typed_count": "many"})
     answer = apply_program(["alice"], settings=settings)
     assert answer.ok == set()
     assert "typed_count" in answer.outcomes["alice"]["message"]
