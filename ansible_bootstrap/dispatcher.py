@@ -239,13 +239,13 @@ class Dispatcher:
         return bool(host.spawns or host.logins) or self._cleanups.is_due(host.name)
 
     def _drop_if_idle(self, host: HostQueue) -> None:
-        if host.flight is None and not self._has_work(host) and self._hosts.get(host.name) is host:
+        if not (host.busy or self._has_work(host)) and self._hosts.get(host.name) is host:
             del self._hosts[host.name]
             self._ready.pop(host.name, None)
 
     def _offer(self, host: HostQueue) -> None:
         """The host may have something to run; who joins before the loop's next turn joins that run."""
-        if host.flight is None and self._has_work(host):
+        if not host.busy and self._has_work(host):
             self._ready.setdefault(host.name, host)
         if self._ready and not self._pump_scheduled and not self._closed:
             self._pump_scheduled = True
@@ -253,7 +253,8 @@ class Dispatcher:
 
     def _scheduled_pump(self) -> None:
         self._pump_scheduled = False
-        self._pump()
+        if not self._closed:
+            self._pump()
 
     def _pump(self) -> None:
         while self._in_the_air < self._max_runs and (name := self._next_ready()) is not None:
@@ -281,12 +282,15 @@ class Dispatcher:
         return next(urgent, names[0] if names else None)
 
     def _landed(self, host: HostQueue) -> None:
+        """The run is over: its place in the air is another host's."""
         host.flight = None
+        host.resting = True
         self._in_the_air -= 1
-        if not self._closed:
-            if self._has_work(host):
-                self._ready.setdefault(host.name, host)
-            self._pump()
+        self._offer(host)
+
+    def _rested(self, host: HostQueue) -> None:
+        host.resting = False
+        self._offer(host)
         self._drop_if_idle(host)
 
     def _board(self, host: HostQueue) -> Flight | None:
@@ -317,14 +321,19 @@ class Dispatcher:
 
     async def _fly(self, host: HostQueue, flight: Flight) -> None:
         try:
-            if flight.operation == "bootstrap" or await self._cleanups.may_begin(flight.cleanups.values()):
-                await self._run(flight)
+            try:
+                if flight.operation == "bootstrap" or await self._cleanups.may_begin(
+                    flight.cleanups.values()
+                ):
+                    await self._run(flight)
+            finally:
+                self._landed(host)
             await _hub_has_time()
         except asyncio.CancelledError:
             self._closed = True  # Only a hub that ends cancels us: start nothing more.
             raise
         finally:
-            self._landed(host)
+            self._rested(host)
 
     async def _run(self, flight: Flight) -> None:
         try:

@@ -28,12 +28,19 @@ class HostQueue:
     def __init__(self, name: str) -> None:
         self.name = name
         self.flight: Flight | None = None
+        self.resting = False
+        """Whether its last run has just landed, and the next has to wait until the hub has time."""
         self.spawns: dict[WorkKey, Work] = {}
         """Those that somebody waits for, the oldest first."""
         self.logins: dict[WorkKey, Work] = {}
         """Those that nobody waits for yet."""
         self.cleaned_last = False
         """Whether the last run that boarded was a clean-up."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether no run may begin here now."""
+        return self.flight is not None or self.resting
 
     def join(self, place: Place, waiter: Waiter) -> Work:
         """Take a spawn into the work of this place, in flight or waiting, which begins with it if there is none."""
