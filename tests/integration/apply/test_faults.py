@@ -10,7 +10,7 @@ GREET = {"name": "Greet", "ansible.builtin.debug": {"msg": "hello"}}
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("limit", ["size=4k", "size=64k,nr_inodes=4", "size=40k", "ro"])
+@pytest.mark.parametrize("limit", ["size=4k", "size=64k,nr_inodes=4", "size=24k", "ro"])
 def test_a_full_disk_under_the_runs_directory_is_a_clear_fault(site, apply_program, limit):
     site.role("greet", GREET)
     base = "/run/ansible-bootstrap"

@@ -119,3 +119,20 @@ def _read(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError:
         return b""
+
+
+def test_no_events_are_kept_and_ansible_polls_seldom(site, apply_program):
+    poll = "{{ lookup('ansible.builtin.config', 'DEFAULT_INTERNAL_POLL_INTERVAL') }}"
+    listing = f"ls $AWX_ISOLATED_DATA_DIR/job_events > {site.path}/events; echo $RUNNER_OMIT_EVENTS > {site.path}/omit"
+    site.role(
+        "look",
+        {"name": "Say", "ansible.builtin.debug": {"msg": "hello"}},
+        {"name": "Wait", "ansible.builtin.command": {"argv": ["sleep", "1"]}},
+        {"name": "Look", "ansible.builtin.shell": {"cmd": f"{listing}; echo {poll} > {site.path}/poll"}},
+    )
+    answer = apply_program(["alice"], "look")
+    assert answer.ok == {"alice"}, answer.outcomes["alice"]["message"]
+    kept = [name for name in (site.path / "events").read_text().split() if not name.endswith("-partial.json")]
+    assert kept == []
+    assert (site.path / "omit").read_text() == "True\n"
+    assert (site.path / "poll").read_text() == "0.005\n"

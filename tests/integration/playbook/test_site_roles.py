@@ -162,6 +162,32 @@ def test_an_argument_of_the_wrong_type(site, apply_program):
     assert apply_program(["alice"], settings=settings).ok == {"alice"}
 
 
+def test_an_argument_of_the_wrong_type_for_a_whole_batch(site, apply_program):
+    options = {"typed_count": {"type": "int", "required": True}}
+    site.role(
+        "typed",
+        {"name": "Say", "ansible.builtin.debug": {}},
+        meta_argument_specs={"argument_specs": {"main": {"options": options}}},
+    )
+    roles = [{"role": "typed", "per": "batch"}]
+    settings = site.settings(roles=roles, extra_vars={"typed_count": "many"})
+    answer = apply_program(["alice", "bob"], settings=settings)
+    assert answer.ok == set()
+    assert {outcome["failed_role"] for outcome in answer.outcomes.values()} == {"typed"}
+    assert "typed_count" in answer.outcomes["alice"]["message"]
+    settings["extra_vars"]["typed_count"] = 42
+    assert apply_program(["alice", "bob"], settings=settings).ok == {"alice", "bob"}
+
+
+@pytest.mark.parametrize("variable", ["user_dir_child_timeout", "user_dir_enforce_mode", "user_dir_uid_min"])
+def test_an_argument_of_the_wrong_type_for_a_role_of_ours(site, apply_program, variable):
+    settings = site.settings(roles=["user_dir"], extra_vars={variable: "many"})
+    answer = apply_program(["alice"], settings=settings)
+    assert answer.ok == set()
+    assert answer.outcomes["alice"]["failed_role"] == "user_dir"
+    assert variable.removeprefix("user_dir_") in answer.outcomes["alice"]["message"]
+
+
 def test_facts_of_one_user_are_not_anothers(site, apply_program):
     site.role(
         "facts",
