@@ -627,6 +627,21 @@ async def test_a_host_that_rests_begins_nothing_and_keeps_no_other_host_waiting(
     assert_empty(hub)
 
 
+async def test_a_hub_that_ends_begins_no_run_on_another_host_either(log: Lines) -> None:
+    hub = Hub(log, max_runs=1)
+    first, _ = await busy(hub, storage_host="s1")
+    other = hub.spawn("other", storage_host="s2")
+    await hub.settled()
+    (flight,) = hub.dispatcher._flights
+    flight.cancel()
+    await asyncio.wait({flight})
+    await hub.settled()
+    assert len(hub.runs) == 1
+    with pytest.raises(ApplyError):
+        await first
+    await cancel(other)
+
+
 async def test_one_short_turn_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = iter([0.1, 0.001, 0.1, 0.001, 0.001, 0.1, 0.1])
     clock = [0.0]
