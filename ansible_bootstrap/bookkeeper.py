@@ -1,8 +1,8 @@
 """The ledger for a hub: bounded, and never an error for a spawn.
 
 Looking a user up is what every login pays for, so it has 200 ms: no answer means that nothing is known of the user,
-who is then bootstrapped as if new. What is noted is gathered and written by one task at a time. A ledger that cannot
-be read or written is one warning in the log; spawns go on without it.
+who is then bootstrapped as if new. What is noted is gathered and written by one task at a time, in a storm about once
+a second. A ledger that cannot be read or written is one warning in the log; spawns go on without it.
 
 The file is read in the event loop, which takes tens of microseconds: in a storm a thread would wait longer for the
 interpreter's lock, and the loop for the thread. Directories are looked at, and the file is written, in threads.
@@ -18,7 +18,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
@@ -27,6 +28,7 @@ from .errors import AnsibleBootstrapError
 from .ledger import Entry, Ledger, completed, looked_at
 from .places import Place
 from .protocol import Outcome, RoleFingerprint
+from .spare_time import loop_has_time
 from .threads import PROBES, in_thread
 
 T = TypeVar("T")
@@ -38,7 +40,10 @@ DISK_SECONDS: Final = 10.0
 """For one change of the ledger."""
 
 SEEN_SECONDS: Final = 2.0
-"""For one look at a directory that is to be noted."""
+"""For a look at directories that are to be noted."""
+
+HANG_SECONDS: Final = 0.1
+"""After which a thread that has got no further is joined by another."""
 
 MAX_WAITING: Final = 50_000
 """Most notes that wait to be written; beyond, they are dropped."""
@@ -206,13 +211,74 @@ class Bookkeeper:
                 if len(self._noted) >= MAX_WAITING:  # Whoever may name servers must not fill the memory.
                     self._noted.clear()
                 self._noted.update({(place.name, place.server_name): place for place in places})
+            await loop_has_time()
 
     async def _seen(self, entries: Sequence[Entry]) -> list[Entry]:
         """Look at the directories; whose does not answer is left out."""
-        looks = (self._probe(entry.place.name, partial(looked_at, entry), SEEN_SECONDS) for entry in entries)
-        return [
-            seen for seen in await asyncio.gather(*looks, return_exceptions=True) if isinstance(seen, Entry)
-        ]
+        together: dict[str, Entry] = {}
+        apart: list[Entry] = []
+        for entry in entries:
+            name = entry.place.name
+            if name in self._looking or name in together:
+                apart.append(entry)
+            else:
+                together[name] = entry
+        seen = await self._look_together(together) if together else []
+        others = (self._probe(entry.place.name, partial(looked_at, entry), SEEN_SECONDS) for entry in apart)
+        answers = await asyncio.gather(*others, return_exceptions=True)
+        return [*seen, *(answer for answer in answers if isinstance(answer, Entry))]
+
+    async def _look_together(self, entries: Mapping[str, Entry]) -> list[Entry]:
+        """Look at one directory each of many users, in one thread as long as none hangs.
+
+        A thread for each would be woken for each, and the loop stands still until a thread has been given a processor.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + SEEN_SECONDS
+        looking = {name: loop.create_future() for name in entries}
+        self._looking.update(looking)
+        over: asyncio.Future[None] = loop.create_future()
+        waiting = deque(entries.items())
+        seen: dict[str, Entry] = {}
+
+        def end(name: str) -> None:
+            if self._looking.get(name) is looking[name]:
+                del self._looking[name]
+                looking[name].set_result(None)
+
+        def arrive() -> None:
+            if not over.done():
+                over.set_result(None)
+
+        def work() -> None:
+            while not over.done():
+                try:
+                    name, entry = waiting.popleft()
+                except IndexError:
+                    return
+                seen[name] = looked_at(entry)
+                with contextlib.suppress(RuntimeError):  # The loop has closed in the meantime.
+                    if over.done():
+                        loop.call_soon_threadsafe(end, name)
+                    elif len(seen) == len(entries):
+                        loop.call_soon_threadsafe(arrive)
+
+        known = -1
+        try:
+            while not over.done() and (left := deadline - loop.time()) > 0:
+                if len(seen) == known or known < 0:  # The thread has not begun yet, or it hangs.
+                    PROBES.submit(work)
+                known = len(seen)
+                await asyncio.wait({over}, timeout=min(left, HANG_SECONDS))
+        finally:
+            over.cancel()  # From here on each look that returns ends itself.
+            done = dict(seen)
+            for name in done:
+                end(name)
+            with contextlib.suppress(IndexError):
+                while True:  # One by one: a thread may take one in this moment.
+                    end(waiting.popleft()[0])
+        return list(done.values())
 
     async def _probe(self, name: str, look: Callable[[], T], seconds: float) -> T:
         """Look in a thread, after the same user's other looks have really ended."""

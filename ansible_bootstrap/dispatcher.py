@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -29,21 +28,13 @@ from .history import RunRecord
 from .host_queue import HostQueue
 from .places import Place
 from .protocol import Operation, Outcome, RoleFingerprint
+from .spare_time import loop_has_time
 from .track_record import TrackRecord
 from .turnstile import Turnstile
 from .works import NOTHING_DONE, Say, Waiter, Work, WorkKey
 
 MAX_LOGINS: Final = 20_000
 """Most logins that wait; beyond, they are left to the spawn."""
-
-MOST_REST: Final = 1.0
-"""Seconds between two runs of one host, if the hub is too busy for the next."""
-
-LONG_TURN: Final = 0.01
-"""Seconds; a turn of the event loop that takes as long has done something, and likely something waits for the next."""
-
-_SHORT_TURNS: Final = 2
-"""So many in succession, and the hub has time."""
 
 
 class Dispatcher:
@@ -328,7 +319,8 @@ class Dispatcher:
                     await self._run(flight)
             finally:
                 self._landed(host)
-            await _hub_has_time()
+            # Whom another run releases only queues behind those whom this one has released.
+            await loop_has_time()
         except asyncio.CancelledError:
             self._closed = True  # Only a hub that ends cancels us: start nothing more.
             raise
@@ -366,17 +358,3 @@ class Dispatcher:
             callback(*values)
         except Exception:
             self._log.exception("ansible_bootstrap: what a run has done could not be noted")
-
-
-async def _hub_has_time() -> None:
-    """Return when the event loop has nothing to do, at the latest after :data:`MOST_REST`.
-
-    In an idle hub, that is at once. In a storm, whom another run releases only queues behind those whom this one has
-    released, and a hub that has to share its processors with runs serves nobody sooner: fewer and larger runs, then.
-    """
-    now, short = time.monotonic(), 0
-    end = now + MOST_REST
-    while short < _SHORT_TURNS and now < end:
-        await asyncio.sleep(0)
-        before, now = now, time.monotonic()
-        short = short + 1 if now - before < LONG_TURN else 0

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from .errors import AnsibleBootstrapError, Reason
+from .many_rows import many_rows
 from .protocol import Outcome
 from .state import ensure_state_dir, make_private
 
@@ -211,17 +212,15 @@ class History:
                         run.why[:MAX_MESSAGE],
                     ),
                 ).lastrowid
-                database.executemany(
-                    "INSERT INTO outcomes (number, name, reason, outcome) VALUES (?, ?, ?, ?)",
-                    (
-                        (number, outcome.name, outcome.reason or "", _shortened(outcome).model_dump_json())
-                        for outcome in run.outcomes
-                    ),
-                )
-                database.executemany(
-                    "INSERT INTO roles (number, role, seconds) VALUES (?, ?, ?)",
-                    ((number, role, round(seconds, 3)) for role, seconds in run.roles.items()),
-                )
+                outcomes = [
+                    (number, outcome.name, outcome.reason or "", _shortened(outcome).model_dump_json())
+                    for outcome in run.outcomes
+                ]
+                for values, bound in many_rows(outcomes):
+                    database.execute(f"INSERT INTO outcomes (number, name, reason, outcome) {values}", bound)
+                roles = [(number, role, round(seconds, 3)) for role, seconds in run.roles.items()]
+                for values, bound in many_rows(roles):
+                    database.execute(f"INSERT INTO roles (number, role, seconds) {values}", bound)
                 self._drop(database)
             # Each step frees one page; ``execute`` would make only the first.
             database.executescript(f"PRAGMA incremental_vacuum({MAX_PAGES})")

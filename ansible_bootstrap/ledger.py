@@ -35,6 +35,7 @@ from typing import Any, Final
 
 from .errors import RefusedError
 from .ledger_file import LedgerFile
+from .many_rows import many_rows
 from .places import Place
 from .protocol import RoleFingerprint
 from .storage._plan import BUILT_IN_ROLES
@@ -54,8 +55,19 @@ MAX_PLACES: Final = 100
 _EVERYBODY: Final = ""
 """Stands for a name in a tombstone."""
 
-_UNDER_WAY: Final = "SELECT 1 FROM cleaning WHERE storage_host = ? AND name = ? AND until > ? AND until <= ?"
+_UNDER_WAY: Final = (
+    "SELECT 1 FROM cleaning WHERE storage_host = {host} AND name = {name} AND until > ? AND until <= ?"
+)
 """Whether a user's clean-up is; one that ends later than any can was noted by a clock that has been set back."""
+
+_NOTE: Final = f"""
+WITH entry (storage_host, work, name, place, directory, roles, seen, at, since) AS ({{values}})
+INSERT OR REPLACE INTO complete SELECT *, '' FROM entry
+WHERE NOT EXISTS (
+    SELECT 1 FROM forgotten WHERE forgotten.name IN (entry.name, '') AND forgotten.at > entry.since
+) AND NOT EXISTS ({_UNDER_WAY.format(host="entry.storage_host", name="entry.name")})
+"""  # noqa: S608 - names of columns
+"""But for whom has been made unknown since what the entry rests on was known, or is being cleaned up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +177,9 @@ class Ledger:
         with self._file.writing() as database:
             if until is not None and time.monotonic() >= until:
                 return
-            database.executemany(
-                "INSERT OR REPLACE INTO complete VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, '')",
-                [_row(entry) for entry in entries if not _unknown(database, entry)],
-            )
+            now = time.time()
+            for values, bound in many_rows([_row(entry) for entry in entries]):
+                database.execute(_NOTE.format(values=values), [*bound, now, now + DAY])
 
     def forget(self, names: Iterable[str]) -> int:
         """Make users unknown, wherever they are, and return how many places that were.
@@ -260,11 +271,15 @@ class Ledger:
         """
         rows = [(place.name, place.server_name, json.dumps(asdict(place)), under) for place in places]
         with self._file.writing() as database:
-            database.executemany("INSERT OR REPLACE INTO places VALUES (?, ?, ?, ?)", rows)
+            for values, bound in many_rows(rows):
+                database.execute(f"INSERT OR REPLACE INTO places {values}", bound)
             database.executemany(
                 "DELETE FROM places WHERE name = ? AND server_name <> '' AND rowid NOT IN"
                 " (SELECT rowid FROM places WHERE name = ? ORDER BY rowid DESC LIMIT ?)",
-                [(name, name, MAX_PLACES) for name in {row[0] for row in rows}],
+                [
+                    (name, name, MAX_PLACES)
+                    for name in {name for name, server_name, *_ in rows if server_name}
+                ],
             )
 
     def places(self, name: str, under: str) -> list[Place]:
@@ -277,11 +292,12 @@ class Ledger:
     # -- inner --------------------------------------------------------------------------------
 
     def _entry(self, place: Place) -> Entry | None:
+        now = time.time()
         rows = self._file.select(
             "SELECT place, directory, roles, seen, at, since FROM complete"  # noqa: S608
             " WHERE storage_host = ? AND work = ? AND name = ? AND doubt = ''"
-            f" AND NOT EXISTS ({_UNDER_WAY})",
-            (*place.work_key, place.name, *_under_way(place)),
+            f" AND NOT EXISTS ({_UNDER_WAY.format(host='?', name='?')})",
+            (*place.work_key, place.name, place.storage_host, place.name, now, now + DAY),
         )
         for text, directory, roles, seen, at, since in rows:
             known = _place(text)
@@ -342,22 +358,6 @@ def _bury(database: sqlite3.Connection, names: Iterable[str], at: float) -> None
         rows,
     )
     database.execute("DELETE FROM forgotten WHERE abs(? - at) > ?", (at, DAY))
-
-
-def _unknown(database: sqlite3.Connection, entry: Entry) -> bool:
-    """Whether the user has been made unknown since what this entry rests on was known, or is being cleaned up."""
-    name = entry.place.name
-    rows = database.execute(
-        f"SELECT 1 FROM forgotten WHERE name IN (?, ?) AND at > ? UNION ALL {_UNDER_WAY}",  # noqa: S608
-        (name, _EVERYBODY, entry.since, *_under_way(entry.place)),
-    )
-    return rows.fetchone() is not None
-
-
-def _under_way(place: Place) -> tuple[str, str, float, float]:
-    """Return the values of :data:`_UNDER_WAY`."""
-    now = time.time()
-    return place.storage_host, place.name, now, now + DAY
 
 
 def looked_at(entry: Entry) -> Entry:

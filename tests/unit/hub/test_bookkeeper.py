@@ -142,12 +142,84 @@ async def test_one_user_whose_directory_hangs_takes_the_quick_way_from_nobody_el
 async def test_one_user_whose_directory_hangs_takes_nobody_elses_note_along(
     books: Bookkeeper, ledger: Ledger, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bookkeeper, "SEEN_SECONDS", 0.2)
+    monkeypatch.setattr(bookkeeper, "SEEN_SECONDS", 1.0)
     for name in ("alice", "mallory", "bob"):
         books.complete(place(name), ok(name), FINGERPRINTS)
     await books.written()
     hanging.set()
     assert ledger.look(place()) and ledger.look(place("bob")) and ledger.look(place("mallory")) is None
+
+
+async def test_a_whole_class_is_noted_by_one_thread(
+    books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[object] = []
+    submit = bookkeeper.PROBES.submit
+    monkeypatch.setattr(bookkeeper.PROBES, "submit", lambda job: (threads.append(job), submit(job)))
+    monkeypatch.setattr(bookkeeper, "HANG_SECONDS", 1.0)
+    for number in range(300):
+        books.complete(place(f"u{number}"), ok(f"u{number}"), FINGERPRINTS)
+    await books.written()
+    assert len(threads) <= 2  # One for each transaction.
+    assert all(ledger.look(place(f"u{number}")) for number in range(300))
+
+
+async def test_in_a_storm_notes_are_gathered_until_the_loop_has_time(
+    books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rested = asyncio.Event()
+    monkeypatch.setattr(bookkeeper, "loop_has_time", rested.wait)
+    books.complete(place("first"), ok("first"), FINGERPRINTS)
+    await until(lambda: ledger.look(place("first")) is not None)
+    books.complete(place("second"), ok("second"), FINGERPRINTS)
+    await asyncio.sleep(0.1)
+    books.complete(place("third"), ok("third"), FINGERPRINTS)
+    assert ledger.look(place("second")) is None
+    rested.set()
+    await books.written()
+    assert ledger.look(place("second")) and ledger.look(place("third"))
+
+
+async def test_whose_directory_is_just_looked_at_is_noted_after_that(
+    books: Bookkeeper, ledger: Ledger, hanging: threading.Event
+) -> None:
+    ledger.note([completed(place("mallory"), "", OTHERS)])
+    look = asyncio.ensure_future(books.look(place("mallory")))
+    await until(lambda: bool(books._looking))
+    books.complete(place("mallory"), ok("mallory"), FINGERPRINTS)
+    await asyncio.sleep(0.05)
+    began = time.monotonic()
+    hanging.set()
+    await books.written()
+    assert time.monotonic() - began < 1  # At once, not when its time is over.
+    assert await look
+    entry = ledger.look(place("mallory"))
+    assert entry is not None and entry.has(FINGERPRINTS)
+
+
+async def test_directories_that_hang_take_no_more_threads_than_there_are(
+    books: Bookkeeper, ledger: Ledger, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bookkeeper, "HANG_SECONDS", 0.02)
+    names = [name for number in range(5) for name in (f"mallory{number}", f"u{number}")]
+    for name in names:
+        books.complete(place(name), ok(name), FINGERPRINTS)
+    await books.written()
+    assert all(ledger.recorded(place(f"u{number}")) for number in range(5))
+    assert not any(ledger.recorded(place(f"mallory{number}")) for number in range(5))
+    books.complete(place("mallory0"), ok("mallory0"), FINGERPRINTS)
+    await asyncio.sleep(0.1)
+    hanging.set()  # Whose look has returned at last may be looked at again.
+    await books.written()
+    assert ledger.look(place("mallory0"))
+
+
+async def test_two_directories_of_one_user_are_both_noted(books: Bookkeeper, ledger: Ledger) -> None:
+    servers = [replace(place("alice", name), directory=f"/nowhere/alice/{name}") for name in ("cpu", "gpu")]
+    for server in servers:
+        books.complete(server, ok().model_copy(update={"directory": server.directory}), FINGERPRINTS)
+    await books.written()
+    assert all(ledger.look(server) for server in servers)
 
 
 async def test_forgetting_does_not_wait_for_a_directory_that_hangs(

@@ -13,7 +13,7 @@ import pytest
 from fake_runs import Hub, Run
 from hub_fakes import Lines, until
 
-from ansible_bootstrap import cleanups, dispatcher, flights, role_clock
+from ansible_bootstrap import cleanups, dispatcher, flights, role_clock, spare_time
 from ansible_bootstrap.errors import ApplyError, DeadlineError, UnreachableError
 from ansible_bootstrap.places import Place
 from ansible_bootstrap.protocol import Accepted, End, Fetched, RoleFingerprint, RoleStarted
@@ -562,7 +562,7 @@ async def boarded_after(hub: Hub, monkeypatch: pytest.MonkeyPatch, turn_seconds:
     second = hub.spawn("second")
     await hub.settled()
     clock, turns, over = [time.monotonic()], [0], [False]
-    monkeypatch.setattr(dispatcher, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(spare_time, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def turn() -> None:
         if not over[0]:
@@ -570,7 +570,7 @@ async def boarded_after(hub: Hub, monkeypatch: pytest.MonkeyPatch, turn_seconds:
             clock[0] += turn_seconds
             asyncio.get_running_loop().call_soon(turn)
 
-    has_time, board = dispatcher._hub_has_time, hub.dispatcher._board
+    has_time, board = dispatcher.loop_has_time, hub.dispatcher._board
 
     async def rest() -> None:
         turn()
@@ -580,7 +580,7 @@ async def boarded_after(hub: Hub, monkeypatch: pytest.MonkeyPatch, turn_seconds:
         over[0] = True
         return board(host)
 
-    monkeypatch.setattr(dispatcher, "_hub_has_time", rest)
+    monkeypatch.setattr(dispatcher, "loop_has_time", rest)
     monkeypatch.setattr(hub.dispatcher, "_board", end)
     run.succeed()
     await first
@@ -597,7 +597,7 @@ async def test_in_an_idle_hub_the_next_run_begins_when_the_loop_has_come_round_t
 
 async def test_a_busy_hub_rests_from_runs_but_not_for_ever(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     turns = await boarded_after(hub, monkeypatch, 0.1)
-    assert 0 <= turns - dispatcher.MOST_REST / 0.1 <= 3
+    assert 0 <= turns - spare_time.MOST_REST / 0.1 <= 3
 
 
 async def test_a_host_that_rests_begins_nothing_and_keeps_no_other_host_waiting(
@@ -605,7 +605,7 @@ async def test_a_host_that_rests_begins_nothing_and_keeps_no_other_host_waiting(
 ) -> None:
     hub = Hub(log, max_runs=1)
     rested = asyncio.Event()
-    monkeypatch.setattr(dispatcher, "_hub_has_time", rested.wait)
+    monkeypatch.setattr(dispatcher, "loop_has_time", rested.wait)
     first, run = await busy(hub, storage_host="s1")
     again, other = hub.spawn("again", storage_host="s1"), hub.spawn("other", storage_host="s2")
     await hub.settled()
@@ -650,8 +650,8 @@ async def test_one_short_turn_is_not_enough(monkeypatch: pytest.MonkeyPatch) -> 
         clock[0] += next(lengths)
         return clock[0]
 
-    monkeypatch.setattr(dispatcher, "time", SimpleNamespace(monotonic=monotonic))
-    await dispatcher._hub_has_time()
+    monkeypatch.setattr(spare_time, "time", SimpleNamespace(monotonic=monotonic))
+    await spare_time.loop_has_time()
     assert list(lengths) == [0.1, 0.1]
 
 

@@ -556,3 +556,18 @@ def test_whoever_comes_first_makes_the_file_and_nobody_fails(tmp_path: Path) -> 
         assert [future.result() for future in futures] == [0] * 8
         with contextlib.closing(sqlite3.connect(tmp_path / str(number) / FILE)) as database:
             assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_of_a_whole_class_only_those_made_unknown_meanwhile_are_not_noted(
+    ledger: Ledger, alice: Place
+) -> None:
+    places = [replace(alice, name=f"u{number}", directory=f"/homes/u{number}") for number in range(300)]
+    entries = [completed(place, "", FINGERPRINTS) for place in places]
+    ledger.forget(["u7"])
+    ledger.doubt([places[250]], 3600)
+    ledger.note(entries)
+    unknown = [place.name for place in places if ledger.recorded(place) is None]
+    assert unknown == ["u7", "u250"]
+    ledger.forget_all()
+    ledger.note(entries)
+    assert not any(ledger.recorded(place) for place in places)
