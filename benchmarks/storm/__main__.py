@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="benchmarks.storm", description="The first minute of a class.")
     parser.add_argument("--users", type=int, default=300, help="how many arrive (%(default)s)")
     parser.add_argument("--seconds", type=float, default=10, help="within how many seconds (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slow-rounds", type=int, default=1, help="rounds with naive and script")
     parser.add_argument(
         "--naive-users",
