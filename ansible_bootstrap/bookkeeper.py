@@ -107,6 +107,17 @@ class Bookkeeper:
             self._looks.discard(under_way)
         return None
 
+    def noted(self, place: Place) -> Entry | None:
+        """Return what is noted of the user at this place, if it is to be trusted, without a look at the directory."""
+        if place.name in self._lost:
+            return None
+        try:
+            entry = self._ledger.recorded(place)
+        except Exception as error:
+            self._complain(error)
+            return None
+        return entry if entry is not None and self._ledger.trusts(entry) else None
+
     def place_of(self, name: str) -> Place | None:
         """Return where the user's default server last had its storage under the present settings."""
         try:

@@ -146,8 +146,11 @@ class Ledger:
 
     def holds(self, entry: Entry) -> bool:
         """Look whether the directory is as it was; blocks as long as its file system does."""
-        if entry.seen != _lstat(entry.directory):  # Also if there was nothing to be seen then, and is now.
-            return False
+        # Also if there was nothing to be seen then, and is now.
+        return self.trusts(entry) and entry.seen == _lstat(entry.directory)
+
+    def trusts(self, entry: Entry) -> bool:
+        """Whether the entry is good as long as the directory is as it was; asks no disk."""
         ours = bool(entry.seen) and entry.place.storage_host in ("", "localhost")
         return ours or -CLOCK_SECONDS <= time.time() - entry.at <= self._trust_for
 

@@ -113,6 +113,14 @@ class Core:
             return False, {}
         return fingerprints is not None and entry.has(fingerprints), entry.roles
 
+    async def noted(self, place: Place) -> bool:
+        """Return whether the ledger says that the user needs nothing at this place, without a look at the directory."""
+        if not self.remembers:
+            return False
+        fingerprints = await self.fingerprints.current()
+        entry = self.books.noted(place)
+        return entry is not None and fingerprints is not None and entry.has(fingerprints)
+
     async def _describe(self) -> Fingerprints:
         if self.config.embedded:
             settings = make_settings(self.config.apply_settings(), "c.AnsibleBootstrap")

@@ -4,6 +4,9 @@ Nobody waits for it, and whatever goes wrong with it is a line in the log: the s
 wins. It is left to the spawn, too, where it cannot be told yet whose storage is where: if the user's last server had
 its storage in another place than the spawner says now (a profile that was chosen on the spawn page, say).
 
+Of whom the ledger says that they need nothing where they were last, nothing else is asked: most who log in are such,
+many at once, and the hook looks at their directories anyway. One that has been taken away is made anew by the spawn.
+
 Source: ``Authenticator.get_authenticated_user`` calls the hook when all checks have passed, but before the hub
 has made the user (``BaseHandler.auth_to_user``).
 """
@@ -60,11 +63,13 @@ async def _prepare(core: Core, handler: Any, name: str) -> None:
         user = await _user(core, handler, name)
         if user is None or user.active:
             return
+        last = core.books.place_of(name)
+        if last is not None and await core.noted(last):
+            return
         place = await resolve(user.get_spawner(), core.config)
         known, done = await core.known(place)
         if known:
             return
-        last = core.books.place_of(name)
         if last is None or replace(last, groups=place.groups) == place:
             core.dispatcher.prepare(place, done)
             core.metrics.login()

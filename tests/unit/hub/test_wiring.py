@@ -149,6 +149,37 @@ async def test_the_work_of_who_logs_in_is_begun_and_counted(hub: Hub) -> None:
     assert metric("logins_prepared_total") == before + 1
 
 
+async def test_who_is_complete_where_they_were_last_is_asked_nothing_at_login(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hub.start()
+    monkeypatch.setattr(hub.user, "get_spawner", lambda: pytest.fail("the spawner was asked"))
+    monkeypatch.setattr("ansible_bootstrap.threads.Pool.submit", lambda *_: pytest.fail("a thread"))
+    assert await hub.log_in() == []
+
+
+@settings(storage_host="nas1", trust_for=0.5)
+async def test_who_is_not_trusted_any_more_is_prepared_at_login(hub: Hub) -> None:
+    await hub.start()
+    assert await hub.log_in() == []
+    await asyncio.sleep(0.6)
+    assert len(await hub.log_in()) == 1
+
+
+@settings(recheck="always")
+async def test_where_everybody_is_checked_each_time_so_is_who_logs_in(hub: Hub) -> None:
+    await hub.start()
+    assert len(await hub.log_in()) == 1
+
+
+async def test_a_directory_that_was_taken_away_is_made_anew_by_the_spawn(hub: Hub) -> None:
+    await hub.start()
+    (hub.path / "storage" / "alice").rmdir()
+    assert await hub.log_in() == []
+    await hub.start()
+    assert hub.runs == 2
+
+
 @settings(at_login=False)
 async def test_nothing_is_begun_at_login_if_the_admin_does_not_want_it(hub: Hub) -> None:
     assert await hub.log_in() == []
