@@ -1,8 +1,8 @@
 """The ledger for a hub: bounded, and never an error for a spawn.
 
 Looking a user up is what every login pays for, so it has 200 ms: no answer means that nothing is known of the user,
-who is then bootstrapped as if new. What is noted is gathered and written by one task at a time, in a storm about once
-a second. A ledger that cannot be read or written is one warning in the log; spawns go on without it.
+who is then bootstrapped as if new. What is noted is gathered and written by one task at a time. A ledger that cannot
+be read or written is one warning in the log; spawns go on without it.
 
 The file is read in the event loop, which takes tens of microseconds: in a storm a thread would wait longer for the
 interpreter's lock, and the loop for the thread. Directories are looked at, and the file is written, in threads.
@@ -28,7 +28,6 @@ from .errors import AnsibleBootstrapError
 from .ledger import Entry, Ledger, completed, looked_at
 from .places import Place
 from .protocol import Outcome, RoleFingerprint
-from .spare_time import loop_has_time
 from .threads import PROBES, in_thread
 
 T = TypeVar("T")
@@ -40,7 +39,7 @@ DISK_SECONDS: Final = 10.0
 """For one change of the ledger."""
 
 SEEN_SECONDS: Final = 2.0
-"""For a look at directories that are to be noted."""
+"""For a look at a directory that is to be noted; at many, as long as it gets on."""
 
 HANG_SECONDS: Final = 0.1
 """After which a thread that has got no further is joined by another."""
@@ -215,14 +214,17 @@ class Bookkeeper:
             entries, self._completed = self._completed, []
             places, self._places = self._places, []
             if entries:
-                seen = await self._seen(entries)
+                try:
+                    seen = await self._seen(entries)
+                except Exception as error:  # No thread could be made, say.
+                    self._complain(error)
+                    seen = []
                 until = time.monotonic() + DISK_SECONDS
                 await self._try(partial(self._ledger.note, seen, until=until))
             if places and await self._try(partial(self._ledger.note_places, places, self._under)):
                 if len(self._noted) >= MAX_WAITING:  # Whoever may name servers must not fill the memory.
                     self._noted.clear()
                 self._noted.update({(place.name, place.server_name): place for place in places})
-            await loop_has_time()
 
     async def _seen(self, entries: Sequence[Entry]) -> list[Entry]:
         """Look at the directories; whose does not answer is left out."""
@@ -245,12 +247,11 @@ class Bookkeeper:
         A thread for each would be woken for each, and the loop stands still until a thread has been given a processor.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + SEEN_SECONDS
         looking = {name: loop.create_future() for name in entries}
         self._looking.update(looking)
         over: asyncio.Future[None] = loop.create_future()
         waiting = deque(entries.items())
-        seen: dict[str, Entry] = {}
+        seen: dict[str, Entry | None] = {}
 
         def end(name: str) -> None:
             if self._looking.get(name) is looking[name]:
@@ -261,13 +262,19 @@ class Bookkeeper:
             if not over.done():
                 over.set_result(None)
 
+        def look(entry: Entry) -> Entry | None:
+            try:
+                return looked_at(entry)
+            except Exception:
+                return None
+
         def work() -> None:
             while not over.done():
                 try:
                     name, entry = waiting.popleft()
                 except IndexError:
                     return
-                seen[name] = looked_at(entry)
+                seen[name] = look(entry)
                 with contextlib.suppress(RuntimeError):  # The loop has closed in the meantime.
                     if over.done():
                         loop.call_soon_threadsafe(end, name)
@@ -275,12 +282,18 @@ class Bookkeeper:
                         loop.call_soon_threadsafe(arrive)
 
         known = -1
+        progress = loop.time()
+        deadline = progress + DISK_SECONDS
         try:
-            while not over.done() and (left := deadline - loop.time()) > 0:
+            while not over.done() and loop.time() < min(progress + SEEN_SECONDS, deadline):
                 if len(seen) == known or known < 0:  # The thread has not begun yet, or it hangs.
                     PROBES.submit(work)
+                else:
+                    progress = loop.time()
                 known = len(seen)
-                await asyncio.wait({over}, timeout=min(left, HANG_SECONDS))
+                await asyncio.wait({over}, timeout=HANG_SECONDS)
+                for name in dict(seen):
+                    end(name)
         finally:
             over.cancel()  # From here on each look that returns ends itself.
             done = dict(seen)
@@ -289,7 +302,7 @@ class Bookkeeper:
             with contextlib.suppress(IndexError):
                 while True:  # One by one: a thread may take one in this moment.
                     end(waiting.popleft()[0])
-        return list(done.values())
+        return [entry for entry in done.values() if entry is not None]
 
     async def _probe(self, name: str, look: Callable[[], T], seconds: float) -> T:
         """Look in a thread, after the same user's other looks have really ended."""

@@ -181,7 +181,7 @@ class Ledger:
             if until is not None and time.monotonic() >= until:
                 return
             now = time.time()
-            for values, bound in many_rows([_row(entry) for entry in entries]):
+            for values, bound in many_rows([_row(entry) for entry in entries], beside=2):
                 database.execute(_NOTE.format(values=values), [*bound, now, now + DAY])
 
     def forget(self, names: Iterable[str]) -> int:

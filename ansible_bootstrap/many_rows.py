@@ -14,17 +14,18 @@ _MOST_VALUES: Final = 999
 """In one statement; what the oldest SQLite takes that Python does."""
 
 
-def many_rows(rows: Sequence[tuple[Any, ...]]) -> Iterator[tuple[str, list[Any]]]:
+def many_rows(rows: Sequence[tuple[Any, ...]], *, beside: int = 0) -> Iterator[tuple[str, list[Any]]]:
     """Yield ``VALUES (?, ...), ...`` and what is to be bound there, for as many of the rows at once as SQLite takes.
 
     Args:
         rows: of the same length.
+        beside: values that the statement has besides.
     """
     if not rows:
         return
     width = len(rows[0])
     row = f"({', '.join('?' * width)})"
-    size = _MOST_VALUES // width
+    size = (_MOST_VALUES - beside) // width
     for begin in range(0, len(rows), size):
         some = rows[begin : begin + size]
         yield f"VALUES {', '.join([row] * len(some))}", [value for values in some for value in values]

@@ -1,4 +1,4 @@
-"""When a busy event loop has time for what need not be now."""
+"""When a busy event loop has time for the next run."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _SHORT_TURNS: Final = 2
 async def loop_has_time() -> None:
     """Return when the event loop has nothing to do, at the latest after :data:`MOST_REST`.
 
-    In an idle hub, that is at once. A hub in a storm that has to share its processors with runs, and its interpreter
-    with threads, serves nobody sooner: fewer and larger pieces of work, then.
+    In an idle hub, that is at once. A hub in a storm that has to share its processors with runs serves nobody sooner:
+    fewer and larger runs, then.
     """
     now, short = time.monotonic(), 0
     end = now + MOST_REST

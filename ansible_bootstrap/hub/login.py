@@ -5,7 +5,8 @@ wins. It is left to the spawn, too, where it cannot be told yet whose storage is
 its storage in another place than the spawner says now (a profile that was chosen on the spawn page, say).
 
 Of whom the ledger says that they need nothing where they were last, nothing else is asked: most who log in are such,
-many at once, and the hook looks at their directories anyway. One that has been taken away is made anew by the spawn.
+many at once, and the hook looks anyway. What has become of a directory or of somebody's groups since, the spawn finds
+out.
 
 Source: ``Authenticator.get_authenticated_user`` calls the hook when all checks have passed, but before the hub
 has made the user (``BaseHandler.auth_to_user``).

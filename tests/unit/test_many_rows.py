@@ -21,3 +21,11 @@ def test_every_row_arrives_once_and_as_it_was(count: int) -> None:
         statements += 1
     assert database.execute("SELECT * FROM t ORDER BY number").fetchall() == rows
     assert statements == -(-count // 333)
+
+
+@pytest.mark.parametrize("beside", [0, 2, 998])
+def test_what_a_statement_has_besides_is_counted(beside: int) -> None:
+    sizes = [
+        len(bound) + beside for _, bound in many_rows([(number,) for number in range(2000)], beside=beside)
+    ]
+    assert max(sizes) <= 999 and sum(sizes) - beside * len(sizes) == 2000

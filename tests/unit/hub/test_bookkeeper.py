@@ -164,22 +164,6 @@ async def test_a_whole_class_is_noted_by_one_thread(
     assert all(ledger.look(place(f"u{number}")) for number in range(300))
 
 
-async def test_in_a_storm_notes_are_gathered_until_the_loop_has_time(
-    books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rested = asyncio.Event()
-    monkeypatch.setattr(bookkeeper, "loop_has_time", rested.wait)
-    books.complete(place("first"), ok("first"), FINGERPRINTS)
-    await until(lambda: ledger.look(place("first")) is not None)
-    books.complete(place("second"), ok("second"), FINGERPRINTS)
-    await asyncio.sleep(0.1)
-    books.complete(place("third"), ok("third"), FINGERPRINTS)
-    assert ledger.look(place("second")) is None
-    rested.set()
-    await books.written()
-    assert ledger.look(place("second")) and ledger.look(place("third"))
-
-
 async def test_whose_directory_is_just_looked_at_is_noted_after_that(
     books: Bookkeeper, ledger: Ledger, hanging: threading.Event
 ) -> None:
@@ -212,6 +196,64 @@ async def test_directories_that_hang_take_no_more_threads_than_there_are(
     hanging.set()  # Whose look has returned at last may be looked at again.
     await books.written()
     assert ledger.look(place("mallory0"))
+
+
+async def test_who_was_looked_at_beside_a_directory_that_hangs_is_free_again_soon(
+    books: Bookkeeper, ledger: Ledger, hanging: threading.Event
+) -> None:
+    ledger.note([completed(place(name), "", OTHERS) for name in ("alice", "bob")])
+    for name in ("alice", "mallory", "bob"):
+        books.complete(place(name), ok(name), FINGERPRINTS)
+    await until(lambda: "mallory" in books._looking and not {"alice", "bob"} & set(books._looking))
+    assert await books.look(place()) and await books.look(place("bob"))
+    hanging.set()
+    await books.written()
+
+
+async def test_slow_directories_are_noted_as_long_as_it_gets_on(
+    books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bookkeeper, "SEEN_SECONDS", 0.3)
+    lstat = os.lstat
+    monkeypatch.setattr("ansible_bootstrap.ledger.os.lstat", lambda path: (time.sleep(0.03), lstat(path))[1])
+    for number in range(30):
+        books.complete(place(f"u{number}"), ok(f"u{number}"), FINGERPRINTS)
+    await books.written()
+    assert all(ledger.recorded(place(f"u{number}")) for number in range(30))
+
+
+async def test_a_look_that_fails_costs_its_own_note_only(
+    books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = bookkeeper.looked_at
+
+    def broken(entry: Entry) -> Entry:
+        if entry.place.name == "mallory":
+            raise MemoryError
+        return looked_at(entry)
+
+    monkeypatch.setattr(bookkeeper, "looked_at", broken)
+    for name in ("alice", "mallory", "bob"):
+        books.complete(place(name), ok(name), FINGERPRINTS)
+    await books.written()
+    assert ledger.recorded(place()) and ledger.recorded(place("bob")) and not books._looking
+    assert ledger.recorded(place("mallory")) is None
+
+
+async def test_without_a_thread_nothing_is_noted_and_the_next_is(
+    books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, log: Lines
+) -> None:
+    def no_thread(job: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bookkeeper.PROBES, "submit", no_thread)
+        books.complete(place(), ok(), FINGERPRINTS)
+        await books.written()
+    assert ledger.recorded(place()) is None and "can't start new thread" in log.lines[0]
+    books.complete(place(), ok(), FINGERPRINTS)
+    await books.written()
+    assert ledger.recorded(place())
 
 
 async def test_two_directories_of_one_user_are_both_noted(books: Bookkeeper, ledger: Ledger) -> None:

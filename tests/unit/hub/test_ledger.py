@@ -559,13 +559,21 @@ def test_whoever_comes_first_makes_the_file_and_nobody_fails(tmp_path: Path) -> 
 
 
 def test_of_a_whole_class_only_those_made_unknown_meanwhile_are_not_noted(
-    ledger: Ledger, alice: Place
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def limited(database: sqlite3.Connection) -> sqlite3.Connection:
+        """As the oldest SQLite."""
+        database.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
+        return database
+
     places = [replace(alice, name=f"u{number}", directory=f"/homes/u{number}") for number in range(300)]
     entries = [completed(place, "", FINGERPRINTS) for place in places]
     ledger.forget(["u7"])
     ledger.doubt([places[250]], 3600)
-    ledger.note(entries)
+    with monkeypatch.context() as patch:
+        connect = sqlite3.connect
+        patch.setattr(sqlite3, "connect", lambda *args, **kwargs: limited(connect(*args, **kwargs)))
+        ledger.note(entries)
     unknown = [place.name for place in places if ledger.recorded(place) is None]
     assert unknown == ["u7", "u250"]
     ledger.forget_all()
