@@ -181,7 +181,12 @@ class Ledger:
             if until is not None and time.monotonic() >= until:
                 return
             now = time.time()
-            for values, bound in many_rows([_row(entry) for entry in entries], beside=2):
+            rows = [
+                _row(entry)
+                for entry in entries
+                if _is_text(entry.directory) and _is_text(*entry.place.work_key)
+            ]
+            for values, bound in many_rows(rows, beside=2):
                 database.execute(_NOTE.format(values=values), [*bound, now, now + DAY])
 
     def forget(self, names: Iterable[str]) -> int:
@@ -333,6 +338,15 @@ def _same(known: Place, now: Place, roles: Mapping[str, str]) -> bool:
     if all(role in BUILT_IN_ROLES for role in roles):  # Ours do not look at groups.
         known, now = replace(known, groups=()), replace(now, groups=())
     return known == now
+
+
+def _is_text(*values: str) -> bool:
+    """Whether SQLite can keep them: a path of other bytes than UTF-8 stays unknown, and costs nobody else the note."""
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _whose(places: Iterable[Place]) -> list[tuple[str, str]]:
