@@ -122,16 +122,22 @@ class LedgerFile:
         Raises:
             sqlite3.Error, OSError, SettingsError: it cannot be written.
         """
-        ensure_state_dir(self._path.parent)
-        make_private(self._path)
-        with contextlib.closing(self._whole()) as database:
-            with database:
-                # IMMEDIATE, or what is read in it may be old by the time of writing.
-                database.execute("BEGIN IMMEDIATE")
-                yield database
-            # A connection that closes last does it, but one for reading is kept. What is left in the WAL would be
-            # written into another file that comes in this one's place, from a backup say.
-            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        try:
+            ensure_state_dir(self._path.parent)
+            make_private(self._path)
+            with contextlib.closing(self._whole()) as database:
+                with database:
+                    # IMMEDIATE, or what is read in it may be old by the time of writing.
+                    database.execute("BEGIN IMMEDIATE")
+                    yield database
+                # A connection that closes last does it, but one for reading is kept. What is left in the WAL would be
+                # written into another file that comes in this one's place, from a backup say.
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except (sqlite3.Error, OSError):
+            # A process's connections share what the first has found: a file system that was read-only, say.
+            with self._turn:
+                self._let_go()
+            raise
 
     def _whole(self) -> sqlite3.Connection:
         """Return a connection to a file with our tables; a broken one is moved aside, another version's emptied."""
