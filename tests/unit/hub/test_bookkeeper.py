@@ -181,6 +181,21 @@ async def test_whose_directory_is_just_looked_at_is_noted_after_that(
     assert entry is not None and entry.has(FINGERPRINTS)
 
 
+async def test_a_user_who_is_being_looked_at_holds_no_second_thread(
+    books: Bookkeeper, ledger: Ledger, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bookkeeper, "SEEN_SECONDS", 0.3)
+    ledger.note([completed(place("mallory"), "", OTHERS)])
+    look = asyncio.ensure_future(books.look(place("mallory")))
+    await until(lambda: bool(books._looking))
+    with monkeypatch.context() as patch:
+        patch.setattr(bookkeeper.PROBES, "submit", lambda job: pytest.fail("another thread"))
+        books.complete(place("mallory"), ok("mallory"), FINGERPRINTS)
+        await books.written()
+    assert await look is None
+    assert not books._complained
+
+
 async def test_directories_that_hang_take_no_more_threads_than_there_are(
     books: Bookkeeper, ledger: Ledger, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
