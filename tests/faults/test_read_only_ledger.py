@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -30,11 +31,12 @@ def test_a_ledger_that_was_read_only_is_written_again(tmp_path: Path) -> None:
         ledger.note([completed(place, "", [RoleFingerprint(role="user_dir", fingerprint="1", revised=True)])])
         assert ledger.recorded(place)
 
-    with small(tmp_path, "size=16m"):
+    with small(tmp_path, "size=16m"), contextlib.ExitStack() as at_end:
         # A hub that was killed leaves the files of its WAL.
         subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "state")], check=True)
         subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
         ledger = Ledger(tmp_path / "state")
+        at_end.callback(ledger._file._let_go)
         nobody = Place("nobody", directory="/homes/nobody", storage_host="localhost")
         for _ in range(2):
             with pytest.raises(Exception, match=r"(?i)read-?only|unable to open"):
@@ -49,4 +51,3 @@ def test_a_ledger_that_was_read_only_is_written_again(tmp_path: Path) -> None:
         except Exception as error:
             assert "readonly" in str(error)  # Found out by the first that writes, at most.
         note("bob")
-        ledger._file._let_go()

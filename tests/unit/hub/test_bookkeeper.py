@@ -193,6 +193,8 @@ async def test_a_user_who_is_being_looked_at_holds_no_second_thread(
     books.complete(place("mallory"), ok("mallory"), FINGERPRINTS)
     await books.written()
     assert await look is None and not more
+    hanging.set()
+    await until(lambda: not books._looking)
 
 
 async def test_directories_that_hang_take_no_more_threads_than_there_are(
