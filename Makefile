@@ -24,7 +24,7 @@ lint: $(VENV)/.installed-lint ## Run ruff, mypy, yamllint and ansible-lint
 	$(BIN)/yamllint --strict .
 	$(BIN)/ansible-lint --offline --profile production
 
-bench: $(VENV)/.installed-bench ## Run the benchmarks, half an hour on a machine that does nothing else; results go to benchmarks/results
+bench: $(VENV)/.installed-bench ## Run the benchmarks, 1½ hours on a machine that does nothing else; results go to benchmarks/results
 	$(BIN)/python -m benchmarks.one_user
 	$(BIN)/python -m benchmarks.known
 	$(BIN)/python -m benchmarks.dispatch

@@ -2,13 +2,15 @@
 
 Each student logs in at the form, asks for a server, follows the page's progress, and opens the server. The
 single-user server is one tiny process that all share, so that what is measured is the hub and its hook. The variants
-run in alternating rounds, each with a database and storage of its own:
+run in alternating rounds, each with a database and storage of its own. The hubs of those who come again stand at the
+same time and get their storms in turn: machines, virtual ones above all, are not as fast in every minute. The one
+whose turn it is not has no servers and rests.
 
 =================  ==============================================================================
 ``none``           no hook, users the hub has never seen
-``none again``     the same hub, the same users again after their servers were stopped
+``none again``     the same hub, the same users again after their servers were stopped, five times
 ``ours``           ``setup(c)``; new users get a directory and a course of 20 files
-``ours again``     the same hub again: everybody is complete
+``ours again``     the same hub again, five times: everybody is complete
 ``naive``          one ``ansible_runner.run`` per spawn, in threads, with stock modules
 ``script``         JupyterHub's bootstrap-script example: a shell script, by a hook that blocks
 =================  ==============================================================================

@@ -20,7 +20,7 @@ from .variants import VARIANTS
 
 HERE: Final = Path(__file__).parent
 AGAIN: Final = ("none", "ours")
-"""Variants whose users come a second time."""
+"""Variants whose users come again."""
 SLOW: Final = ("naive", "script")
 """Variants that are not run in every round."""
 
@@ -30,31 +30,13 @@ def main() -> None:
     end_with_everything()
     print(f"seed {args.seed}", flush=True)
     results = Results(args.users, args.seconds, args.seed, args.naive_users, args.spawn_limit)
-    tools = None if args.no_proxy else HERE.parents[1] / ".demo"  # Where the demo has its proxy.
-    if tools:
-        tools.mkdir(exist_ok=True)
     with _workspace(args.keep) as workspace:
         archive = make_course(workspace)
         for number in range(args.rounds):
-            for variant in _order(args.variants, number, args.slow_rounds):
-                users = min(args.users, args.naive_users) if variant == "naive" else args.users
-                times = arrivals(users, args.seconds * users / args.users, args.seed + number)
-                with contextlib.ExitStack() as disks:
-                    path = storage = workspace / f"{number}-{variant}"
-                    if not args.keep:
-                        path = disks.enter_context(fresh_disk(workspace)) / "hub"
-                        storage = path if args.one_disk else disks.enter_context(fresh_disk(workspace))
-                    hub = Hub(
-                        path,
-                        variant,
-                        archive,
-                        tools=tools,
-                        storage=storage / "storage",
-                        spawn_limit=args.spawn_limit,
-                    )
-                    for storm in _storms(hub, variant, times, args.patience):
-                        results.add(storm)
-                        print(f"round {number + 1}: {results.one_line(storm)}", flush=True)
+            for variants in _groups(args.variants, number, args.slow_rounds):
+                for storm in _round(args, workspace, archive, number, variants):
+                    results.add(storm)
+                    print(f"round {number + 1}: {results.one_line(storm)}", flush=True)
     print("\n".join(results.table()))
     results.write(args.results)
 
@@ -65,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=10, help="within how many seconds (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slow-rounds", type=int, default=1, help="rounds with naive and script")
+    parser.add_argument(
+        "--again",
+        type=int,
+        default=5,
+        help="how often the users of a hub come again, without a hook and with ours (%(default)s)",
+    )
     parser.add_argument(
         "--naive-users",
         type=int,
@@ -98,29 +86,75 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _order(variants: list[str], number: int, slow_rounds: int) -> list[str]:
-    """Alternate: who went first goes last in the next round."""
+def _groups(variants: list[str], number: int, slow_rounds: int) -> list[list[str]]:
+    """Return whose hubs stand at the same time: those whose users come again; all others alone."""
     unknown = set(variants) - set(VARIANTS)
     if unknown:
         raise SystemExit(f"no such variant: {', '.join(sorted(unknown))}")
-    now = [variant for variant in variants if variant not in SLOW or number < slow_rounds]
-    return now[::-1] if number % 2 else now
+    together = [variant for variant in variants if variant in AGAIN]
+    alone = [[variant] for variant in variants if variant not in AGAIN and number < slow_rounds]
+    return [_in_turn(together, number), *alone] if together else alone
 
 
-def _storms(hub: Hub, variant: str, times: list[float], patience: float) -> Iterator[Storm]:
-    """Run the storms of one hub, and look at what it has left behind."""
-    hub.start()
-    try:
-        yield let_loose(hub, variant, times, patience=patience)
-        if variant in AGAIN:
+def _in_turn(variants: list[str], number: int) -> list[str]:
+    """Who went first goes last the next time."""
+    return variants[::-1] if number % 2 else variants
+
+
+def _round(
+    args: argparse.Namespace, workspace: Path, archive: Path, number: int, variants: list[str]
+) -> Iterator[Storm]:
+    """Let each variant's users come; then, in turn, those of each who come again.
+
+    A hub whose turn it is not has no servers, and so nothing to do.
+    """
+    with contextlib.ExitStack() as standing:
+        hubs: dict[str, Hub] = {}
+        for variant in variants:
+            hubs[variant] = hub = standing.enter_context(_hub(args, workspace, archive, number, variant))
+            times = _times(args, number, variant)
+            yield let_loose(hub, variant, times, patience=args.patience)
             asyncio.run(stop_all(hub))
-            yield let_loose(hub, f"{variant} again", times, patience=patience)
-    finally:
-        hub.end()
-    if variant != "none":
-        counts = [lessons(hub.storage / f"student{number:03}") for number in range(len(times))]
-        if set(counts) != {FILES}:
-            raise SystemExit(f"{variant}: somebody has not the whole course: {counts}")
+            if variant != "none":
+                counts = [lessons(hub.storage / f"student{user:03}") for user in range(len(times))]
+                if set(counts) != {FILES}:
+                    raise SystemExit(f"{variant}: somebody has not the whole course: {counts}")
+        for turn in range(args.again):
+            for variant in _in_turn([variant for variant in variants if variant in AGAIN], number + turn):
+                times = _times(args, number, variant)
+                yield let_loose(hubs[variant], f"{variant} again", times, patience=args.patience)
+                asyncio.run(stop_all(hubs[variant]))
+
+
+def _times(args: argparse.Namespace, number: int, variant: str) -> list[float]:
+    users = min(args.users, args.naive_users) if variant == "naive" else args.users
+    return arrivals(users, args.seconds * users / args.users, args.seed + number)
+
+
+@contextlib.contextmanager
+def _hub(
+    args: argparse.Namespace, workspace: Path, archive: Path, number: int, variant: str
+) -> Iterator[Hub]:
+    """Start a hub with disks of its own, and end it."""
+    tools = None if args.no_proxy else HERE.parents[1] / ".demo"  # Where the demo has its proxy.
+    if tools:
+        tools.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as disks:
+        path = storage = workspace / f"{number}-{variant}"
+        if not args.keep:
+            path = disks.enter_context(fresh_disk(workspace)) / "hub"
+            storage = path if args.one_disk else disks.enter_context(fresh_disk(workspace))
+        hub = Hub(
+            path,
+            variant,
+            archive,
+            tools=tools,
+            storage=storage / "storage",
+            spawn_limit=args.spawn_limit,
+        )
+        disks.callback(hub.end)
+        hub.start()
+        yield hub
 
 
 @contextlib.contextmanager

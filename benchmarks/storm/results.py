@@ -18,13 +18,24 @@ COLOURS = {
     "naive": "#c0392b",
     "script": "#d98c1f",
 }
-BASELINE = {"ours again": "none again"}
-"""What each variant is compared with, where it is not ``none``."""
+BASELINE = {"ours": "none", "ours again": "none again", "naive": "none", "script": "none"}
+"""What each variant is compared with."""
 
 
 def percentile(values: list[float], share: float) -> float:
     """Return the value below which that share of the (sorted) values lies; nan if there are none."""
     return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+
+
+def _middle(values: list[float], form: str) -> str:
+    """Say the median and, where it is one of several, the quartiles."""
+    if not values:
+        return "-"
+    median = format(statistics.median(values), form)
+    if len(values) < 2:
+        return median
+    low, _, high = statistics.quantiles(values, method="inclusive")
+    return f"{median} ({low:{form}} … {high:{form}})"
 
 
 class Results:
@@ -56,18 +67,19 @@ class Results:
             f"{self._users} users arrive at one hub within {self._seconds:g} s (seed {self._seed}), log in, ask for a "
             "server, follow the page and open it. Each new user gets a directory and a course of 20 files.",
             "",
-            "| variant | rounds | served | last served | ÷ no hook | wait p50 / p95 / p99 | hook p50 / p99 | "
+            "| variant | storms | served | last served | ÷ no hook | wait p50 / p95 / p99 | hook p50 / p99 | "
             "health p50 / p99 / max | p99 above no hook | troubles |",
             "|---|---:|---:|---:|---:|---|---|---|---:|---|",
         ]
         lines += [self._row(variant, storms) for variant, storms in self._storms.items()]
         lines += [
             "",
-            "Medians of the rounds, ratios and differences within each round; times of users are seconds, of "
-            "`/hub/health` milliseconds. Last served: from the first arrival to the last server's answer through the "
-            'proxy. "again": the same users at the same hub, after their servers were stopped, compared with '
-            "`none again`. Health is asked for every 20 ms, and what could not be asked while the hub stood still is "
-            "counted as if it had been. The hub has its defaults but for `concurrent_spawn_limit`, which is "
+            "Medians of the storms; ratios and differences are of two storms of one round, with their quartiles. Times "
+            "of users are seconds, of `/hub/health` milliseconds. Last served: from the first arrival to the last "
+            'server\'s answer through the proxy. "again": the same users at the same hub, after their servers were '
+            "stopped, each storm compared with the `none again` right before or after it. Health is asked for every "
+            "20 ms, and what could not be asked while the hub stood still is counted as if it had been. The hub has "
+            "its defaults but for `concurrent_spawn_limit`, which is "
             f"{self._spawn_limit or 'off'}; a user who gets a 429 comes back when the hub's Retry-After says.",
         ]
         if "naive" in self._storms and self._naive_users < self._users:
@@ -107,10 +119,9 @@ class Results:
 
         def against(
             figure: Callable[[Storm], float], combine: Callable[[float, float], float]
-        ) -> float | None:
-            others = self._storms.get(BASELINE.get(variant, "none"), [])
-            both = [combine(figure(mine), figure(other)) for mine, other in zip(storms, others, strict=False)]
-            return statistics.median(both) if both else None
+        ) -> list[float]:
+            others = self._storms.get(BASELINE.get(variant, ""), [])
+            return [combine(figure(mine), figure(other)) for mine, other in zip(storms, others, strict=False)]
 
         ratio = against(self._last, lambda mine, other: mine / other)
         slower = against(lambda storm: percentile(storm.health, 0.99), lambda mine, other: mine - other)
@@ -136,8 +147,7 @@ class Results:
         )
         return (
             f"| {variant} | {len(storms)} | {served} | {median(self._last):.1f} | "
-            f"{'-' if ratio is None else f'{ratio:.2f}'} | {wait} | {hook} | {health} | "
-            f"{'-' if slower is None else f'{slower:+.0f}'} | {said} |"
+            f"{_middle(ratio, '.2f')} | {wait} | {hook} | {health} | {_middle(slower, '+.0f')} | {said} |"
         )
 
     def _plot(self, path: Path) -> None:

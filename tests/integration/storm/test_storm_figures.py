@@ -49,7 +49,8 @@ def test_the_table_compares_with_the_same_round_and_counts_who_was_never_served(
         results.add(one)
     rows = {line.split("|")[1].strip(): line.split("|") for line in results.table() if line.startswith("| ")}
     assert rows["ours"][3].strip() == "3 of 4"
-    assert rows["ours"][5].strip() == "1.50"  # Of 4 to 2, and 10 to 10.
+    assert rows["ours"][5].strip() == "1.50 (1.25 … 1.75)"  # Of 4 to 2, and 10 to 10.
+    assert rows["none"][5].strip() == "-"
     assert rows["naive"][4].strip() == "6.0"  # One of two users: twice as long.
 
 
