@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from .errors import SettingsError
 from .protocol import MAX_ID, describe_validation
 from .storage._names import NameRefusedError, check_directory
-from .storage._plan import make_plan
+from .storage._plan import BUILT_IN_ROLES, make_plan
 
 SYSTEM_FILE: Final = Path("/etc/ansible-bootstrap/settings.yml")
 """Owned by root, not writable by group or others, like every directory above it."""
@@ -30,6 +30,9 @@ Id = Annotated[int, Field(ge=1, le=MAX_ID)]
 
 _PER_USER: Final = frozenset({"username", "user_dir", "user_uid", "user_gid", "user_groups", "storage_host"})
 """What a site role finds about its user; as an extra var it would hold for everybody."""
+
+_PER_ROLE: Final = frozenset(f"{role}_users" for role in BUILT_IN_ROLES)
+"""Whom a role of ours works for, which is the batch; whoever is missing in another list would pass for done."""
 
 
 class RoleSetting(BaseModel):
@@ -103,7 +106,8 @@ class ApplySettings(BaseModel):
     @field_validator("extra_vars")
     @classmethod
     def _extra_vars(cls, value: dict[str, Any]) -> dict[str, Any]:
-        reserved = sorted(key for key in value if key in _PER_USER or key.startswith("bootstrap_"))
+        taken = _PER_USER | _PER_ROLE
+        reserved = sorted(key for key in value if key in taken or key.startswith("bootstrap_"))
         if reserved:
             raise ValueError(f"{', '.join(reserved)}: names that the playbook sets itself")
         return value

@@ -19,6 +19,9 @@ _USAGE = (
     "find, and cannot be given"
 )
 
+_LISTS = tuple(f"{role}_users" for role in _plan.BUILT_IN_ROLES)
+"""Given to a role of ours in place of the batch, such a list would have the others pass for done."""
+
 _POLICY = ("uid", "gid", "uid_min", "uid_max", "gid_min")
 
 
@@ -75,6 +78,10 @@ class ActionModule(ActionBase):
         given = self._templar.template(trust_as_template("{{ bootstrap_users is defined }}"))
         if given or "root" not in args or ("username" in task_vars) == ("users" in args):
             raise AnsibleActionFail(_USAGE)
+        if lists := [name for name in _LISTS if name in task_vars]:
+            raise AnsibleActionFail(
+                f"{', '.join(lists)}: here a role works for the whole batch; say in bootstrap_batch who that is"
+            )
 
     def _refuse_ambiguity(self, task_vars: dict[str, Any], host: str) -> None:
         """Bootstrap one host, and only with roles that see the list this action returns."""

@@ -52,6 +52,7 @@ def test_a_role_is_a_name_or_more():
         ({"uid_min": 2000, "uid_max": 1999}, "uid_max is below uid_min"),
         ({"extra_vars": {"username": "x"}}, "username"),
         ({"extra_vars": {"bootstrap_users": []}}, "bootstrap_users"),
+        ({"extra_vars": {"tutorials_users": []}}, "tutorials_users"),
         ({"extra_vars": {"user_dir": "/x"}}, "user_dir"),
         ({"extra_vars": {"user_uid": 1}}, "user_uid"),
         ({"task_timeout": 0}, "task_timeout"),

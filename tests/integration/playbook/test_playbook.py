@@ -89,6 +89,7 @@ def test_the_words_of_the_shell(site, kept):
         ({"username": "alice", "bootstrap_batch": [{"name": "bob"}]}, "either one user"),
         ({"username": "alice", "bootstrap_root": None}, "Give the storage root"),
         ({"username": None, "bootstrap_users": [{"name": "alice"}]}, "bootstrap_batch"),
+        ({"username": "alice", "user_dir_users": []}, "user_dir_users: here a role"),
         ({"username": "../etc"}, "a username"),
         (
             {"username": "{{ lookup('pipe', 'touch /tmp/executed-by-a-name') }}"},
