@@ -7,30 +7,26 @@ be read or written is one warning in the log; spawns go on without it.
 The file is read in the event loop, which takes tens of microseconds: in a storm a thread would wait longer for the
 interpreter's lock, and the loop for the thread. Directories are looked at, and the file is written, in threads.
 
-A directory that hangs (NFS, a student's own FUSE mount) may cost its user the quick way, not the others theirs: there
-is one look at a time for each user, until it really returns, so that nobody holds more than one of the few threads;
-and such a user's notes are dropped, not those that were to be written with them.
+A directory that hangs may cost its user the quick way, not the others theirs, and such a user's notes are dropped, not
+those that were to be written with them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 from .errors import AnsibleBootstrapError
 from .ledger import Entry, Ledger, completed, looked_at
+from .looks import Looks
 from .places import Place
 from .protocol import Outcome, RoleFingerprint
-from .threads import PROBES, in_thread
-
-T = TypeVar("T")
+from .threads import in_thread
 
 LOOK_SECONDS: Final = 0.2
 """For one look at a directory; on a file system that works it takes one millisecond."""
@@ -41,15 +37,12 @@ DISK_SECONDS: Final = 10.0
 SEEN_SECONDS: Final = 2.0
 """For a look at a directory that is to be noted; at many, as long as it gets on."""
 
-HANG_SECONDS: Final = 0.1
-"""After which a thread that has got no further is joined by another."""
-
 MAX_WAITING: Final = 50_000
 """Most notes that wait to be written; beyond, they are dropped."""
 
 
 @dataclass(eq=False, slots=True)
-class _Look:
+class _Question:
     name: str
     overtaken: bool = False
     """Whether the user has been made unknown since it began."""
@@ -69,10 +62,9 @@ class Bookkeeper:
         self._log = log
         self._under = under
         self._completed: list[Entry] = []
-        self._looking: dict[str, asyncio.Future[None]] = {}
-        """Users at whose directories a thread looks; done when it does so no longer."""
-        self._looks: set[_Look] = set()
-        """Those that are under way."""
+        self._looks = Looks()
+        self._asked: set[_Question] = set()
+        """Who is just being looked up."""
         self._lost: dict[str, float] = {}
         """Whom the disk would not let us make unknown, and since when (as ``time.time``) they are."""
         self._places: list[Place] = []
@@ -84,13 +76,13 @@ class Bookkeeper:
         """Return what the user has at this place, None if that is not known."""
         if place.name in self._lost:
             return None
-        under_way = _Look(place.name)
-        self._looks.add(under_way)
+        question = _Question(place.name)
+        self._asked.add(question)
         try:
             entry = self._ledger.recorded(place)
             if entry is None:
                 return None
-            intact = await self._probe(place.name, partial(self._ledger.holds, entry), LOOK_SECONDS)
+            intact = await self._looks.at(place.name, partial(self._ledger.holds, entry), LOOK_SECONDS)
         except TimeoutError:
             self._log.warning(
                 "ansible_bootstrap: looking at the directory of %s took more than %g s",
@@ -101,9 +93,9 @@ class Bookkeeper:
             self._complain(error)
         else:
             # A clean-up may have come and gone between the look and now.
-            return entry if intact and not under_way.overtaken else None
+            return entry if intact and not question.overtaken else None
         finally:
-            self._looks.discard(under_way)
+            self._asked.discard(question)
         return None
 
     def noted(self, place: Place) -> Entry | None:
@@ -200,8 +192,8 @@ class Bookkeeper:
             await asyncio.wait({self._task})  # Bounded: each write is.
 
     def _overtake(self, names: Collection[str]) -> None:
-        for look in self._looks:
-            look.overtaken = look.overtaken or look.name in names
+        for question in self._asked:
+            question.overtaken = question.overtaken or question.name in names
 
     # -- inner --------------------------------------------------------------------------------
 
@@ -215,7 +207,11 @@ class Bookkeeper:
             places, self._places = self._places, []
             if entries:
                 try:
-                    seen = await self._seen(entries)
+                    seen = await self._looks.at_all(
+                        [(entry.place.name, partial(looked_at, entry)) for entry in entries],
+                        SEEN_SECONDS,
+                        DISK_SECONDS,
+                    )
                 except Exception as error:  # No thread could be made, say.
                     self._complain(error)
                     seen = []
@@ -225,116 +221,6 @@ class Bookkeeper:
                 if len(self._noted) >= MAX_WAITING:  # Whoever may name servers must not fill the memory.
                     self._noted.clear()
                 self._noted.update({(place.name, place.server_name): place for place in places})
-
-    async def _seen(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Look at the directories; whose does not answer is left out."""
-        together: dict[str, Entry] = {}
-        apart: list[Entry] = []
-        for entry in entries:
-            name = entry.place.name
-            if name in self._looking or name in together:
-                apart.append(entry)
-            else:
-                together[name] = entry
-        seen = await self._look_together(together) if together else []
-        others = (self._probe(entry.place.name, partial(looked_at, entry), SEEN_SECONDS) for entry in apart)
-        answers = await asyncio.gather(*others, return_exceptions=True)
-        return [*seen, *(answer for answer in answers if isinstance(answer, Entry))]
-
-    async def _look_together(self, entries: Mapping[str, Entry]) -> list[Entry]:
-        """Look at one directory each of many users, in one thread as long as none hangs.
-
-        A thread for each would be woken for each, and the loop stands still until a thread has been given a processor.
-        """
-        loop = asyncio.get_running_loop()
-        looking = {name: loop.create_future() for name in entries}
-        self._looking.update(looking)
-        over: asyncio.Future[None] = loop.create_future()
-        waiting = deque(entries.items())
-        seen: dict[str, Entry | None] = {}
-
-        def end(name: str) -> None:
-            if self._looking.get(name) is looking[name]:
-                del self._looking[name]
-                looking[name].set_result(None)
-
-        def arrive() -> None:
-            if not over.done():
-                over.set_result(None)
-
-        def look(entry: Entry) -> Entry | None:
-            try:
-                return looked_at(entry)
-            except Exception:
-                return None
-
-        def work() -> None:
-            while not over.done():
-                try:
-                    name, entry = waiting.popleft()
-                except IndexError:
-                    return
-                seen[name] = look(entry)
-                with contextlib.suppress(RuntimeError):  # The loop has closed in the meantime.
-                    if over.done():
-                        loop.call_soon_threadsafe(end, name)
-                    elif len(seen) == len(entries):
-                        loop.call_soon_threadsafe(arrive)
-
-        known = -1
-        progress = loop.time()
-        deadline = progress + DISK_SECONDS
-        try:
-            while not over.done() and loop.time() < min(progress + SEEN_SECONDS, deadline):
-                if len(seen) == known or known < 0:  # The thread has not begun yet, or it hangs.
-                    PROBES.submit(work)
-                else:
-                    progress = loop.time()
-                known = len(seen)
-                await asyncio.wait({over}, timeout=HANG_SECONDS)
-                for name in dict(seen):
-                    end(name)
-        finally:
-            over.cancel()  # From here on each look that returns ends itself.
-            done = dict(seen)
-            for name in done:
-                end(name)
-            with contextlib.suppress(IndexError):
-                while True:  # One by one: a thread may take one in this moment.
-                    end(waiting.popleft()[0])
-        return [entry for entry in done.values() if entry is not None]
-
-    async def _probe(self, name: str, look: Callable[[], T], seconds: float) -> T:
-        """Look in a thread, after the same user's other looks have really ended."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        while (other := self._looking.get(name)) is not None:
-            if (left := deadline - loop.time()) <= 0:
-                raise TimeoutError("an earlier look has not returned")
-            await asyncio.wait({other}, timeout=left)
-        over = self._looking[name] = loop.create_future()
-        begun = False
-
-        def end() -> None:
-            if self._looking.get(name) is over:
-                del self._looking[name]
-            if not over.done():
-                over.set_result(None)
-
-        def job() -> T:
-            nonlocal begun
-            begun = True
-            try:
-                return look()
-            finally:
-                with contextlib.suppress(RuntimeError):  # The loop has closed in the meantime.
-                    loop.call_soon_threadsafe(end)
-
-        try:
-            return await in_thread(job, timeout=max(0.0, deadline - loop.time()), pool=PROBES)
-        finally:
-            if not begun:
-                end()
 
     async def _try(self, call: Callable[[], None]) -> bool:
         try:

@@ -4,8 +4,8 @@ Rejected: ``asyncio.to_thread`` and every ``ThreadPoolExecutor``. The interprete
 at exit, so one hung LDAP lookup would keep the hub from stopping. And a thread per call: a hung
 directory server would leave one for each student who tries.
 
-Looking at users' directories has threads of its own: an NFS server that hangs takes all of them, and must not take
-those that everything else needs.
+Looking at users' directories has threads of its own (``looks.py``): an NFS server that hangs takes all of them, and
+must not take those that everything else needs.
 """
 
 from __future__ import annotations
@@ -40,13 +40,17 @@ class Pool:
         self._busy = 0
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Have the job done; it must not raise."""
+        """Have the job done; it must not raise.
+
+        Raises:
+            RuntimeError: no thread could be made for it.
+        """
         with self._lock:
-            self._busy += 1
-            if self._busy > self._threads and self._threads < self._size:
-                self._threads += 1
-                name = f"ansible-bootstrap-{self._name}-{self._threads}"
+            if self._busy >= self._threads < self._size:
+                name = f"ansible-bootstrap-{self._name}-{self._threads + 1}"
                 threading.Thread(target=self._work, name=name, daemon=True).start()
+                self._threads += 1
+            self._busy += 1
         self._jobs.put(job)
 
     def _work(self) -> None:
@@ -59,17 +63,16 @@ class Pool:
                     self._busy -= 1
 
 
-GENERAL: Final = Pool("work", MAX_THREADS)
-PROBES: Final = Pool("probe", MAX_THREADS)
-"""For calls that look at users' directories."""
+_POOL: Final = Pool("work", MAX_THREADS)
 
 
-async def in_thread(func: Callable[[], T], *, timeout: float, pool: Pool = GENERAL) -> T:  # noqa: ASYNC109 - a bound is the point
+async def in_thread(func: Callable[[], T], *, timeout: float) -> T:  # noqa: ASYNC109 - a bound is the point
     """Call ``func`` in a daemon thread and return what it returns.
 
     Raises:
         TimeoutError: no answer within ``timeout`` seconds. The call itself cannot be stopped; what it
             returns later is dropped.
+        RuntimeError: no thread could be made.
         Exception: whatever ``func`` raises.
     """
     loop = asyncio.get_running_loop()
@@ -94,11 +97,14 @@ async def in_thread(func: Callable[[], T], *, timeout: float, pool: Pool = GENER
         with contextlib.suppress(RuntimeError):  # The loop has closed in the meantime.
             loop.call_soon_threadsafe(deliver, value, error)
 
-    pool.submit(job)
+    def expire() -> None:
+        deliver(None, TimeoutError(f"no answer within {timeout:g} s"))
+
+    _POOL.submit(job)
+    # Not asyncio.timeout: in a turn of the loop that took longer it would drop an answer that has come.
+    expiry = loop.call_later(timeout, expire)
     try:
-        await asyncio.wait({answer}, timeout=timeout)
+        return await answer
     finally:
+        expiry.cancel()
         answer.cancel()  # Without effect on one that has come; of a later one nobody would take what it raises.
-    if answer.cancelled():
-        raise TimeoutError(f"no answer within {timeout:g} s")
-    return answer.result()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hub_fakes import Lines, until
 
-from ansible_bootstrap import bookkeeper
+from ansible_bootstrap import bookkeeper, looks
 from ansible_bootstrap.bookkeeper import Bookkeeper
 from ansible_bootstrap.described import CurrentFingerprints, Fingerprints
 from ansible_bootstrap.errors import ApplyError
@@ -154,9 +154,9 @@ async def test_a_whole_class_is_noted_by_one_thread(
     books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[object] = []
-    submit = bookkeeper.PROBES.submit
-    monkeypatch.setattr(bookkeeper.PROBES, "submit", lambda job: (threads.append(job), submit(job)))
-    monkeypatch.setattr(bookkeeper, "HANG_SECONDS", 1.0)
+    submit = looks.THREADS.submit
+    monkeypatch.setattr(looks.THREADS, "submit", lambda job: (threads.append(job), submit(job)))
+    monkeypatch.setattr(looks, "HANG_SECONDS", 1.0)
     for number in range(300):
         books.complete(place(f"u{number}"), ok(f"u{number}"), FINGERPRINTS)
     await books.written()
@@ -169,7 +169,7 @@ async def test_whose_directory_is_just_looked_at_is_noted_after_that(
 ) -> None:
     ledger.note([completed(place("mallory"), "", OTHERS)])
     look = asyncio.ensure_future(books.look(place("mallory")))
-    await until(lambda: bool(books._looking))
+    await until(lambda: books._looks.under_way("mallory"))
     books.complete(place("mallory"), ok("mallory"), FINGERPRINTS)
     await asyncio.sleep(0.05)
     began = time.monotonic()
@@ -187,20 +187,20 @@ async def test_a_user_who_is_being_looked_at_holds_no_second_thread(
     monkeypatch.setattr(bookkeeper, "SEEN_SECONDS", 0.3)
     ledger.note([completed(place("mallory"), "", OTHERS)])
     look = asyncio.ensure_future(books.look(place("mallory")))
-    await until(lambda: bool(books._looking))
+    await until(lambda: books._looks.under_way("mallory"))
     more: list[object] = []
-    monkeypatch.setattr(bookkeeper.PROBES, "submit", more.append)
+    monkeypatch.setattr(looks.THREADS, "submit", more.append)
     books.complete(place("mallory"), ok("mallory"), FINGERPRINTS)
     await books.written()
     assert await look is None and not more
     hanging.set()
-    await until(lambda: not books._looking)
+    await until(lambda: not books._looks.under_way("mallory"))
 
 
 async def test_directories_that_hang_take_no_more_threads_than_there_are(
     books: Bookkeeper, ledger: Ledger, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bookkeeper, "HANG_SECONDS", 0.02)
+    monkeypatch.setattr(looks, "HANG_SECONDS", 0.02)
     names = [name for number in range(5) for name in (f"mallory{number}", f"u{number}")]
     for name in names:
         books.complete(place(name), ok(name), FINGERPRINTS)
@@ -220,8 +220,11 @@ async def test_who_was_looked_at_beside_a_directory_that_hangs_is_free_again_soo
     ledger.note([completed(place(name), "", OTHERS) for name in ("alice", "bob")])
     for name in ("alice", "mallory", "bob"):
         books.complete(place(name), ok(name), FINGERPRINTS)
-    await until(lambda: "mallory" in books._looking)
-    await until(lambda: not {"alice", "bob"} & set(books._looking), 1)  # Sooner than mallory's time is over.
+    await until(lambda: books._looks.under_way("mallory"))
+    others = ("alice", "bob")
+    await until(
+        lambda: not any(map(books._looks.under_way, others)), 1
+    )  # Sooner than mallory's time is over.
     assert await books.look(place()) and await books.look(place("bob"))
     hanging.set()
     await books.written()
@@ -253,7 +256,8 @@ async def test_a_look_that_fails_costs_its_own_note_only(
     for name in ("alice", "mallory", "bob"):
         books.complete(place(name), ok(name), FINGERPRINTS)
     await books.written()
-    assert ledger.recorded(place()) and ledger.recorded(place("bob")) and not books._looking
+    assert ledger.recorded(place()) and ledger.recorded(place("bob"))
+    assert not books._looks.under_way("mallory")
     assert ledger.recorded(place("mallory")) is None
 
 
@@ -264,7 +268,7 @@ async def test_without_a_thread_nothing_is_noted_and_the_next_is(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bookkeeper.PROBES, "submit", no_thread)
+        patch.setattr(looks.THREADS, "submit", no_thread)
         books.complete(place(), ok(), FINGERPRINTS)
         await books.written()
     assert ledger.recorded(place()) is None and "can't start new thread" in log.lines[0]
@@ -339,7 +343,7 @@ async def test_a_look_that_a_clean_up_of_the_user_has_overtaken_knows_nobody(
     await books.doubt([place(whose)], 60)
     go_on.set()
     assert bool(await looking) == known
-    assert not books._looks
+    assert not books._asked
 
 
 async def test_after_a_clean_up_only_those_whom_it_left_as_they_were_are_known(

@@ -1,0 +1,259 @@
+"""Looks at directories, and calls in threads: bounded whatever hangs, few threads as long as nothing does."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hub_fakes import until
+
+from ansible_bootstrap import looks as looks_module
+from ansible_bootstrap import threads
+from ansible_bootstrap.looks import Looks
+from ansible_bootstrap.threads import MAX_THREADS, Pool, in_thread
+
+LONG = 30.0
+"""Seconds; nothing here takes so long."""
+
+
+@pytest.fixture
+def looks() -> Looks:
+    return Looks()
+
+
+class Hang:
+    """A directory that hangs until it is released; counts those who hang there."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+        self.begun = 0
+
+    def __call__(self) -> str:
+        self.begun += 1
+        self.released.wait(LONG)
+        return "late"
+
+
+@pytest.fixture
+def hang() -> Iterator[Hang]:
+    hang = Hang()
+    yield hang
+    hang.released.set()
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """What threads have been asked to do."""
+    jobs: list[Callable[[], None]] = []
+    submit = looks_module.THREADS.submit
+    monkeypatch.setattr(looks_module.THREADS, "submit", lambda job: (jobs.append(job), submit(job)))
+    return jobs
+
+
+async def quiet(looks: Looks) -> None:
+    await until(lambda: not looks._users and not looks._threads)
+
+
+async def test_what_is_seen_is_returned_and_what_is_raised_is_raised(looks: Looks) -> None:
+    assert await looks.at("alice", lambda: 42, LONG) == 42
+    with pytest.raises(ZeroDivisionError):
+        await looks.at("alice", lambda: 1 / 0, LONG)
+    await quiet(looks)
+
+
+async def test_an_answer_counts_although_the_loop_was_busy_until_it_was_too_late(looks: Looks) -> None:
+    """In a storm, one turn of the hub's loop takes longer than a look may."""
+    look = asyncio.create_task(looks.at("alice", lambda: 42, 0.1))
+    call = asyncio.create_task(in_thread(lambda: 42, timeout=0.1))
+    await asyncio.sleep(0)
+    time.sleep(0.3)
+    assert (await look, await call) == (42, 42)
+
+
+async def test_all_that_come_up_together_are_one_threads_work_and_one_message(
+    looks: Looks, started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looks_module, "HANG_SECONDS", 5.0)
+    loop = asyncio.get_running_loop()
+    told: list[Any] = []
+    tell = loop.call_soon_threadsafe
+    monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: (told.append(args), tell(*args)))
+    together = [asyncio.create_task(looks.at(f"u{number}", lambda: 1, LONG)) for number in range(200)]
+    await asyncio.sleep(0)
+    time.sleep(0.3)
+    assert sum(await asyncio.gather(*together)) == 200
+    assert len(started) == 1 and len(told) <= 3
+    await quiet(looks)
+
+
+async def test_a_directory_that_hangs_holds_up_the_next_for_a_moment_and_nobody_after_that(
+    looks: Looks, hang: Hang
+) -> None:
+    hanging = asyncio.create_task(looks.at("mallory", hang, LONG))
+    assert await looks.at("alice", lambda: 1, 1.0) == 1
+    for _ in range(20):
+        began = time.monotonic()
+        assert await looks.at("alice", lambda: 1, 1.0) == 1
+    assert time.monotonic() - began < 1
+    hang.released.set()
+    assert await hanging == "late"
+    await quiet(looks)
+
+
+async def test_one_user_has_one_look_at_a_time_in_turn(looks: Looks, hang: Hang) -> None:
+    seen: list[int] = []
+    first = asyncio.create_task(looks.at("mallory", hang, LONG))
+    others = [
+        asyncio.create_task(looks.at("mallory", lambda number=number: seen.append(number), LONG))
+        for number in range(5)
+    ]
+    await until(lambda: hang.begun)
+    await asyncio.sleep(0.2)
+    assert not seen and len(looks._threads) == 1
+    hang.released.set()
+    await asyncio.gather(first, *others)
+    assert seen == [0, 1, 2, 3, 4]
+
+
+async def test_there_are_never_more_threads_than_the_most(
+    looks: Looks, hang: Hang, started: list[Any]
+) -> None:
+    names = [f"mallory{number}" for number in range(3 * MAX_THREADS)]
+    answers = await asyncio.gather(*(looks.at(name, hang, 1.0) for name in names), return_exceptions=True)
+    assert all(isinstance(answer, TimeoutError) for answer in answers)
+    assert hang.begun == len(looks._threads) == len(started) == MAX_THREADS
+    hang.released.set()
+    await quiet(looks)
+    assert hang.begun == MAX_THREADS  # Nobody waits for the others' any more.
+    assert await looks.at(names[0], lambda: 1, LONG) == 1
+
+
+async def test_who_no_longer_waits_leaves_nothing_behind(looks: Looks, hang: Hang) -> None:
+    """A student may try for as long as the directory hangs."""
+    with pytest.raises(TimeoutError):
+        await looks.at("mallory", hang, 0.05)
+    for _ in range(50):
+        with pytest.raises(TimeoutError):
+            await looks.at("mallory", lambda: 1, 0.001)
+    waiting = asyncio.create_task(looks.at("mallory", lambda: 1, LONG))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert list(looks._users) == ["mallory"] and not looks._users["mallory"] and not looks._waiting
+    hang.released.set()
+    await quiet(looks)
+    assert looks._watch is None or looks._watch.cancelled()
+
+
+async def test_many_are_returned_in_order_without_those_that_failed_or_hang(looks: Looks, hang: Hang) -> None:
+    def fails() -> int:
+        raise OSError
+
+    calls: list[tuple[str, Callable[[], Any]]] = [
+        ("alice", lambda: 1),
+        ("mallory", hang),
+        ("bob", fails),
+        ("alice", lambda: 2),
+        ("mallory", lambda: 3),
+        ("carol", lambda: 4),
+    ]
+    assert await looks.at_all(calls, 0.3, LONG) == [1, 2, 4]
+    assert await looks.at_all([], 0.3, LONG) == []
+    hang.released.set()
+    await quiet(looks)
+
+
+async def test_many_slow_ones_are_waited_for_as_long_as_it_gets_on_and_no_longer_than_the_limit(
+    looks: Looks,
+) -> None:
+    calls = [(f"u{number}", lambda: time.sleep(0.03)) for number in range(20)]
+    assert len(await looks.at_all(calls, 0.3, LONG)) == 20
+    assert 0 < len(await looks.at_all(calls, LONG, 0.3)) < 20
+    await quiet(looks)
+
+
+async def test_without_a_thread_it_is_said_at_once_and_the_next_look_works(
+    looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(job: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(looks_module.THREADS, "submit", no_thread)
+        with pytest.raises(RuntimeError):
+            await looks.at("alice", lambda: 1, LONG)
+        with pytest.raises(RuntimeError):
+            await looks.at_all([("alice", lambda: 1), ("bob", lambda: 1)], LONG, LONG)
+        assert not looks._users and not looks._threads
+    assert await looks.at("alice", lambda: 1, LONG) == 1
+
+
+async def test_in_any_order_each_gets_its_own_answer(looks: Looks, started: list[Any]) -> None:
+    """Threads that end just as the next look comes, users who come twice, some who give up."""
+    chance = random.Random(5)
+
+    async def ask(number: int) -> None:
+        await asyncio.sleep(chance.random() * 0.5)
+        name, pause = f"u{chance.randrange(50)}", chance.choice([0, 0, 0, 0.001])
+        call = asyncio.create_task(looks.at(name, lambda: (time.sleep(pause), number)[1], LONG))
+        if chance.random() < 0.2:
+            await asyncio.sleep(chance.random() * 0.01)
+            call.cancel()
+        (answer,) = await asyncio.gather(call, return_exceptions=True)
+        assert answer == number or isinstance(answer, asyncio.CancelledError)
+
+    await asyncio.wait_for(asyncio.gather(*map(ask, range(1000))), LONG)
+    await quiet(looks)
+
+
+async def test_a_call_that_does_not_return_is_not_waited_for(hang: Hang) -> None:
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.05 s"):
+        await in_thread(hang, timeout=0.05)
+
+
+async def test_a_call_that_has_waited_too_long_for_a_thread_does_not_begin(
+    hang: Hang, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_POOL", Pool("test", 1))
+    begun: list[int] = []
+    calls = [in_thread(hang, timeout=0.05), in_thread(lambda: begun.append(1), timeout=0.05)]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(answer, TimeoutError) for answer in answers)
+    hang.released.set()
+    assert await in_thread(lambda: 42, timeout=LONG) == 42 and not begun
+
+
+async def test_what_is_raised_for_one_who_was_cancelled_is_nobodys_trouble(looks: Looks, hang: Hang) -> None:
+    troubles: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: troubles.append(context))
+    calls: list[Any] = [("alice", lambda: 1 / 0), ("mallory", hang)]
+    waiting = [
+        asyncio.create_task(looks.at_all(calls, LONG, LONG)),
+        asyncio.create_task(in_thread(lambda: 1 / 0, timeout=LONG)),
+    ]
+    await asyncio.sleep(0)
+    time.sleep(0.1)  # The answers have come, and are delivered in the turn that cancels.
+    for task in waiting:
+        asyncio.get_running_loop().call_soon(task.cancel)
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(answer, asyncio.CancelledError) for answer in answers)
+    del answers, waiting, task
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not troubles
+
+
+async def test_a_thread_that_could_not_be_made_is_made_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_POOL", Pool("test", 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda thread: exec("raise RuntimeError('no thread')"))
+        with pytest.raises(RuntimeError):
+            await in_thread(lambda: 1, timeout=1.0)
+    assert await in_thread(lambda: 42, timeout=LONG) == 42
