@@ -22,9 +22,10 @@ from . import _acls, _as_user, _batch
 from ._batch import Claim
 from ._errors import StorageError, explain, printable
 from ._files import DIRECTORY, rename_directory, sync
+from ._names import carries
 from ._report import Report
 from ._storage import Home, Storage
-from ._trees import copy_tree, remove_tree
+from ._trees import copy_tree
 
 _MODE = re.compile(r"0[0-7]{3,4}\Z")
 
@@ -37,6 +38,7 @@ class Options:
         mode: permissions of a new home, in octal.
         skeleton: path of the directory whose content a new home gets, or "".
         enforce_mode: repair group and mode of existing homes.
+        adopt_empty: which empty directories of root's are given to the user: ``own``, ``any`` or ``never``.
         child_timeout: seconds for filling one home.
     """
 
@@ -44,6 +46,7 @@ class Options:
     skeleton: str = ""
     enforce_mode: bool = False
     child_timeout: float = 60
+    adopt_empty: str = "own"
 
     @property
     def bits(self) -> int:
@@ -125,6 +128,8 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
                 if state == "present" and directory is not None:
                     _compare(storage, claim, directory, options)
                 else:
+                    if directory is not None:
+                        _check_adoption(claim.home, options.adopt_empty)
                     making.append(_Making(claim, over=state == "leftover"))
             finally:
                 if directory is not None:
@@ -142,6 +147,25 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
             os.close(skeleton)
         for item in making:
             item.close()
+
+
+def _check_adoption(home: Home, adopt: str) -> None:
+    """Refuse an empty directory of root's that was not made for this user.
+
+    Docker leaves such a directory where it mounts what is missing. One that root made for another purpose (an inbox
+    that all share, say) may be empty, too.
+
+    Raises:
+        StorageError: it stays root's.
+    """
+    if adopt == "any" or (adopt == "own" and carries(home.name, home.parts)):
+        return
+    why = "user_dir_adopt_empty is never" if adopt == "never" else "its path does not carry the user's name"
+    shown = printable(home.directory)
+    raise StorageError(
+        f"{shown} is an empty directory of root's, and {why}: if it is this user's, `chown {home.uid}:{home.gid} "
+        f"{shown}`, remove it, or set user_dir_adopt_empty"
+    )
 
 
 def _compare(storage: Storage, claim: Claim, directory: int, options: Options) -> None:
@@ -221,10 +245,7 @@ def _make(storage: Storage, making: list[_Making], skeleton: int | None, options
     for item in making:
         if item.claim.error is not None and item.staged is not None:
             item.close()
-            try:
-                remove_tree(storage.state.stage, item.claim.home.id)
-            except OSError as error:
-                item.claim.notes.append(f"its stage is left to the next run: {explain(error)}")
+            item.claim.notes += storage.state.clear(item.claim.home.stage)
 
 
 def _left(making: list[_Making]) -> list[_Making]:
@@ -237,10 +258,10 @@ def _stage(storage: Storage, item: _Making) -> None:
     if claim.record is not None and set(claim.record) - {"name", "directory"}:
         # What was done to a home that is gone does not count for the new one. Before that appears.
         claim.save(storage, {})
-    stage = storage.state.stage
-    remove_tree(stage, claim.home.id)
-    os.mkdir(claim.home.id, 0o700, dir_fd=stage)
-    item.staged = os.open(claim.home.id, DIRECTORY, dir_fd=stage)
+    stage, name = storage.state.stage, claim.home.stage
+    claim.notes += storage.state.clear(name)
+    os.mkdir(name, 0o700, dir_fd=stage)
+    item.staged = os.open(name, DIRECTORY, dir_fd=stage)
     _acls.drop(item.staged)
     os.fchown(item.staged, claim.home.uid, claim.home.gid)
 
@@ -270,16 +291,16 @@ def _reveal(storage: Storage, item: _Making, options: Options) -> None:
     parent = storage.make_room(home)
     try:
         if not item.over:
-            rename_directory(stage, home.id, parent, home.parts[-1])
+            rename_directory(stage, home.stage, parent, home.parts[-1])
             return
         try:
             # Replaces an empty directory and nothing else: the kernel looks and acts in one step.
-            os.rename(home.id, home.parts[-1], src_dir_fd=stage, dst_dir_fd=parent)
+            os.rename(home.stage, home.parts[-1], src_dir_fd=stage, dst_dir_fd=parent)
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
             _take_mount_point(parent, item, options)
-            remove_tree(stage, home.id)
+            item.claim.notes += storage.state.clear(home.stage)
     except FileExistsError:
         raise StorageError(
             f"{printable(home.directory)} was made by somebody else at this moment: run again"

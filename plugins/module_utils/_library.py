@@ -32,7 +32,7 @@ from ._errors import ArchiveError, StorageError, explain
 from ._files import DIRECTORY, exists, read_small, sync, write_small
 from ._sources import Source
 from ._state import Lock
-from ._trees import remove_tree
+from ._trees import discard
 
 _UNPACK_MEMORY = 1 << 30
 
@@ -92,11 +92,18 @@ class Library:
     def _clear(self) -> None:
         """Remove what a killed run left, and revisions that no source has any more."""
         for name in os.listdir(self._work):
-            remove_tree(self._work, name)
+            self._discard(self._work, name)
         wanted = {self._read_index(name).get("sha256") for name in os.listdir(self._index)}
         for name in os.listdir(self._trees):
             if name.split("-")[0] not in wanted:
-                remove_tree(self._trees, name)
+                self._discard(self._trees, name)
+
+    def _discard(self, directory: int, name: str) -> None:
+        """Remove a download or a tree; what cannot be removed is left to the next run."""
+        if os.geteuid() == 0 and stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            # All in it is nobody's: then it takes one child.
+            os.chown(name, _as_user.NOBODY, _as_user.NOBODY, dir_fd=directory, follow_symlinks=False)
+        discard(directory, name, _as_user.NOBODY)
 
     def obtain(self, source: Source) -> Tree:
         """Return the content of a source, fetched or from the cache.
@@ -192,7 +199,7 @@ class Library:
             os.fchmod(stage, 0o755)  # noqa: S103 - reached only through a descriptor we pass on
             sync(stage)
         except BaseException:
-            remove_tree(self._work, name)
+            self._discard(self._work, name)
             raise
         finally:
             os.close(stage)

@@ -20,6 +20,7 @@ import hashlib
 import posixpath
 import re
 import unicodedata
+from collections.abc import Sequence
 
 MAX_NAME = 128
 """Most characters in a username; and at most 255 bytes of UTF-8, a path component's limit."""
@@ -103,8 +104,9 @@ def check_directory(directory: object) -> str:
         raise NameRefusedError("a directory's path has no '..', no '.', no empty part and no trailing slash")
     if not directory.isprintable():
         raise NameRefusedError("a directory's path has only printable characters")
-    if STATE_DIRECTORY in directory.casefold().split("/"):  # as a file system that folds case has it
-        raise NameRefusedError(f"{STATE_DIRECTORY} is not a user's directory")
+    for reserved in (STATE_DIRECTORY, "lost+found"):
+        if reserved in directory.casefold().split("/"):  # as a file system that folds case has it
+            raise NameRefusedError(f"{reserved} is not a user's directory")
     return directory
 
 
@@ -119,6 +121,29 @@ def below(root: str, directory: str) -> list[str]:
     if not directory.startswith(prefix) or directory == prefix:
         raise NameRefusedError("the directory is not below the storage root")
     return directory[len(prefix) :].split("/")
+
+
+def carries(name: str, parts: Sequence[str]) -> bool:
+    """Say whether one of the components of a path is the user's own.
+
+    That is the name, our slug of it, or what spawners make of it: escaped by escapism (``jane-2edoe`` for
+    ``jane.doe``, with ``-``, ``_`` or ``%``), or a safe slug, which ends in the name's hash
+    (``jane-doe---f0e4c2f7``). Case does not matter.
+    Source: DockerSpawner ``escape``; kubespawner/slugs.py ``safe_slug``.
+    """
+    own = {name.casefold(), component(name)}
+    safe = f"---{hashlib.sha256(name.encode('utf-8')).hexdigest()[:8]}"
+    return any(part.endswith(safe) or not own.isdisjoint(_unescaped(part.casefold())) for part in parts)
+
+
+def _unescaped(part: str) -> list[str]:
+    """Return a component as it is, and with each of the escape characters undone."""
+    raw = part.encode("utf-8", "surrogateescape")
+    forms = [
+        re.sub(escape + rb"([0-9a-f]{2})", lambda found: bytes([int(found[1], 16)]), raw)
+        for escape in (b"-", b"_", b"%")
+    ]
+    return [part, *(form.decode("utf-8", "replace").casefold() for form in forms)]
 
 
 def component(name: str) -> str:

@@ -43,31 +43,36 @@ def other_than_skeleton(directory: int, skeleton: int, uid: int, times: list[flo
         uid: whose the home shall be.
         times: gets the ctime of everything seen.
     """
-    for name in sorted(os.listdir(directory)):
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        times.append(status.st_ctime)
-        shown = printable(name)
+    with os.scandir(directory) as entries:  # not a list: its user may have made a million
+        others = (_other(directory, skeleton, entry.name, uid, times) for entry in entries)
+        return next(filter(None, others), None)
+
+
+def _other(directory: int, skeleton: int, name: str, uid: int, times: list[float]) -> str | None:
+    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    times.append(status.st_ctime)
+    shown = printable(name)
+    try:
+        model = os.stat(name, dir_fd=skeleton, follow_symlinks=False)
+    except FileNotFoundError:
+        return f"{shown} is not of the skeleton"
+    form = stat.S_IFMT(status.st_mode)
+    if status.st_uid not in (0, uid) or form != stat.S_IFMT(model.st_mode):
+        return f"{shown} is not the skeleton's"
+    if form == stat.S_IFDIR:
+        inner, inner_model = _open_both(directory, skeleton, name)
         try:
-            model = os.stat(name, dir_fd=skeleton, follow_symlinks=False)
-        except FileNotFoundError:
-            return f"{shown} is not of the skeleton"
-        form = stat.S_IFMT(status.st_mode)
-        if status.st_uid not in (0, uid) or form != stat.S_IFMT(model.st_mode):
+            other = other_than_skeleton(inner, inner_model, uid, times)
+        finally:
+            os.close(inner)
+            os.close(inner_model)
+        if other is not None:
+            return other
+    elif form == stat.S_IFLNK:
+        if os.readlink(name, dir_fd=directory) != os.readlink(name, dir_fd=skeleton):
             return f"{shown} is not the skeleton's"
-        if form == stat.S_IFDIR:
-            inner, inner_model = _open_both(directory, skeleton, name)
-            try:
-                other = other_than_skeleton(inner, inner_model, uid, times)
-            finally:
-                os.close(inner)
-                os.close(inner_model)
-            if other is not None:
-                return other
-        elif form == stat.S_IFLNK:
-            if os.readlink(name, dir_fd=directory) != os.readlink(name, dir_fd=skeleton):
-                return f"{shown} is not the skeleton's"
-        elif form != stat.S_IFREG or not _begins_alike(directory, skeleton, name):
-            return f"{shown} is not the skeleton's"
+    elif form != stat.S_IFREG or not _begins_alike(directory, skeleton, name):
+        return f"{shown} is not the skeleton's"
     return None
 
 

@@ -4,7 +4,8 @@
 
 ::
 
-    stage/<id>           a home while it is made; renamed to its place when whole
+    stage/<id>-<uid>     a home while it is made; renamed to its place when whole. What cannot be removed of a
+                         stage is left as stage/<id>-<uid>-<hex>, and each run tries again
     locks/<id>           one lock for each directory; never removed
     records/<id>.json    whose directory it is, and which role is complete
     cache/               tutorials, unpacked (``_library.py``)
@@ -21,6 +22,9 @@ import fcntl
 import hashlib
 import json
 import os
+import random
+import re
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +32,12 @@ from typing import Any
 from ._errors import StorageError, printable
 from ._files import DIRECTORY, exists, put_draft, read_small, write_draft
 from ._names import STATE_DIRECTORY
-from ._trees import remove_tree
+from ._trees import discard
+
+SWEEP_SECONDS = 2.0
+"""For all that killed runs left, before the work of a batch begins."""
+
+_STAGE = re.compile(r"[0-9a-f]{64}-[0-9]+(-[0-9a-f]{8})?\Z")
 
 Record = dict[str, Any]
 """``{"name": username, "directory": path below the root, "user_dir": {…}, "tutorials": {source: {…}}}``"""
@@ -114,14 +123,33 @@ class State:
         """Let the draft be the record."""
         put_draft(self.records, f"{name}.json")
 
+    def clear(self, stage: str) -> list[str]:
+        """Remove a stage, whose lock is held; where something is left of it, make room for another.
+
+        Returns:
+            Notes for the admin, if something is left.
+        """
+        uid = int(stage.split("-")[1])
+        why = discard(self.stage, stage, uid)
+        if why is None:
+            return []
+        left = f"{stage}-{secrets.token_hex(4)}"
+        os.rename(stage, left, src_dir_fd=self.stage, dst_dir_fd=self.stage)
+        return [f"something is left in {STATE_DIRECTORY}/stage/{left}: {why}; the next run tries again"]
+
     def sweep(self) -> None:
-        """Remove the stages that a killed run left behind: those whose lock is free."""
-        for name in os.listdir(self.stage):
-            lock = self.lock(name)
+        """Remove the stages that a killed run left behind: those whose lock is free. What is left has to wait."""
+        until = time.monotonic() + SWEEP_SECONDS
+        names = [name for name in os.listdir(self.stage) if _STAGE.match(name)]
+        random.shuffle(names)  # what cannot be removed in time is not always the first
+        for name in names:
+            if time.monotonic() >= until:
+                return
+            home, uid = name.split("-")[:2]
+            lock = self.lock(home)
             try:
                 if lock.acquire():
-                    with contextlib.suppress(OSError):  # not this batch's work: the next run tries again
-                        remove_tree(self.stage, name)
+                    discard(self.stage, name, int(uid), until - time.monotonic())
             finally:
                 lock.close()
 

@@ -29,6 +29,11 @@ class Home:
         """The name under which the state directory knows it."""
         return identity(self.parts)
 
+    @property
+    def stage(self) -> str:
+        """The name of its stage, which tells by whose rights that may be removed."""
+        return f"{self.id}-{self.uid}"
+
 
 class Storage:
     """The storage root and our state in it, open for one batch.

@@ -9,8 +9,9 @@ says that all is well. What it left is told by owner and mode:
 * the user's: never touched. The helper came to its end; but with no space left in a subdirectory it goes on, gives
   the user what there is, and exits with 6. Such a home is taken back at once. If we were killed before that, then
   by the next run: when it was begun, and holds a beginning of the skeleton and no more.
-* root's and shut (no rights for group and others): nobody but root was ever in it. If all it holds is a
-  beginning of the skeleton, byte for byte, it is moved away and made anew: nothing can be lost by that.
+* root's and shut (no rights for group and others): if all it holds is a beginning of the skeleton, byte for byte,
+  it is moved away, looked at once more, and made anew. Its user may have been in it, and may still have a
+  working directory there: what is removed is removed as ``_trees.discard`` does it.
 * root's and open, and recorded as begun: only the last chown is missing. The user may have written to
   the files in it already, so that chown is all that is done.
 * anything else is left as it is, with a message.
@@ -21,7 +22,6 @@ may make one too; such a home is known by its age.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import posixpath
@@ -34,12 +34,11 @@ from typing import Any
 from . import _acls, _batch
 from ._batch import Claim
 from ._errors import StorageError, printable
-from ._files import open_parent, rename_directory, sync
+from ._files import DIRECTORY, open_parent, rename_directory, sync
 from ._mkhomedir_helper import Options, find_helper, open_skeleton, run_helper
 from ._partial_homes import is_partial, lacks_only_its_owner, other_than_skeleton
 from ._report import Report
 from ._storage import Home, Storage
-from ._trees import remove_tree
 from ._users import SYSTEM_NAME
 
 SETTLED = 60.0
@@ -105,7 +104,7 @@ def _make(
             else:
                 if state == "partial":
                     _take_back(storage, claim.home, skeleton)
-                _clear(storage, claim.home, state)
+                _clear(storage, claim, state, skeleton)
                 try:
                     run_helper(helper, claim.home.name, options, claim.keep)
                 except StorageError:
@@ -116,8 +115,7 @@ def _make(
             done.append(claim)
     for claim, state in making:
         if state == "partial":
-            with contextlib.suppress(OSError):  # the next run sweeps it
-                remove_tree(storage.state.stage, claim.home.id)
+            claim.notes += storage.state.clear(claim.home.stage)
     return done
 
 
@@ -228,16 +226,24 @@ def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:
 # Doing
 
 
-def _clear(storage: Storage, home: Home, state: str) -> None:
+def _clear(storage: Storage, claim: Claim, state: str, skeleton: int) -> None:
     """Make room for a home: what is in its place goes away, the directories above it are made."""
+    home = claim.home
     parent = storage.make_room(home)
     name = home.parts[-1]
     try:
         if state == "leftover":
             os.rmdir(name, dir_fd=parent)
         elif state == "partial":
-            remove_tree(storage.state.stage, home.id)
-            rename_directory(parent, name, storage.state.stage, home.id)
+            claim.notes += storage.state.clear(home.stage)
+            rename_directory(parent, name, storage.state.stage, home.stage)
+            other = _seen_again(storage, home, skeleton)
+            if other is not None:
+                rename_directory(storage.state.stage, home.stage, parent, name)
+                raise StorageError(
+                    f"{printable(home.directory)} belongs to root, and in it {other}: left as it is; look at it, "
+                    "then chown or move it"
+                )
     except OSError as error:
         if error.errno == errno.ENOTEMPTY:
             raise StorageError(f"{printable(home.directory)} is not empty any more: left as it is") from None
@@ -249,6 +255,15 @@ def _clear(storage: Storage, home: Home, state: str) -> None:
         raise
     finally:
         os.close(parent)
+
+
+def _seen_again(storage: Storage, home: Home, skeleton: int) -> str | None:
+    """Name what came into a partial home before it was moved away: whoever was in it may have worked on."""
+    moved = os.open(home.stage, DIRECTORY, dir_fd=storage.state.stage)
+    try:
+        return other_than_skeleton(moved, skeleton, home.uid, [])
+    finally:
+        os.close(moved)
 
 
 def _take_back(storage: Storage, home: Home, skeleton: int) -> None:

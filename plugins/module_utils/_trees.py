@@ -4,6 +4,10 @@
 
 Copies run in a process that has given up everything but its user's rights (``_as_user.py``), so that a
 file the user may not read is not read for them, and quotas count. Nothing here changes an owner.
+
+Root removes trees by :func:`discard` alone. A user who was once able to enter a tree may still have a working
+directory or a descriptor in it, and can move what is somebody else's into it at any moment; neither chown nor
+mode 0700 ends that. So what is not root's own is removed with the rights of that user, who could do it anyway.
 """
 
 from __future__ import annotations
@@ -11,7 +15,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Optional, Union
 
+from . import _as_user
 from ._errors import StorageError, explain, printable
 from ._files import DIRECTORY, kind
 
@@ -133,34 +142,107 @@ def _copy_data(reader: int, writer: int, size: int) -> None:
             chunk = chunk[os.write(writer, chunk) :]
 
 
-def remove_tree(parent: int, name: str) -> None:
-    """Remove a file, link or whole directory; links are removed, not followed. Absent is fine.
+def discard(parent: int, name: str, uid: int, seconds: float = 60) -> Optional[str]:
+    """Remove a tree from a directory that only root can write; absent is fine.
 
-    Raises:
-        OSError: it cannot be removed. It may also be too deep: whoever made it so is no other user's trouble.
+    Root itself removes names only in directories that are root's and that nobody else can write, reached from
+    the top through such directories. Every other directory is emptied by a child with the user's rights.
+
+    Args:
+        parent: descriptor of the directory, root's own.
+        name: of the tree in it.
+        uid: of the user who may have been able to enter the tree. Never the owner that the tree itself shows:
+            a directory that others can write may be a third user's, moved into it.
+        seconds: when they are over, the rest is left.
+
+    Returns:
+        None if it is gone, else why something of it is left.
     """
     try:
-        _remove_tree(parent, name)
-    except RecursionError:
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), name) from None
+        if os.geteuid() == 0:
+            _discard(parent, name, uid, time.monotonic() + seconds)
+        else:
+            remove_tree(parent, name, seconds)
+    except OSError as error:
+        return explain(error)
+    except StorageError as error:
+        return str(error)
+    return None
 
 
-def _remove_tree(parent: int, name: str) -> None:
-    try:
-        os.unlink(name, dir_fd=parent)
-    except FileNotFoundError:
+def _discard(parent: int, name: str, uid: int, until: float, depth: int = 0) -> None:
+    if _unlinked(parent, name):
         return
-    except (IsADirectoryError, PermissionError):  # which of the two unlink says depends on the file system
-        pass
-    else:
-        return
-    directory = _open_to_empty(parent, name)
+    directory = os.open(name, DIRECTORY, dir_fd=parent)
     try:
-        for inner in os.listdir(directory):
-            _remove_tree(directory, inner)
+        status = os.fstat(directory)
+        if status.st_uid != 0 or status.st_mode & 0o022:
+            left = max(0.0, until - time.monotonic())
+            work = partial(_empty, directory, until)
+            _as_user.run(_as_user.Task(uid, _as_user.NOBODY, directory, work), left + 1).unwrap()
+        elif depth < MAX_DEPTH:
+            _each(directory, until, lambda inner: _discard(directory, inner, uid, until, depth + 1))
     finally:
         os.close(directory)
     os.rmdir(name, dir_fd=parent)
+
+
+def remove_tree(parent: int, name: str, seconds: float = 3600) -> None:
+    """Remove a file, link or whole directory; links are removed, not followed. Absent is fine. Never run by root.
+
+    Raises:
+        OSError: something cannot be removed, and is left; so is what is too deep. The rest is gone.
+        StorageError: ``seconds`` are over.
+    """
+    if os.geteuid() == 0:
+        raise RuntimeError("root removes trees by discard()")
+    _remove_tree(parent, name, time.monotonic() + seconds)
+
+
+def _unlinked(parent: int, name: str) -> bool:
+    """Remove what is no directory; say whether nothing of that name is left."""
+    try:
+        os.unlink(name, dir_fd=parent)
+    except FileNotFoundError:
+        pass
+    except (IsADirectoryError, PermissionError):  # which of the two unlink says depends on the file system
+        if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
+            raise
+        return False
+    return True
+
+
+def _remove_tree(parent: int, name: str, until: float) -> None:
+    if _unlinked(parent, name):
+        return
+    directory = _open_to_empty(parent, name)
+    try:
+        _empty(directory, until)
+    finally:
+        os.close(directory)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _empty(directory: int, until: float) -> None:
+    """Remove what is in a directory."""
+    _each(directory, until, lambda inner: _remove_tree(directory, inner, until))
+
+
+def _each(directory: int, until: float, remove: Callable[[str], None]) -> None:
+    """Remove each entry of a directory, however many there are; one that cannot be removed stops no other."""
+    failed: Union[OSError, StorageError, None] = None
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if time.monotonic() >= until:
+                raise StorageError("to remove it takes longer than there is time")
+            try:
+                remove(entry.name)
+            except (OSError, StorageError) as error:
+                failed = failed or error
+            except RecursionError:
+                failed = failed or OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), entry.name)
+    if failed is not None:
+        raise failed
 
 
 def _open_to_empty(parent: int, name: str) -> int:
@@ -168,11 +250,9 @@ def _open_to_empty(parent: int, name: str) -> int:
     try:
         directory = os.open(name, DIRECTORY, dir_fd=parent)
     except PermissionError:
-        if os.geteuid() == 0:
-            raise
-        # Follows a link if one is put there meanwhile; by then we have no rights but the user's own.
+        # Follows a link if one is put there meanwhile; we have no rights but the user's own.
         os.chmod(name, 0o700, dir_fd=parent)
         directory = os.open(name, DIRECTORY, dir_fd=parent)
-    if os.geteuid() != 0:
+    if os.fstat(directory).st_uid == os.geteuid():
         os.fchmod(directory, 0o700)
     return directory

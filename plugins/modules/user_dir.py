@@ -31,6 +31,13 @@ options:
     description: Repair group and mode of directories that exist, instead of reporting the difference.
     type: bool
     default: false
+  adopt_empty:
+    description:
+      - Which empty directories of root's in the place of a user's are given to the user.
+      - V(own) is one at a path that carries the user's name, as Docker makes it for a mount that is missing.
+    type: str
+    choices: [own, any, never]
+    default: own
   child_timeout:
     description: Seconds that copying the skeleton may take for one user.
     type: int
@@ -87,13 +94,16 @@ def main() -> None:
             "mode": {"type": "str", "default": "0755"},
             "skeleton": {"type": "str", "default": ""},
             "enforce_mode": {"type": "bool", "default": False},
+            "adopt_empty": {"type": "str", "choices": ["own", "any", "never"], "default": "own"},
             "child_timeout": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
         no_log=True,  # thousands of users need no line in the system log; it hides no result
     )
     given = module.params
-    options = _homes.Options(given["mode"], given["skeleton"], given["enforce_mode"], given["child_timeout"])
+    options = _homes.Options(
+        given["mode"], given["skeleton"], given["enforce_mode"], given["child_timeout"], given["adopt_empty"]
+    )
     report = _homes.ensure(given["users"], given["root"], given["uid_min"], options, check=module.check_mode)
     report.end(module)
 

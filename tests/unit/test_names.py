@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import unicodedata
@@ -15,6 +16,7 @@ from ansible_bootstrap.storage._names import (
     STATE_DIRECTORY,
     NameRefusedError,
     below,
+    carries,
     check_directory,
     check_group,
     check_host,
@@ -218,3 +220,29 @@ def test_what_is_below_the_root_stays_there(parts):
 def test_the_root_and_its_neighbours_are_not_below_it(directory):
     with pytest.raises(NameRefusedError):
         below("/volumes", directory)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "own"),
+    [
+        ("alice", "alice", True),
+        ("alice", "Alice/gpu", True),
+        ("jane.doe", "jane-2edoe", True),
+        ("jane.doe", "jane_2Edoe", True),
+        ("jane.doe", "students/jane%2edoe", True),
+        ("Zoë", "zo-c3-ab", True),
+        ("jane.doe@uni.example", component("jane.doe@uni.example"), True),
+        ("jane.doe", f"jane-doe---{hashlib.sha256(b'jane.doe').hexdigest()[:8]}", True),
+        ("jane.doe", f"jane-doe---{hashlib.sha256(b'jane-doe').hexdigest()[:8]}", False),
+        ("alice", "shared/inbox", False),
+        ("alice", "alice2", False),
+        ("alice", "bob", False),
+    ],
+)
+def test_whether_a_path_carries_a_name(name: str, path: str, own: bool) -> None:
+    assert carries(name, path.split("/")) == own
+
+
+def test_lost_and_found_is_nobodys_directory() -> None:
+    with pytest.raises(NameRefusedError, match="lost"):
+        check_directory("/volumes/lost+found")

@@ -160,6 +160,26 @@ def test_the_empty_directory_that_docker_leaves_is_healed(
 
 
 @pytest.mark.root
+@pytest.mark.parametrize(
+    ("adopt", "adopted"), [("own", {"jane-2edoe"}), ("any", {"jane-2edoe", "shared/inbox"}), ("never", set())]
+)
+def test_only_a_directory_that_carries_the_users_name_is_taken_for_theirs(
+    root: Path, make_user: MakeUser, adopt: str, adopted: set[str]
+) -> None:
+    options = Options(adopt_empty=adopt)
+    for directory in ("jane-2edoe", "shared/inbox"):
+        (root / directory).mkdir(parents=True)
+        user = make_user("jane.doe", directory=str(root / directory))
+        for check in (True, False):
+            result = one(root, user, check=check, options=options)
+            assert result["changed"] == (directory in adopted), result
+            assert result["failed"] != (directory in adopted)
+        assert (root / directory).stat().st_uid == (user["uid"] if directory in adopted else 0)
+        if directory not in adopted:
+            assert "user_dir_adopt_empty" in result["msg"]
+
+
+@pytest.mark.root
 def test_a_mount_point_is_healed_in_place(root: Path, make_user: MakeUser) -> None:
     (root / "alice").mkdir()
     subprocess.run(
@@ -311,8 +331,9 @@ def test_a_read_only_disk_is_named(small_disk: Path, make_user: MakeUser) -> Non
 def test_what_a_killed_run_left_is_swept_but_not_what_is_being_made(root: Path, make_user: MakeUser) -> None:
     one(root, make_user("alice"))
     stage, locks = root / ".ansible_bootstrap/stage", root / ".ansible_bootstrap/locks"
-    for name in ("bob", "carol"):
-        (stage / identity([name]) / "half").mkdir(parents=True)
+    bob, carol = (f"{identity([name])}-{make_user(name)['uid']}" for name in ("bob", "carol"))
+    for name in (bob, carol):
+        (stage / name / "half").mkdir(parents=True)
     import fcntl
 
     with (locks / identity(["carol"])).open("w") as held:
@@ -321,7 +342,7 @@ def test_what_a_killed_run_left_is_swept_but_not_what_is_being_made(root: Path, 
         report = _homes.ensure([make_user("dave"), make_user("bob")], str(root), 1000, PLAIN, check=False)
         assert time.monotonic() - started < LOCK_WAIT / 2
         assert not any(user["failed"] for user in report.users)
-        assert os.listdir(stage) == [identity(["carol"])]
+        assert os.listdir(stage) == [carol]
         assert os.listdir(root / "bob") == []
 
         results = run(

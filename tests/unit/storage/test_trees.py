@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import subprocess
@@ -12,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from ansible_bootstrap.storage._state import State
-from ansible_bootstrap.storage._trees import remove_tree
+from ansible_bootstrap.storage._trees import discard, remove_tree
 
 DEPTH = 1500
+OWNER = 20001 if os.geteuid() == 0 else os.geteuid()
 
 
 @pytest.fixture
@@ -38,9 +38,8 @@ def deep(root: Path) -> Iterator[Path]:
 def test_a_tree_too_deep_to_remove_is_an_error_like_any_other(deep: Path) -> None:
     directory = os.open(deep, os.O_RDONLY)
     try:
-        with pytest.raises(OSError, match="deep") as caught:
-            remove_tree(directory, "deep")
-        assert caught.value.errno == errno.ENAMETOOLONG
+        os.chown(deep / "deep", OWNER, OWNER)
+        assert "File name too long" in str(discard(directory, "deep", OWNER))
     finally:
         os.close(directory)
 
@@ -49,10 +48,22 @@ def test_a_stage_that_cannot_be_swept_is_nobody_elses_trouble(deep: Path) -> Non
     directory = os.open(deep, os.O_RDONLY)
     state = State(directory)
     try:
-        (deep / "deep").rename(deep / ".ansible_bootstrap/stage/aa")
-        (deep / ".ansible_bootstrap/stage/bb").mkdir()
+        stage = deep / ".ansible_bootstrap/stage"
+        (deep / "deep").rename(stage / ("a" * 64 + f"-{OWNER}"))
+        (stage / ("b" * 64 + f"-{OWNER}")).mkdir()
         state.sweep()
-        assert os.listdir(state.stage) == ["aa"]
+        assert os.listdir(state.stage) == ["a" * 64 + f"-{OWNER}"]
     finally:
         state.close()
         os.close(directory)
+
+
+@pytest.mark.root
+def test_root_never_removes_a_tree_by_itself(root: Path) -> None:
+    (root / "tree").mkdir()
+    directory = os.open(root, os.O_RDONLY)
+    with pytest.raises(RuntimeError, match="discard"):
+        remove_tree(directory, "tree")
+    assert discard(directory, "tree", OWNER) is None
+    assert discard(directory, "tree", OWNER) is None, "absent is fine"
+    os.close(directory)
