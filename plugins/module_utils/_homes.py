@@ -25,6 +25,7 @@ from ._files import DIRECTORY, rename_directory, sync
 from ._report import Report
 from ._storage import Home, Storage
 from ._trees import copy_tree, remove_tree
+from ._ways import open_directory
 
 _MODE = re.compile(r"0[0-7]{3,4}\Z")
 
@@ -174,10 +175,10 @@ def _open_skeleton(path: str, making: list[_Making]) -> int | None:
     if not path:
         return None
     try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
+        return open_directory(path, "skeleton")[0]
+    except StorageError as error:
         for item in making:
-            item.claim.error = explain(error, f"skeleton {path}")
+            item.claim.error = str(error)
         making.clear()
         return None
 
