@@ -84,7 +84,7 @@ def _locked(directory: Path, flags: int = 0) -> Iterator[int]:
 
 
 def _sweep(base: Path) -> None:
-    """Remove what killed runs left: directories whose lock nobody holds."""
+    """Remove what killed runs left: directories whose lock nobody holds; files are slots (``slots.py``)."""
     for path in base.iterdir():
         with contextlib.suppress(OSError), _locked(path, fcntl.LOCK_NB):
             shutil.rmtree(path, ignore_errors=True)
