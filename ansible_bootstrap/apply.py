@@ -42,6 +42,7 @@ from .boundary import enforce_boundary
 from .descendants import become_subreaper, end_descendants
 from .errors import AnsibleBootstrapError, Reason, RefusedError
 from .fingerprints import describe, short_name
+from .inherited import replace_limits, replace_share
 from .protocol import (
     MAX_REQUEST_BYTES,
     Accepted,
@@ -61,6 +62,7 @@ from .protocol import (
 )
 from .run_directory import run_directory
 from .settings import SYSTEM_FILE, ApplySettings, RoleSetting, load_settings
+from .slots import take_slot
 from .standby import Standby, installed
 from .storage._priority import step_back
 from .warm import Engine, Imported, import_ansible
@@ -74,6 +76,10 @@ EXIT_FAULT: Final = 4
 
 REQUEST_TIMEOUT: Final = 30.0
 """Seconds in which the whole request line must have come."""
+STRANGERS_REQUEST_TIMEOUT: Final = 10.0
+"""The same for a caller before the boundary."""
+WRITE_TIMEOUT: Final = 30.0
+"""Seconds without progress after which a caller that does not read counts as gone."""
 
 _PROGRAM: Final = ("-m", "ansible_bootstrap.apply")
 _POLL: Final = 0.005
@@ -81,15 +87,6 @@ _RUNNER_GRACE: Final = 1.0
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 _TERMINAL_SIGNALS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 """With these, somebody at a terminal could halt a run in the middle, and its locks with it."""
-
-_LIMITS: Final = {
-    resource.RLIMIT_FSIZE: resource.RLIM_INFINITY,
-    resource.RLIMIT_CPU: resource.RLIM_INFINITY,
-    resource.RLIMIT_AS: resource.RLIM_INFINITY,
-    resource.RLIMIT_DATA: resource.RLIM_INFINITY,
-    resource.RLIMIT_NOFILE: 4096,
-}
-"""What a run needs at least; see :func:`_lift_limits`."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -129,6 +126,9 @@ def _be_spare(argv: list[str], imported: Imported | None, before: Sequence[tuple
 def _serve_one(argv: list[str], standby: Standby | None = None, *, warm: bool = False) -> int:
     """Serve one request and return the exit status."""
     try:
+        if not argv:
+            _replace_the_callers_limits()
+        take_slot()
         with contextlib.ExitStack() as held:
             standby = held.enter_context(standby or Standby(log))
             held.callback(_ignore_stops)  # it ends by then
@@ -137,19 +137,24 @@ def _serve_one(argv: list[str], standby: Standby | None = None, *, warm: bool = 
             ):
                 return EXIT_OK
             settings = _settings(argv)
-            request = parse_request(_read_line(0, REQUEST_TIMEOUT))
+            request = parse_request(_read_line(0, REQUEST_TIMEOUT if argv else STRANGERS_REQUEST_TIMEOUT))
             return _serve(settings, request, standby)
     except AnsibleBootstrapError as error:
-        with contextlib.suppress(OSError):  # where nobody hears it, the log and the status still tell
+        with contextlib.suppress(
+            OSError, _Stopped
+        ):  # where nobody hears it, the log and the status still tell
             _emit(Refused(reason=error.reason, message=error.details or error.message))
-        log(f"refused: {error.details or error.message}")
-        return EXIT_REFUSED
+        return _conclude(f"refused: {error.details or error.message}", EXIT_REFUSED)
     except (_Stopped, BrokenPipeError) as stop:
-        log(f"stopped: {stop}")
-        return EXIT_STOPPED
+        return _conclude(f"stopped: {stop}", EXIT_STOPPED)
     except Exception:
-        log(traceback.format_exc())
-        return EXIT_FAULT
+        return _conclude(traceback.format_exc(), EXIT_FAULT)
+
+
+def _conclude(text: str, status: int) -> int:
+    with contextlib.suppress(_Stopped):
+        log(text)
+    return status
 
 
 def log(text: str) -> None:
@@ -157,7 +162,7 @@ def log(text: str) -> None:
     for line in text.splitlines():
         safe = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
         with contextlib.suppress(OSError):
-            os.write(2, f"{safe}\n".encode("utf-8", "backslashreplace"))
+            _write(2, f"{safe}\n".encode("utf-8", "backslashreplace"))
 
 
 def _serve(settings: ApplySettings, request: Request, standby: Standby) -> int:
@@ -377,7 +382,6 @@ def _settings(argv: list[str]) -> ApplySettings:
     """Return the settings: the admin's, for whoever stands before the boundary, or those of the same user."""
     match argv:
         case []:
-            _lift_limits()
             settings = load_settings()
             enforce_boundary(SYSTEM_FILE, settings)
             return settings
@@ -387,8 +391,15 @@ def _settings(argv: list[str]) -> ApplySettings:
             raise RefusedError("usage: python -I -m ansible_bootstrap.apply [--settings FILE]")
 
 
+def _replace_the_callers_limits() -> None:
+    """Replace what a caller before the boundary could lower; an embedded hub's are those of its own service."""
+    replace_share()
+    step_back()
+    replace_limits()
+
+
 def _harden() -> None:
-    """Take nothing from the caller: environment, directory, descriptors, signals, limits of size."""
+    """Take nothing from the caller: environment, directory, descriptors, signals."""
     while os.open(os.devnull, os.O_RDWR) < 3:
         pass  # were stdin, stdout or stderr closed, the next file to be opened would be it
     environment = runner.scrubbed_environment()
@@ -396,40 +407,18 @@ def _harden() -> None:
     os.environ.update(environment)
     os.umask(0o077)
     os.chdir("/")
-    os.closerange(3, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 65536))
+    os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    for number in (signal.SIGCHLD, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, _unread)
     for number in _TERMINAL_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     for number in _STOP_SIGNALS:
         signal.signal(number, _stop)
     become_subreaper()
     step_back()
-
-
-def _lift_limits() -> None:
-    """Undo what the caller's ulimits would do to the run: a file size of 0 would cut short what a role writes.
-
-    Root may lift hard limits, unless its container took CAP_SYS_RESOURCE away; setrlimit(2).
-
-    Raises:
-        RefusedError: the size of files stays limited.
-    """
-    for number, wanted in _LIMITS.items():
-        soft, hard = resource.getrlimit(number)
-        if soft == resource.RLIM_INFINITY or soft >= wanted > 0:
-            continue
-        for limits in ((wanted, max(wanted, hard) if wanted > 0 else wanted), (hard, hard)):
-            with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(number, limits)
-                break
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit != resource.RLIM_INFINITY:
-        raise RefusedError(
-            f"the caller limits files to {limit} bytes, which would cut some short: lift its ulimit -f"
-        )
 
 
 def _read_line(descriptor: int, timeout: float) -> bytes:
@@ -484,9 +473,36 @@ def _stop_on_end_of_stdin() -> None:
 
 
 def _emit(event: Event) -> None:
-    line = memoryview(json.dumps(event.model_dump(mode="json"), ensure_ascii=True).encode() + b"\n")
-    while line:
-        line = line[os.write(1, line) :]
+    _write(1, json.dumps(event.model_dump(mode="json"), ensure_ascii=True).encode() + b"\n")
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """Write all, unless the caller reads nothing of it for :data:`WRITE_TIMEOUT`.
+
+    The deadline is a signal, for only that ends a write to whatever stands there: pipe, socket or terminal. Signals
+    come to the main thread, so another thread, which writes a line of the log at most, has no deadline.
+
+    Raises:
+        _Stopped: nobody reads.
+    """
+    bounded = threading.current_thread() is threading.main_thread()
+    rest = memoryview(data)
+    while rest:
+        try:
+            if bounded:
+                signal.setitimer(signal.ITIMER_REAL, WRITE_TIMEOUT)
+            rest = rest[os.write(descriptor, rest) :]
+        finally:
+            if bounded:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _unread(_number: int, _frame: FrameType | None) -> NoReturn:
+    """Say no more to a caller that reads nothing, and stop."""
+    silence = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    raise _Stopped(f"the caller has read nothing for {WRITE_TIMEOUT:.0f} s")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ account the program runs as) and be writable by nobody else.
 
 ======================  =========================================================================
 settings file           itself and the way to it
+storage                 the storage root and ``.ansible_bootstrap`` in it, if they exist on this machine
+run directories         the directory in which they are made, if it exists
 program                 interpreter, ``pyvenv.cfg``, ``ansible-playbook``, the directories of
                         ``PATH``, of ``sys.path``, of this package and of its collection
 site                    everything below ``roles_path``; the inventory with its ``group_vars`` and
@@ -40,14 +42,14 @@ from typing import Final, Literal
 
 from . import __path__ as _package_path
 from .errors import SettingsError
+from .run_directory import base_path
 from .runner import scrubbed_environment
 from .settings import SYSTEM_FILE, ApplySettings, load_settings
+from .storage._names import STATE_DIRECTORY
+from .storage._ways import judge, walk
 
 Severity = Literal["error", "warning"]
 """An ``error`` hands root to another account, and the apply program refuses to begin."""
-
-_MAX_LINKS: Final = 40
-"""As many as the kernel follows (path_resolution(7))."""
 
 _NAMES_A_PATH: Final = ("_skeleton", "_script")
 """Ends of the names of extra vars that name a path which root copies from or executes."""
@@ -65,7 +67,7 @@ class Finding:
     severity: Severity = "error"
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.why}: `{self.mend}`"
+        return f"{self.what} {self.why}: `{self.mend}`"
 
 
 def check_boundary(
@@ -85,13 +87,14 @@ def check_boundary(
             settings = load_settings(settings_file)
         except SettingsError as error:
             if not look.findings:  # which said it already
-                why = error.details.removeprefix(f"{settings_file}: ")
+                why = f"is refused ({error.details.removeprefix(f'{settings_file}: ')})"
                 look.note(str(settings_file), why, f"sudoedit {shlex.quote(str(settings_file))}")
     for path in _program():
         look.at(path, tree=thorough)
+    look.at_if_there(base_path())
     if settings is not None:
         _check_site(look, settings, thorough)
-    return list(look.findings)
+    return list(look.findings.values())
 
 
 def enforce_boundary(settings_file: Path, settings: ApplySettings) -> None:
@@ -137,33 +140,50 @@ def _check_site(look: _Look, settings: ApplySettings, thorough: bool) -> None:
     for name, value in settings.extra_vars.items():
         if name.endswith(_NAMES_A_PATH) and isinstance(value, str) and value.startswith("/"):
             look.at(Path(value), tree=True)
+    # With an inventory, the storage may be on other hosts, where the modules look.
+    severity: Severity = "warning" if settings.inventory else "error"
+    for path in (Path(settings.storage_root), Path(settings.storage_root, STATE_DIRECTORY)):
+        look.at_if_there(path, severity)
 
 
 class _Look:
     """Follows paths and notes what is wrong on the way, each thing once."""
 
     def __init__(self) -> None:
-        self.findings: dict[Finding, None] = {}
-        self._trusted = {0, os.geteuid()}
-        self._passed: set[str] = set()
+        self.findings: dict[tuple[str, str], Finding] = {}
 
-    def at(self, path: Path, *, tree: bool = False) -> None:
+    def at(self, path: Path, *, tree: bool = False, severity: Severity = "error") -> None:
         """Look at the way to a path, at what is there, and with ``tree`` at all below it.
 
         Of what does not exist, only that nobody else can make it.
         """
+        above: list[tuple[str, os.stat_result]] = []
+
+        def visit(place: str, status: os.stat_result, passed: bool) -> None:
+            if not stat.S_ISLNK(status.st_mode):
+                above[:] = [(place, status)]
+            self._judge(place, status, passed=passed, severity=severity)
+
         try:
-            end = self._follow(path)
+            descriptor, end = walk(str(path), visit)
         except FileNotFoundError:
+            ((place, status),) = above
+            self._judge(place, status, passed=False)  # whoever can write here can make it
             return
         except OSError as error:
-            self.note(str(path), error.strerror or str(error), f"ls -ld {shlex.quote(str(path))}")
+            mend = f"ls -ld {shlex.quote(str(error.filename))}"
+            self.note(str(path), f"cannot be looked at ({error.strerror})", mend, severity)
             return
-        self._judge(end, os.lstat(end), passed=False)
+        os.close(descriptor)
         if tree:
             for directory, names, files in os.walk(end):
                 for name in (*names, *files):
                     self._inner(os.path.join(directory, name))
+
+    def at_if_there(self, path: Path, severity: Severity = "error") -> None:
+        """Look at the way to a path, unless it does not exist, or not yet."""
+        if os.path.lexists(path):
+            self.at(path, severity=severity)
 
     def _inner(self, path: str) -> None:
         try:
@@ -177,57 +197,13 @@ class _Look:
 
     def note(self, what: str, why: str, mend: str, severity: Severity = "error") -> None:
         """Add a finding."""
-        self.findings[Finding(what, why, mend, severity)] = None
+        self.findings.setdefault((what, why), Finding(what, why, mend, severity))
 
-    def _follow(self, path: Path) -> str:
-        """Pass every directory and link on the way, as the kernel does; return what it leads to."""
-        at, links = "/", 0
-        rest = list(reversed(path.parts[1:]))
-        self._pass(at)
-        while rest:
-            part = rest.pop()
-            if part == "..":
-                at = os.path.dirname(at)
-                continue
-            step = os.path.join(at, part)
-            try:
-                link = self._pass(step)
-            except FileNotFoundError:
-                self._judge(at, os.lstat(at), passed=False)  # whoever can write here can make it
-                raise
-            if not link:
-                at = step
-                continue
-            links += 1
-            if links > _MAX_LINKS:
-                raise OSError(0, "too many links")
-            target = os.readlink(step)
-            at = "/" if target.startswith("/") else at
-            rest += [part for part in reversed(target.split("/")) if part not in ("", ".")]
-        return at
-
-    def _pass(self, step: str) -> bool:
-        """Judge one step of the way; say whether it is a link."""
-        status = os.lstat(step)
-        if step not in self._passed:
-            self._passed.add(step)
-            if not stat.S_ISREG(status.st_mode):  # a file is the end of a way
-                self._judge(step, status, passed=True)
-        return stat.S_ISLNK(status.st_mode)
-
-    def _judge(self, path: str, status: os.stat_result, *, passed: bool) -> None:
-        """Note what is wrong with one file, directory or link.
-
-        In a sticky directory that is only passed (``/tmp``), others may make files but not replace ours.
-        """
-        link = stat.S_ISLNK(status.st_mode)
-        quoted = shlex.quote(path)
-        if status.st_uid not in self._trusted:
-            owner = f"belongs to uid {status.st_uid}, who could change it"
-            self.note(path, owner, f"chown {'-h ' if link else ''}root {quoted}")
-        if not link and status.st_mode & 0o022 and not (passed and status.st_mode & stat.S_ISVTX):
-            who = "everybody" if status.st_mode & 0o002 else f"group {status.st_gid}"
-            self.note(path, f"writable by {who}", f"chmod go-w {quoted}")
+    def _judge(
+        self, path: str, status: os.stat_result, *, passed: bool, severity: Severity = "error"
+    ) -> None:
+        for fault in judge(path, status, passed=passed):
+            self.note(path, fault.why, fault.mend, severity)
 
 
 def main() -> int:

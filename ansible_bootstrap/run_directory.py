@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import ApplyError
+from .storage._errors import StorageError
+from .storage._ways import open_directory
 
 
 @contextlib.contextmanager
@@ -28,13 +30,11 @@ def run_directory(run: str) -> Iterator[Path]:
     Raises:
         ApplyError: the base belongs to another, or cannot be made (a full disk, say).
     """
-    base = _base()
+    base = private_base()
     path = base / run
     with contextlib.ExitStack() as held:
         try:
-            base.mkdir(mode=0o700, exist_ok=True)
-            with _locked(base) as descriptor:
-                _refuse_foreign(base, os.fstat(descriptor))
+            with _locked(base):
                 _sweep(base)
                 path.mkdir(mode=0o700)
                 held.enter_context(_locked(path))
@@ -46,7 +46,26 @@ def run_directory(run: str) -> Iterator[Path]:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _base() -> Path:
+def private_base() -> Path:
+    """Make the base if there is none, and return its path without links.
+
+    Raises:
+        ApplyError: another could change what is in it, or it cannot be made.
+    """
+    base = base_path()
+    try:
+        descriptor, real = open_directory(str(base), "the directory of runs", make=True)
+    except StorageError as error:
+        raise ApplyError(str(error)) from None
+    status = os.fstat(descriptor)
+    os.close(descriptor)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise ApplyError(f"{base} is not a private directory of uid {os.geteuid()}: remove it")
+    return Path(real)
+
+
+def base_path() -> Path:
+    """Return where runs have their directories."""
     uid = os.geteuid()
     if uid == 0 and os.access("/run", os.W_OK):
         return Path("/run/ansible-bootstrap")
@@ -64,13 +83,8 @@ def _locked(directory: Path, flags: int = 0) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _refuse_foreign(base: Path, status: os.stat_result) -> None:
-    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise ApplyError(f"{base} is not a private directory of uid {os.geteuid()}: remove it")
-
-
 def _sweep(base: Path) -> None:
-    """Remove what killed runs left: directories whose lock nobody holds."""
+    """Remove what killed runs left: directories whose lock nobody holds; files are slots (``slots.py``)."""
     for path in base.iterdir():
         with contextlib.suppress(OSError), _locked(path, fcntl.LOCK_NB):
             shutil.rmtree(path, ignore_errors=True)

@@ -20,8 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from .errors import SettingsError
 from .protocol import MAX_ID, describe_validation
+from .storage._errors import StorageError
 from .storage._names import NameRefusedError, check_directory
 from .storage._plan import BUILT_IN_ROLES, make_plan
+from .storage._ways import open_way
 
 SYSTEM_FILE: Final = Path("/etc/ansible-bootstrap/settings.yml")
 """Owned by root, not writable by group or others, like every directory above it."""
@@ -149,17 +151,19 @@ def load_settings(path: Path = SYSTEM_FILE, *, private: bool = False) -> ApplySe
     if not path.is_absolute():
         raise SettingsError(f"{path}: not an absolute path")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}; see the README's section on settings") from None
+        way, _real = open_way(str(path), "settings file", missing="see the README's section on settings")
+    except StorageError as error:
+        raise SettingsError(str(error)) from None
     try:
-        _refuse_foreign(path, os.fstat(descriptor), private)
-        with open(descriptor, encoding="utf-8", closefd=False) as file:
+        _refuse_public(path, os.fstat(way), private)
+        with open(f"/proc/self/fd/{way}", encoding="utf-8") as file:
             raw = yaml.safe_load(file)
+    except OSError as error:
+        raise SettingsError(f"settings file {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise SettingsError(f"{path}: not YAML: {error}") from None
     finally:
-        os.close(descriptor)
+        os.close(way)
     return make_settings(raw, str(path))
 
 
@@ -179,21 +183,9 @@ def make_settings(raw: object, source: str) -> ApplySettings:
         raise SettingsError(f"{source}: {describe_validation(error)}") from None
 
 
-def _refuse_foreign(path: Path, status: os.stat_result, private: bool) -> None:
-    """Refuse a file that anybody but the admin could have written or put in its place."""
+def _refuse_public(path: Path, status: os.stat_result, private: bool) -> None:
     own = os.geteuid()
     if not stat.S_ISREG(status.st_mode):
         raise SettingsError(f"{path}: not a regular file")
-    if private:
-        if status.st_uid != own or status.st_mode & 0o077:
-            raise SettingsError(f"{path}: must belong to uid {own} alone: `chmod 600 {path}`")
-        return
-    if status.st_uid not in (0, own):
-        raise SettingsError(f"{path}: owned by uid {status.st_uid}: `chown root {path}`")
-    if status.st_mode & 0o022:
-        raise SettingsError(f"{path}: writable by others: `chmod go-w {path}`")
-    for parent in dict.fromkeys((*path.parents, *path.resolve().parents)):
-        above = parent.stat()
-        sticky = above.st_mode & stat.S_ISVTX
-        if above.st_uid not in (0, own) or (above.st_mode & 0o022 and not sticky):
-            raise SettingsError(f"{path}: {parent} could be written by others: `chmod go-w {parent}`")
+    if private and (status.st_uid != own or status.st_mode & 0o077):
+        raise SettingsError(f"{path}: must belong to uid {own} alone: `chmod 600 {path}`")

@@ -11,6 +11,8 @@ from pathlib import Path
 import platformdirs
 
 from .errors import SettingsError
+from .storage._errors import StorageError
+from .storage._ways import open_directory
 
 
 def default_state_dir() -> str:
@@ -24,20 +26,18 @@ def ensure_state_dir(path: str | os.PathLike[str]) -> Path:
     """Make the directory, mode 0700, if there is none, and return it.
 
     Raises:
-        SettingsError: it cannot be made, or others could replace what is in it.
+        SettingsError: it cannot be made, or others could change it or the way to it.
     """
-    directory = Path(path)
+    directory = Path(path).absolute()
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = directory.stat()
-    except OSError as error:
+        descriptor, _real = open_directory(str(directory), "c.AnsibleBootstrap.state_dir", make=True)
+    except StorageError as error:
+        raise SettingsError(str(error)) from None
+    owner = os.fstat(descriptor).st_uid
+    os.close(descriptor)
+    if owner != os.geteuid():
         raise SettingsError(
-            f"c.AnsibleBootstrap.state_dir {str(directory)!r} cannot be made: {error.strerror}"
-        ) from None
-    if info.st_uid != os.geteuid() or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise SettingsError(
-            f"c.AnsibleBootstrap.state_dir {str(directory)!r} must belong to uid {os.geteuid()} "
-            "and be writable by nobody else (chmod 0700)"
+            f"c.AnsibleBootstrap.state_dir {str(directory)!r} must belong to uid {os.geteuid()}: chown it"
         )
     return directory
 

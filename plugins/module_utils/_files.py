@@ -20,6 +20,7 @@ import stat
 from collections.abc import Sequence
 
 from ._errors import StorageError, printable
+from ._ways import judge, open_directory
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """How a directory below the storage root is opened: only if it is one, and no link to one."""
@@ -35,23 +36,10 @@ def open_root(path: str) -> int:
 
     Raises:
         StorageError: it does not exist (an unmounted file system must not be filled, so it is never
-            made), is no directory, or somebody other than root and the caller could write to it.
+            made), is no directory, or somebody other than root and the caller could change it or the way to it.
     """
-    shown = printable(path)
-    try:
-        root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise StorageError(
-            f"storage root {shown} does not exist on this host: mount it, or create it with `install -d -m 755 {shown}`"
-        ) from None
-    except NotADirectoryError:
-        raise StorageError(f"storage root {shown} is not a directory") from None
-    try:
-        _check_trusted(os.fstat(root), f"storage root {shown}", f"`chmod go-w {shown}`")
-    except StorageError:
-        os.close(root)
-        raise
-    return root
+    missing = f"mount it, or create it with `install -d -m 755 {printable(path)}`"
+    return open_directory(path, "storage root", missing=missing)[0]
 
 
 def open_parent(root: int, parts: Sequence[str], *, make: bool) -> int | None:
@@ -88,20 +76,12 @@ def open_parent(root: int, parts: Sequence[str], *, make: bool) -> int | None:
                 raise
             os.close(current)
             current = inner
-            _check_trusted(os.fstat(current), f"{shown}, below the storage root,", "chown and chmod it")
+            for fault in judge(shown, os.fstat(current), passed=False):
+                raise StorageError(f"{shown}, below the storage root, {fault.why}: chown and chmod it")
     except BaseException:
         os.close(current)
         raise
     return current
-
-
-def _check_trusted(status: os.stat_result, what: str, remedy: str) -> None:
-    if status.st_uid not in (0, os.geteuid()):
-        raise StorageError(
-            f"{what} belongs to uid {status.st_uid}, who could change it under our hands: {remedy}"
-        )
-    if status.st_mode & 0o022:
-        raise StorageError(f"{what} is writable by its group or by others: {remedy}")
 
 
 def kind(mode: int) -> str:

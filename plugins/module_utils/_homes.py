@@ -26,6 +26,7 @@ from ._names import carries
 from ._report import Report
 from ._storage import Home, Storage
 from ._trees import copy_tree
+from ._ways import open_directory
 
 _MODE = re.compile(r"0[0-7]{3,4}\Z")
 
@@ -198,10 +199,10 @@ def _open_skeleton(path: str, making: list[_Making]) -> int | None:
     if not path:
         return None
     try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
+        return open_directory(path, "skeleton")[0]
+    except StorageError as error:
         for item in making:
-            item.claim.error = explain(error, f"skeleton {path}")
+            item.claim.error = str(error)
         making.clear()
         return None
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import posixpath
 import re
 import signal
 import stat
@@ -19,9 +18,10 @@ import subprocess
 from dataclasses import dataclass
 
 from ._as_user import PR_SET_PDEATHSIG, prctl
-from ._errors import StorageError, explain, printable
+from ._errors import StorageError, printable
 from ._files import DIRECTORY
 from ._trees import MAX_DEPTH
+from ._ways import find_program, open_directory
 
 _PLACES = ("/sbin/mkhomedir_helper", "/usr/sbin/mkhomedir_helper")
 _UMASK = re.compile(r"0[0-7]{3}\Z")
@@ -77,10 +77,7 @@ def find_helper(path: str) -> str:
         raise StorageError(
             f"{_PLACES[0]} does not exist on this host: install it (Debian's package libpam-modules)"
         )
-    status = _check_roots_own(found, "mkhomedir_helper")
-    if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o100:
-        raise StorageError(f"mkhomedir_helper {printable(found)} is no program")
-    return found
+    return find_program(found, "mkhomedir_helper", missing="correct mkhomedir_helper")
 
 
 def open_skeleton(path: str) -> int:
@@ -89,42 +86,13 @@ def open_skeleton(path: str) -> int:
     Raises:
         StorageError: it is not.
     """
-    if not stat.S_ISDIR(_check_roots_own(path, "skeleton").st_mode):
-        raise StorageError(f"skeleton {printable(path)} is not a directory")
-    skeleton = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    skeleton, _real = open_directory(path, "skeleton")
     try:
         _check_public(skeleton, path)
     except BaseException:
         os.close(skeleton)
         raise
     return skeleton
-
-
-def _check_roots_own(path: str, what: str) -> os.stat_result:
-    """Refuse a path that anybody but root could change; the helper goes by it as root."""
-    if not path.startswith("/") or not path.isprintable():
-        raise StorageError(f"{what} is an absolute path")
-    real = os.path.realpath(path)
-    try:
-        status = os.stat(real)
-        while True:
-            place = os.stat(real)
-            # In a sticky directory such as /tmp nobody can replace what is root's.
-            loose = place.st_mode & 0o022 and not (
-                stat.S_ISDIR(place.st_mode) and place.st_mode & stat.S_ISVTX
-            )
-            if place.st_uid != 0 or loose:
-                raise StorageError(
-                    f"{what} {printable(path)}: {printable(real)} must belong to root and be writable for nobody else"
-                )
-            if real == "/":
-                break
-            real = posixpath.dirname(real)
-    except OSError as error:
-        raise StorageError(explain(error, f"{what} {path}")) from None
-    if status.st_mode & 0o022:
-        raise StorageError(f"{what} {printable(path)} is writable for others than root: chmod go-w")
-    return status
 
 
 def _check_public(directory: int, where: str, depth: int = 0) -> None:

@@ -22,10 +22,10 @@ from ._batch import Claim
 from ._errors import StorageError, explain, printable
 from ._files import kind, open_parent, sync
 from ._homes import look
-from ._programs import check_program
 from ._report import Report
 from ._storage import Home, Storage
 from ._supervise import GRACE, Program, supervise
+from ._ways import find_program
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -74,7 +74,8 @@ def run(users: list[Any], root: str, uid_min: int, options: Options, *, check: b
 
 
 def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
-    program = check_program(options.path)  # a mistake of the admin's is everybody's
+    # a mistake of the admin's is everybody's
+    program = find_program(options.path, "script", missing="put it there, or correct script_path")
     if options.as_root and os.geteuid() != 0:
         raise StorageError(
             f"script_as root needs root; this process is uid {os.geteuid()}: let Ansible become root"

@@ -142,7 +142,7 @@ def test_links_in_a_circle_are_reported(site: Path) -> None:
     (site / "a").symlink_to("b")
     (site / "b").symlink_to("a")
     (finding,) = found(site, roles_path=[f"{site}/a"])
-    assert finding.why == "too many links"
+    assert "too many symbolic links" in finding.why
 
 
 def test_what_is_not_there_or_no_path_is_nobodys(site: Path) -> None:
@@ -152,7 +152,7 @@ def test_what_is_not_there_or_no_path_is_nobodys(site: Path) -> None:
 def test_settings_that_cannot_be_read_are_a_finding(site: Path) -> None:
     absent = site / "absent.yml"
     (finding,) = (finding for finding in check_boundary(absent) if finding.what == str(absent))
-    assert "No such file" in finding.why
+    assert "does not exist" in finding.why
 
 
 def test_the_program_itself_is_looked_at(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

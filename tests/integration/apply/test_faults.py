@@ -34,14 +34,14 @@ def test_a_full_disk_under_the_runs_directory_is_a_clear_fault(site, apply_progr
 def test_a_run_directory_that_is_somebody_elses_is_refused(site, apply_program):
     site.role("greet", GREET)
     base = "/run/ansible-bootstrap"
-    for spoil in ("chmod 755", "chown 12345"):
+    for spoil, said in (("chmod 755", "is not a private directory"), ("chown 12345", "belongs to uid 12345")):
         setup = f'mkdir -p -m 700 {base}; mount -t tmpfs -o mode=700 tmpfs {base}; {spoil} {base}; exec "$@"'
         prefix = ("unshare", "--mount", "--propagation", "private", "sh", "-c", setup, "sh")
         answer = apply_program.start(
             ["alice"], settings=site.settings(roles=["greet"]), prefix=prefix
         ).answer()
         assert answer.events[-1]["event"] == "refused"
-        assert f"{base} is not a private directory" in answer.events[-1]["message"]
+        assert f"{base} {said}" in answer.events[-1]["message"]
 
 
 def test_an_inventory_that_is_not_there_is_a_matter_of_settings(site, apply_program):

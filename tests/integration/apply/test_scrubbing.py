@@ -136,3 +136,16 @@ def test_no_events_are_kept_and_ansible_polls_seldom(site, apply_program):
     assert kept == []
     assert (site.path / "omit").read_text() == "True\n"
     assert (site.path / "poll").read_text() == "0.005\n"
+
+
+def test_a_descriptor_above_the_callers_limit_is_closed(site, apply_program):
+    """A limit can be lowered below what is open already."""
+    site.role("slow", {"name": "Wait", "ansible.builtin.command": {"argv": ["sleep", "300"]}})
+    shell = 'ulimit -S -n "$(ulimit -H -n)"; exec 15000</etc/passwd; ulimit -S -n 256; exec "$@"'
+    settings = site.settings(roles=["slow"])
+    running = apply_program.start(["alice"], settings=settings, prefix=("bash", "-c", shell, "sh"))
+    running.wait_for(lambda: running.events())
+    files = os.listdir(f"/proc/{running.process.pid}/fd")
+    assert "15000" not in files, files
+    running.stop()
+    assert running.answer().status == 3

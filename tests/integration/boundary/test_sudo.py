@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
@@ -339,6 +340,75 @@ def test_ulimits_of_the_caller_never_leave_half_a_home(machine, sudo):
         assert (machine.home(name) / "notes").read_bytes() == content
 
 
+LOWERED = (
+    "chrt --idle -p 0 $$; taskset -p 1 $$; ionice -c 3 -p $$; renice 19 $$; echo 500 >/proc/$$/oom_score_adj; "
+    "echo 999999999 >/proc/$$/timerslack_ns; ulimit -c 0 -i 1 -l 0 -q 1 -n 64 -s 4096 -t 600 -u 1"
+)
+TOLD = """
+cat /proc/self/limits
+cat /proc/self/oom_score_adj /proc/self/timerslack_ns
+grep Cpus_allowed_list /proc/self/status
+cut -d' ' -f 19,41 /proc/self/stat
+ionice
+"""
+"""What a program of the admin's, run as a user, finds out about itself; 19 and 41 are niceness and scheduling policy."""
+
+
+def test_a_run_has_the_limits_and_the_share_of_a_service_whatever_the_caller_lowered(machine, sudo):
+    """With the caller's limit of one process, the user's program could not start ``cat``."""
+    program = machine.world / "tell"
+    machine.path(program).write_text(f"#!/bin/sh\nexec >told\n{TOLD}")
+    machine.path(program).chmod(0o755)
+    machine.settings(roles=["user_dir", "script"], extra_vars={"script_path": str(program)})
+    told = {}
+    for name, shell in {"alice": "", "bob": f"{{ {LOWERED}; }} >/dev/null 2>&1"}.items():
+        answer = sudo(name, shell=shell) if shell else sudo(name)
+        assert answer.ok == {name}, answer
+        told[name] = (machine.home(name) / "told").read_text()
+    assert told["bob"] == told["alice"]
+    assert re.search(r"Max core file size +0 +0 ", told["bob"])
+
+
+def test_programs_in_parallel_are_bounded_and_the_next_is_told_to_come_later(machine, sudo):
+    """All slots but one are held here, the last by a caller that says nothing, and that not for long."""
+    assert sudo("alice").ok == {"alice"}
+    slots = machine.path("/run/ansible-bootstrap")
+    number = max(16, 4 * (os.cpu_count() or 1))
+    held = [os.open(slots / f"slot-{slot}", os.O_RDWR | os.O_CREAT, 0o600) for slot in range(1, number)]
+    for descriptor in held:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        idle = machine.start(*SUDO)
+        idle.wait_for(lambda: f":{os.stat(slots / 'slot-0').st_ino} " in _locks())
+        answer = sudo("bob")
+        assert answer.status == 2 and answer.events[0]["reason"] == "apply_failed"
+        assert "try again later" in answer.refused
+        assert "no whole request line within 10 s" in idle.answer().refused
+        assert sudo("bob").ok == {"bob"}
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def test_a_caller_that_does_not_read_is_a_caller_that_has_gone(machine, sudo):
+    """Its pipe is full; without a deadline the program would wait for it for ever."""
+    running = {}
+    for number, name in ((1, "alice"), (2, "bob")):
+        pipe = machine.world / f"home/unread{number}"
+        shell = f"mkfifo {pipe}; exec {number}<>{pipe}; head -c 65536 /dev/zero >&{number}"
+        running[name] = machine.start(*SUDO, shell=shell)
+    for name, call in running.items():
+        call.send(request(name, diff=True))
+    for name, call in running.items():
+        assert call.answer(60).status == 3, (name, call.events(), call.log)
+    assert "has read nothing for 30 s" not in running["bob"].log
+    assert sudo("alice", "bob").ok == {"alice", "bob"}
+
+
+def _locks() -> str:
+    return Path("/proc/locks").read_text()
+
+
 def test_whom_the_caller_may_name_is_the_admins_policy(machine, sudo):
     machine.root("useradd", "--no-create-home", "--uid", "20077", "--home-dir", "/home/carol", "carol")
     bad: list[dict[str, object]] = [
@@ -410,6 +480,7 @@ SPOILS = {
     "settings' directory": ("chmod g+w /etc/ansible-bootstrap", "/etc/ansible-bootstrap"),
     "a role's file": ("chmod o+w {world}/roles/greet/tasks/main.yml", "greet/tasks/main.yml"),
     "the inventory's variables": ("chown {hub} {world}/group_vars/all.yml", "group_vars/all.yml"),
+    "above the storage root": ("chown {hub} {world}", "{world}"),
     "a skeleton's file": ("chmod g+w {world}/skel/.bashrc", "skel/.bashrc"),
 }  # fmt: skip
 
