@@ -33,7 +33,7 @@ _PREFIX = "ansible-bootstrap-"
 _KILL = "cgroup.kill"
 _PR_SET_CHILD_SUBREAPER = 36
 _QUIET = 3
-"""Looks in a row that must find nothing alive: a look at a list of children that changes may miss one."""
+"""Looks in a row that must find the same processes, all of them held: a look at a list that changes may miss one."""
 
 
 def become_subreaper() -> None:
@@ -163,23 +163,24 @@ def end_all(group: Group | None, seconds: float) -> int | None:
     until = time.monotonic() + seconds
     killed = quiet = 0
     pause = 0.0005
+    held: set[int] = set()
     while True:
-        before = killed
         if group is not None:
             group.kill()
         left = _kill_below()
-        for _, status in reaped(until):
-            killed += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        statuses = [status for _, status in reaped(until)]
+        killed += sum(os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL for status in statuses)
         if _childless() and (group is None or not group.populated()):
             return killed
         if group is not None:
             left |= set(group.members())
-        quiet = quiet + 1 if all(ended(pid, "ZXxt") for pid in left) else 0
+        same = left == held and not statuses and all(ended(pid, "ZXxt") for pid in left)
+        quiet, held = quiet + 1 if same else 0, left
         if quiet == _QUIET:
             return killed + len(left)
         if time.monotonic() > until:
             return None
-        pause = 0.0005 if killed > before else min(0.02, pause * 1.2)
+        pause = 0.0005 if statuses else min(0.02, pause * 1.2)
         time.sleep(pause)
 
 
