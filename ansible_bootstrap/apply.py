@@ -32,17 +32,18 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
 from . import runner, zygote
 from .boundary import enforce_boundary
-from .descendants import become_subreaper, end_descendants
+from .descendants import reap_orphans
 from .errors import AnsibleBootstrapError, Reason, RefusedError
 from .fingerprints import describe, short_name
 from .inherited import replace_limits, replace_share
+from .keeper import keep
 from .protocol import (
     MAX_REQUEST_BYTES,
     Accepted,
@@ -64,6 +65,7 @@ from .run_directory import run_directory
 from .settings import SYSTEM_FILE, ApplySettings, RoleSetting, load_settings
 from .slots import take_slot
 from .standby import Standby, installed
+from .storage._errors import StorageError
 from .storage._priority import step_back
 from .warm import Engine, Imported, import_ansible
 from .zygote import WARM
@@ -93,7 +95,15 @@ def main(argv: list[str] | None = None) -> int:
     """Serve one request, or have others do so, and return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     _harden()
-    return _be_zygote(argv[:2]) if argv[2:] == [WARM] else _serve_one(argv)
+    return _be_zygote(argv[:2]) if argv[2:] == [WARM] else _keep(functools.partial(_serve_one, argv))
+
+
+def _keep(serve: Callable[[Callable[[], None]], int]) -> int:
+    try:
+        return keep(serve, _STOP_SIGNALS, log, fault=EXIT_FAULT)
+    except (OSError, StorageError) as error:
+        log(f"no request can be served: {error}")
+        return EXIT_FAULT
 
 
 def _be_zygote(argv: list[str]) -> int:
@@ -101,6 +111,7 @@ def _be_zygote(argv: list[str]) -> int:
     if not sys.flags.utf8_mode:  # as the interpreter of ansible-playbook is, by its environment
         os.execv(sys.executable, [sys.executable, "-I", "-X", "utf8", *_PROGRAM, *argv, WARM])  # noqa: S606
     try:
+        _heed_stops()
         before, imported = installed(), None
         try:
             imported = import_ansible(_settings(argv))
@@ -120,12 +131,16 @@ def _be_zygote(argv: list[str]) -> int:
 
 def _be_spare(argv: list[str], imported: Imported | None, before: Sequence[tuple[str, int]]) -> int:
     _harden()
-    return _serve_one(argv, Standby(log, imported, before), warm=True)
+    standby = Standby(log, imported, before)
+    return _keep(functools.partial(_serve_one, argv, standby=standby, warm=True))
 
 
-def _serve_one(argv: list[str], standby: Standby | None = None, *, warm: bool = False) -> int:
-    """Serve one request and return the exit status."""
+def _serve_one(
+    argv: list[str], end: Callable[[], None], *, standby: Standby | None = None, warm: bool = False
+) -> int:
+    """Serve one request and return the exit status; ``end`` ends all that was started for it."""
     try:
+        _heed_stops()
         if not argv:
             _replace_the_callers_limits()
         take_slot()
@@ -138,7 +153,7 @@ def _serve_one(argv: list[str], standby: Standby | None = None, *, warm: bool = 
                 return EXIT_OK
             settings = _settings(argv)
             request = parse_request(_read_line(0, REQUEST_TIMEOUT if argv else STRANGERS_REQUEST_TIMEOUT))
-            return _serve(settings, request, standby)
+            return _serve(settings, request, standby, end)
     except AnsibleBootstrapError as error:
         with contextlib.suppress(
             OSError, _Stopped
@@ -165,7 +180,7 @@ def log(text: str) -> None:
             _write(2, f"{safe}\n".encode("utf-8", "backslashreplace"))
 
 
-def _serve(settings: ApplySettings, request: Request, standby: Standby) -> int:
+def _serve(settings: ApplySettings, request: Request, standby: Standby, end: Callable[[], None]) -> int:
     if request.operation == "describe":
         _emit(Described(roles=describe(settings)))
         return EXIT_OK
@@ -185,7 +200,7 @@ def _serve(settings: ApplySettings, request: Request, standby: Standby) -> int:
     if roles and users:
         ready = standby.directory
         with contextlib.nullcontext(ready) if ready else run_directory(run) as directory:
-            _run(settings, request, roles, batch, directory, engine=standby.engine)
+            _run(settings, request, roles, batch, directory, end=end, engine=standby.engine)
     else:
         batch.nothing_left()
     return batch.end()
@@ -209,6 +224,7 @@ def _run(
     batch: _Batch,
     directory: Path,
     *,
+    end: Callable[[], None],
     engine: Engine | None,
 ) -> None:
     """Run the playbook in a thread; meanwhile pass its outcomes on and watch for the stop."""
@@ -239,15 +255,16 @@ def _run(
         thread.start()
         while thread.is_alive():
             thread.join(_POLL)
+            reap_orphans(engine.pid if engine else None)
             batch.take(lines.read())
     finally:
         _ignore_stops()  # from here on it ends by itself, and at once
         over.set()
-        end_descendants()
+        end()
         if thread.is_alive():
             # It may have been about to start Ansible, and it writes into the directory to be removed.
             thread.join(_RUNNER_GRACE)
-            end_descendants()
+            end()
     batch.take(lines.read())
     if fault:
         batch.give_up(f"ansible-runner: {fault[0]}")
@@ -409,7 +426,7 @@ def _harden() -> None:
     os.chdir("/")
     os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.pthread_sigmask(signal.SIG_SETMASK, _STOP_SIGNALS)  # until somebody heeds them
     for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, _unread)
@@ -417,7 +434,6 @@ def _harden() -> None:
         signal.signal(number, signal.SIG_IGN)
     for number in _STOP_SIGNALS:
         signal.signal(number, _stop)
-    become_subreaper()
     step_back()
 
 
@@ -446,6 +462,10 @@ def _read_line(descriptor: int, timeout: float) -> bytes:
 
 class _Stopped(BaseException):
     """The caller wants no more of this run; raised in the main thread, wherever it is."""
+
+
+def _heed_stops() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:

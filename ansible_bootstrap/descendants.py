@@ -1,33 +1,21 @@
-"""End every process that this one has caused, however it tried to slip away.
-
-``ansible-playbook`` starts its workers in sessions of their own, and modules may leave daemons
-behind, so neither a process group nor the list of direct children reaches them all. As a *child
-subreaper* (prctl(2)) this process becomes the parent of every orphan below it, and what is not yet
-an orphan is found by following parents through ``/proc``.
-"""
+"""End every process that this one has caused, politely first; ``storage/_ending.py`` does the rest."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import Final
 
-_PR_SET_CHILD_SUBREAPER: Final = 36
+from .storage._ending import Group, end_all, reaped
+from .storage._priority import get_ahead, step_back
 
-
-def become_subreaper() -> None:
-    """Let orphans below this process become its children.
-
-    Raises:
-        OSError: the kernel refused.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+_KILL_SECONDS: Final = 2.0
+_WNOTHREAD: Final = 0x20000000
+"""Of wait(2): no children of other threads."""
+_MOST_ORPHANS: Final = 1000
+"""In one look."""
 
 
 def descendants(of: int | None = None) -> set[int]:
@@ -53,37 +41,38 @@ def descendants(of: int | None = None) -> set[int]:
     return found
 
 
-def end_descendants(grace: float = 1.0) -> None:
-    """Send TERM to all descendants, after ``grace`` seconds KILL, until none is left.
+def end_descendants(group: Group | None = None, grace: float = 1.0) -> None:
+    """Send TERM to all descendants, after ``grace`` seconds KILL to them and to all in the group.
 
     Gives up after two more seconds: a process in uninterruptible sleep (a hung NFS server) cannot be
     ended by anyone, and its lock on the storage host keeps others away from what it was doing.
     """
-    start = time.monotonic()
+    until = time.monotonic() + grace
     signalled: set[int] = set()
-    while True:
-        living = descendants()
-        _reap()
-        waited = time.monotonic() - start
-        if not living or waited > grace + 2:
-            return
-        for pid in living:
-            if waited >= grace:
-                _kill(pid, signal.SIGKILL)
-            elif pid not in signalled:
-                signalled.add(pid)
-                _kill(pid, signal.SIGTERM)
+    while (living := descendants()) and time.monotonic() < until:
+        for pid in living - signalled:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGTERM)
+        signalled |= living
+        for _ in reaped(until):
+            pass
         time.sleep(0.02)
+    if group is not None:
+        group.leave()
+    end_all(group, _KILL_SECONDS)
+    step_back()
 
 
-def _kill(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
+def reap_orphans(besides: int | None) -> None:
+    """Collect orphans that have ended; they fall to the main thread, which calls this.
 
-
-def _reap() -> None:
-    """Collect ended orphans; the run's own child is left to whoever waits for it."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+    Args:
+        besides: a child that the main thread has forked itself, and that another waits for.
+    """
+    with suppress(ChildProcessError):
+        for _ in range(_MOST_ORPHANS):
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WNOTHREAD)
+            if ended is None or ended.si_pid == besides:
                 return
+            os.waitpid(ended.si_pid, os.WNOHANG)
+        get_ahead()  # they come faster than they are collected

@@ -9,14 +9,17 @@ setsid, falls to the supervisor when its parent dies, and is killed::
 
     module ── supervisor (root; lock; subreaper) ── program (the user) ── … ── a daemon
 
-Rejected: killing the process group (a daemon has its own), a cgroup or a pid namespace of its own (neither is
-to be had in every container, and none without root).
+Where the machine has cgroups the program is also in one of its own, for which see ``_ending.py``. A user's program may
+have no more than :data:`MOST` processes and threads beside those that the user has already.
+
+Rejected: killing the process group (a daemon has its own), a pid namespace of its own (a script would see other pids).
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
 import select
 import signal
 import time
@@ -26,8 +29,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._as_user import PR_SET_PDEATHSIG, close_others, give_up_rights, prctl
+from ._ending import Group, become_subreaper, end_all, make_group, reaped, status_of_held
 from ._errors import StorageError
-from ._priority import keep_back
+from ._priority import get_ahead, keep_back
 
 GRACE = 15.0
 """Seconds that a supervisor may need beyond the program's own timeout."""
@@ -36,7 +40,11 @@ _TAIL = 16 << 10
 _CHUNK = 64 << 10
 _LAST_DRAIN = 8 << 20
 _ENDING = 5.0
-_PR_SET_CHILD_SUBREAPER = 36
+_GLANCE = 0.25
+"""Seconds between looks whether the program has ended unheard, held by a tracer."""
+_CROWD = 100
+"""Orphans after which it is no ordinary program that is run: it may start processes faster than we reap them."""
+MOST = 1024
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def supervise(program: Program) -> dict[str, Any]:
     parent = os.getppid()
     signal.signal(signal.SIGTERM, _parent_gone)
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)  # SIGKILL would leave us no time to kill
-    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    become_subreaper()
     if os.getppid() != parent:
         raise StorageError("the parent process is gone")
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -89,16 +97,20 @@ def supervise(program: Program) -> dict[str, Any]:
     signal.signal(signal.SIGCHLD, lambda *_: None)  # the wakeup is all
     reader, writer = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(reader, False)
+    group: Group | None = None
     try:
         try:
+            group = make_group(MOST)
             deadline = time.monotonic() + program.timeout
-            pid = _start(program, writer)
+            pid = _start(program, writer, group)
             status, tail = _follow(pid, reader, woken, deadline)
         finally:
             # The module may end at this very line; that is why nothing else is done in this block.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
     finally:
-        left = _end_all()
+        left = end_all(group, _ENDING)
+        if group is not None:
+            group.remove()
     if left is None:
         raise StorageError(
             "processes of the script cannot be killed: look for them with `ps -ef` and end them"
@@ -111,13 +123,15 @@ def supervise(program: Program) -> dict[str, Any]:
     }
 
 
-def _start(program: Program, output: int) -> int:
+def _start(program: Program, output: int, group: Group | None) -> int:
     """Start the program; return once it is itself, or has failed to be."""
     failed, fail = os.pipe2(os.O_CLOEXEC)
     supervisor = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
+            if group is not None:
+                group.enter()
             _become_program(program, output, fail, supervisor)
         except OSError as error:
             os.write(fail, str(error.errno or errno.EIO).encode("ascii"))
@@ -146,6 +160,7 @@ def _become_program(program: Program, output: int, fail: int, supervisor: int) -
         os.dup2(output, standard)
     close_others({0, 1, 2, fail} | ({program.directory} if program.directory is not None else set()))
     if program.user is not None:
+        _limit_processes(program.user[0])
         give_up_rights(*program.user)
     else:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -160,20 +175,41 @@ def _become_program(program: Program, output: int, fail: int, supervisor: int) -
     os.execve(program.argv[0], list(program.argv), dict(program.environment))  # noqa: S606
 
 
+def _limit_processes(uid: int) -> None:
+    most = MOST
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            if os.stat(f"/proc/{name}").st_uid == uid:
+                most += os.stat(f"/proc/{name}/task").st_nlink - 2
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    if hard == resource.RLIM_INFINITY or most < hard:
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+
+
 def _follow(pid: int, reader: int, woken: int, deadline: float) -> tuple[int | None, bytes]:
     """Read what the program says until it ended (not its children); None as its status if it is too late."""
     tail = b""
     poll = select.poll()
     poll.register(woken, select.POLLIN)
     poll.register(reader, select.POLLIN)
+    orphans = 0
+    look = 0.0
     while True:
-        status = _reap(pid)
-        if status is not None:
-            return status, tail
-        left = deadline - time.monotonic()
-        if left <= 0:
+        for ended, status in reaped(deadline):
+            if ended == pid:
+                return os.waitstatus_to_exitcode(status), tail
+            orphans += 1
+            if orphans == _CROWD:
+                get_ahead()
+        now = time.monotonic()
+        if now >= look:
+            look = now + _GLANCE
+            held = status_of_held(pid)
+            if held is not None:
+                return held, tail
+        if now >= deadline:
             return None, tail
-        for ready, _ in poll.poll(left * 1000 + 1):
+        for ready, _ in poll.poll((min(look, deadline) - now) * 1000 + 1):
             if ready == woken:
                 with suppress(BlockingIOError):
                     os.read(woken, 4096)
@@ -183,58 +219,6 @@ def _follow(pid: int, reader: int, woken: int, deadline: float) -> tuple[int | N
                 tail = (tail + chunk)[-_TAIL:]
                 if not chunk:  # it closed its output; that does not end it
                     poll.unregister(reader)
-
-
-def _reap(program: int) -> int | None:
-    """Reap whoever has died; return the program's status if it was among them."""
-    result = None
-    with suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                break
-            if pid == program:
-                result = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-    return result
-
-
-def _end_all() -> int | None:
-    """Kill and reap all that descends from us; return how many we killed, None if some do not die.
-
-    Only our own children are killed: as nobody else reaps them, such a pid is never another process's. As
-    each dies its children become ours.
-    """
-    until = time.monotonic() + _ENDING
-    killed = 0
-    while True:
-        for pid in _children():
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        try:
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    break
-                killed += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-        except ChildProcessError:
-            return killed
-        if time.monotonic() > until:
-            return None
-        time.sleep(0.001)
-
-
-def _children() -> list[int]:
-    try:
-        with open("/proc/thread-self/children", "rb") as file:
-            return [int(pid) for pid in file.read().split()]
-    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
-        return [int(name) for name in os.listdir("/proc") if name.isdigit() and _parent(name) == os.getpid()]
-
-
-def _parent(pid: str) -> int | None:
-    with suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rpartition(b") ")[2].split()[1])
-    return None
 
 
 def _drain(reader: int, tail: bytes) -> bytes:

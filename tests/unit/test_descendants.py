@@ -23,7 +23,7 @@ def in_a_process_of_its_own(code: str) -> subprocess.CompletedProcess[str]:
     """Being a subreaper is for life, so it is not for the process of the tests."""
     program = (
         "import os, subprocess, sys, time\nfrom ansible_bootstrap.descendants import *\n"
-        + textwrap.dedent(code)
+        "from ansible_bootstrap.storage._ending import *\n" + textwrap.dedent(code)
     )
     command = [sys.executable, "-c", program, SLIPPERY]
     return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

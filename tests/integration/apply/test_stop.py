@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -177,3 +179,106 @@ def test_a_killed_programs_directory_is_swept_by_the_next(site, apply_program, s
     finally:
         for pid in gone(family, 0):
             os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def script(site, tmp_path_factory):
+    """The admin's, which takes 20 s the first time, with a daemon; whatever runs it shows its path."""
+    path = Path(tempfile.mkdtemp(prefix="script-", dir="/tmp")) / "slow"
+    path.parent.chmod(0o755)
+    path.write_text(
+        "#!/bin/sh\n[ -e begun ] && exit 0\ntouch begun\n"
+        f"setsid sh -c 'trap : TERM; sleep 20; : {path}' &\nsleep 20\n: done\n"
+    )
+    path.chmod(0o755)
+    yield str(path)
+    shutil.rmtree(path.parent)
+
+
+def script_settings(site, script):
+    return site.settings(roles=["user_dir", "script"], extra_vars={"script_path": script})
+
+
+def zombies_of(pids):
+    """Those that a process of ours does not reap: what has no parent any more falls to the machine's first process."""
+    return [pid for pid in pids if (stat := _stat(pid)) and stat[0] == "Z" and stat[1] != "1"]
+
+
+def _stat(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def keeper_of(front: int) -> int:
+    (keeper,) = (pid for pid in descendants(front) if _stat(pid)[1] == str(front))
+    return keeper
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "victim", ["the front", "the keeper", "both at once", "ansible-playbook", "a worker", "the module"]
+)
+def test_kill_9_of_any_process_of_a_run_leaves_none(site, apply_program, script, victim):
+    settings = script_settings(site, script)
+    running = apply_program.start(["alice"], settings=settings)
+    begun = site.root / "alice/begun"
+    running.wait_for(begun.exists)
+    front = running.process.pid
+    keeper = keeper_of(front)
+    family = {pid: _started(pid) for pid in descendants(front) | {front}}
+    assert len([pid for pid in family if script in _command(pid)]) >= 2
+    chain = [front, keeper]  # down to the script, each the parent of the next
+    at = next(pid for pid in family if script in _command(pid))
+    above = []
+    while at != keeper:
+        above.insert(0, at)
+        at = int(_stat(at)[1])
+    chain += above
+    victims = {
+        "the front": chain[:1],
+        "the keeper": chain[1:2],
+        "both at once": chain[:2],
+        "ansible-playbook": chain[2:3],
+        "a worker": chain[3:4],
+        "the module": chain[4:5],
+    }[victim]
+    if len(victims) == 2:
+        os.kill(victims[1], signal.SIGSTOP)  # so that the keeper has no time to notice
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+
+    again = None
+    if victim == "both at once":
+        again = apply_program(["alice"], settings=settings)  # it ends what is left in their cgroup
+    answer = running.answer(10)
+    assert gone(family, 4) == set()
+    assert zombies_of(family) == []
+    if victim == "the keeper":
+        assert answer.status == 4
+        assert "was killed by signal 9: all that it had started is ended" in answer.log
+    elif victim in ("ansible-playbook", "a worker", "the module"):
+        assert answer.status == 1, answer
+    again = again or apply_program(["alice"], settings=settings)
+    assert again.status == 0, again
+    assert again.ok == {"alice"}
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode()
+    except OSError:
+        return ""
+
+
+@pytest.mark.root
+def test_a_signal_to_the_callers_session_does_not_reach_what_ends_the_run(site, apply_program, script):
+    running = apply_program.start(
+        ["alice"], settings=script_settings(site, script), popen={"start_new_session": True}
+    )
+    running.wait_for((site.root / "alice/begun").exists)
+    family = {pid: _started(pid) for pid in descendants(running.process.pid) | {running.process.pid}}
+    os.killpg(running.process.pid, signal.SIGKILL)
+    assert running.answer(5).status == -9
+    assert gone(family, 4) == set()

@@ -125,8 +125,14 @@ class Spare:
         self.stdin = os.fdopen(ours, "wb", 0)
 
     def engine(self) -> int:
-        """Wait for the engine, its one child; return its pid."""
-        return int(self.wait_for(lambda: list(descendants(self.pid)))[0])
+        """Wait for the engine, the one child of what serves the request; return its pid."""
+        return int(self.wait_for(lambda: list(descendants(self.keeper())))[0])
+
+    def keeper(self) -> int:
+        """Return the pid of what will serve the request, the one child of the program that was forked."""
+        return int(
+            self.wait_for(lambda: [pid for pid in descendants(self.pid) if _parent(pid) == self.pid])[0]
+        )
 
     def send_signal(self, number: int) -> None:
         signal.pidfd_send_signal(self._pidfd, number)
@@ -400,6 +406,12 @@ def test_settings_that_stay_wrong_are_refused_as_ever(site, spare):
     assert [event["event"] for event in warm.events] == ["refused"]
 
 
+def _parent(pid: int) -> int | None:
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return None
+
+
 @pytest.mark.parametrize("soon", [True, False])
 def test_a_spare_that_is_not_needed_leaves_quietly(site, spare, soon):
     before = _directories()
@@ -432,6 +444,27 @@ def test_a_spare_that_is_killed_takes_its_engine_along(spare):
     engine = warm.engine()
     warm.send_signal(signal.SIGKILL)
     assert _gone({engine})
+
+
+@pytest.mark.parametrize("victim", ["front", "keeper"])
+def test_kill_9_during_a_warm_run_leaves_no_process(site, spare, victim):
+    begun = site.path / "begun"
+    site.role(
+        "stay",
+        {"name": "S", "ansible.builtin.shell": {"cmd": f"setsid sleep 20 & touch {begun}; sleep 20"}},
+    )
+    warm = spare("stay")
+    warm.ask("alice")
+    warm.wait_for(begun.exists)
+    keeper = warm.keeper()
+    family = descendants(warm.pid) | {warm.pid}
+    os.kill(keeper if victim == "keeper" else warm.pid, signal.SIGKILL)
+    assert not warm.lives(5)
+    assert _gone(family)
+    # It collects the one that it has forked, as soon as it has ended, and has no other.
+    warm.wait_for(lambda: warm.zygote.process.pid not in {_parent(pid) for pid in family}, 5)
+    if victim == "keeper":
+        assert "was killed by signal 9" in warm.log
 
 
 @pytest.mark.parametrize("how", ["stdin", "TERM"])
