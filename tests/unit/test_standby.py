@@ -17,7 +17,7 @@ from ansible_bootstrap.settings import ApplySettings
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where runs have their directories."""
-    monkeypatch.setattr(run_directory, "_base", lambda: tmp_path / "runs")
+    monkeypatch.setattr(run_directory, "base_path", lambda: tmp_path / "runs")
     monkeypatch.setattr(select, "select", lambda *_: None)
     monkeypatch.setattr(standby, "_can_be_read", lambda _: True)
     return tmp_path / "runs"
