@@ -72,6 +72,9 @@ users:
       description: What the admin should know although it did not fail.
       type: list
       elements: str
+    hangs:
+      description: Whether it failed because it took too long, or because the storage did not answer.
+      type: bool
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -94,7 +97,14 @@ def main() -> None:
     )
     given = module.params
     options = _homes.Options(given["mode"], given["skeleton"], given["enforce_mode"], given["child_timeout"])
-    report = _homes.ensure(given["users"], given["root"], given["uid_min"], options, check=module.check_mode)
+    report = _homes.ensure(
+        given["users"],
+        given["root"],
+        given["uid_min"],
+        options,
+        check=module.check_mode,
+        patience=given["patience"],
+    )
     report.end(module)
 
 
