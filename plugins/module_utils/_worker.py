@@ -140,8 +140,8 @@ def _work(work: Callable[[], Any], shared: memoryview[float], watcher: int, writ
         answer = json.dumps({"said": work()})
     except BaseException:
         answer = json.dumps({"raised": traceback.format_exc()})
-    with open(writer, "w", encoding="ascii") as pipe:
-        pipe.write(answer)
+    with open(writer, "wb") as pipe:
+        pipe.write(answer.encode("ascii"))
 
 
 def _follow(pid: int, reader: int, shared: memoryview[float]) -> Optional[bytes]:
@@ -167,8 +167,8 @@ def _follow(pid: int, reader: int, shared: memoryview[float]) -> Optional[bytes]
 def _sleeps(pid: int) -> Optional[int]:
     """Return how often a process that sleeps went to sleep; None if it runs, or the kernel does not say."""
     try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-            status = dict(line.split(":", 1) for line in file if ":" in line)
-        return None if status["State"].split()[0] == "R" else int(status["voluntary_ctxt_switches"])
+        with open(f"/proc/{pid}/status", "rb") as file:
+            status = dict(line.split(b":", 1) for line in file if b":" in line)
+        return None if status[b"State"].split()[0] == b"R" else int(status[b"voluntary_ctxt_switches"])
     except (OSError, KeyError, ValueError):
         return None
