@@ -205,23 +205,21 @@ def run(
 
 def _watch(claims: list[Claim], work: Callable[[list[Claim], _Spares], Any]) -> int:
     """Have a worker do the work, and another one what the first could not do; return how much was fetched."""
-    spares = _Spares()
     left, silent = claims, False
     try:
-        while left:
-            ended = _worker.apart(partial(work, left, spares))
-            if ended.silent_at is None:
-                for claim, said in zip(left, ended.said["claims"]):  # noqa: B905
-                    claim.changed, claim.error, claim.hangs, claim.notes, claim.diff = said
-                return int(ended.said["fetched"])
-            stuck = [claim for claim in left if claim.place == ended.silent_at and not silent]
-            for claim in stuck or left:
-                claim.error, claim.hangs = _NO_HOME if stuck else _NO_STORAGE, True
-            left, silent = [claim for claim in left if claim.error is None], True
+        with contextlib.closing(_Spares()) as spares:
+            while left:
+                ended = _worker.apart(partial(work, left, spares))
+                if ended.silent_at is None:
+                    for claim, said in zip(left, ended.said["claims"]):  # noqa: B905
+                        claim.changed, claim.error, claim.hangs, claim.notes, claim.diff = said
+                    return int(ended.said["fetched"])
+                stuck = [claim for claim in left if claim.place == ended.silent_at and not silent]
+                for claim in stuck or left:
+                    claim.error, claim.hangs = _NO_HOME if stuck else _NO_STORAGE, True
+                left, silent = [claim for claim in left if claim.error is None], True
     except (StorageError, OSError) as error:
         _fail_all(left, error)
-    finally:
-        spares.close()
     return 0
 
 
