@@ -49,6 +49,9 @@ _CONFIGURATION: Final = "[defaults]\ninternal_poll_interval = 0.005\n"
 """What Ansible takes from no environment variable. It looks every 5 ms, not every 1 ms, whether a task has ended: a
 tenth less for the processors to do, which a hub in a storm needs itself."""
 
+_PATIENCE: Final = 2
+"""Seconds that a batch waits for one who takes much longer than all others; the caller does that user alone then."""
+
 _MAX_SSH_FORKS: Final = 8
 """More sessions over one connection are refused by sshd (MaxSessions is 10)."""
 
@@ -169,7 +172,9 @@ def outcomes_file(directory: Path) -> Path:
 def _extra_vars(
     settings: ApplySettings, roles: Sequence[RoleSetting], users: list[User], storage_host: str
 ) -> dict[str, Any]:
-    optional = {"bootstrap_gid": settings.gid} if settings.gid is not None else {}
+    optional: dict[str, Any] = {"bootstrap_gid": settings.gid} if settings.gid is not None else {}
+    if len(users) > 1:
+        optional["bootstrap_patience"] = _PATIENCE
     return {
         **settings.extra_vars,
         **optional,

@@ -48,9 +48,15 @@ def _batch_failed(args: dict[str, Any], state: State) -> State:
     role, outcome = args["role"], args.get("result") or {}
     users = state["users"]
     messages = {user["key"]: "" for user in users}
+    hang = set()
     if role["name"].startswith(_plan.COLLECTION + ".") and isinstance(outcome.get("users"), list):
         messages = {user["key"]: user["msg"] for user in outcome["users"] if user["failed"]}
-    failed = [_failure(user, args, messages[user["key"]]) for user in users if user["key"] in messages]
+        hang = {user["key"] for user in outcome["users"] if user["hangs"]}
+    failed = [
+        _failure(user, args, messages[user["key"]], "timeout" if user["key"] in hang else "role_failed")
+        for user in users
+        if user["key"] in messages
+    ]
     if role["on_failure"] == "continue":
         return {**_only_state(state), "continued": state["continued"] + failed}
     return {
@@ -106,8 +112,10 @@ def _reported(state: State) -> State:
     return report
 
 
-def _failure(user: dict[str, Any], args: dict[str, Any], msg: str) -> dict[str, Any]:
-    return _users.failure(user, msg, "role_failed", role=args["role"]["role"], task=args.get("task", ""))
+def _failure(
+    user: dict[str, Any], args: dict[str, Any], msg: str, reason: str = "role_failed"
+) -> dict[str, Any]:
+    return _users.failure(user, msg, reason, role=args["role"]["role"], task=args.get("task", ""))
 
 
 def _only_state(state: State) -> State:

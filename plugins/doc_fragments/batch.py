@@ -28,6 +28,12 @@ options:
     description: Root does not work for a uid below this.
     type: int
     default: 1000
+  patience:
+    description:
+      - In a batch of several users, who takes longer than this many seconds, and than twice as long as the slowest of
+        those who are done, is stopped once all others are done. C(0) is never.
+    type: float
+    default: 0
 notes:
   - Each user is worked for alone. If any fails the module fails, after all others are done.
 attributes:

@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ._errors import StorageError, explain, printable
+from ._errors import LateError, StorageError, explain, printable
 from ._priority import keep_back
 
 NOBODY = 65534
@@ -51,12 +51,18 @@ MAX_ANSWER = 1 << 20
 _PATIENCE = 2.0
 """Seconds after which a child no longer takes another's turn: it waits for something, most likely."""
 _MOST_AT_ONCE = 64
-_MOST_DESCRIPTORS = 253
+MOST_DESCRIPTORS = 253
 """SCM_MAX_FD of the kernel, unix(7)."""
 _GLANCE = 1.0
 """Seconds between looks for children that their user holds up with a signal."""
 _LAST_WORDS = 10.0
 """Seconds for one who watches over a process to end it with all it started, before it is killed itself."""
+
+_DEATH = 1.0
+"""Seconds for processes that were killed to be gone. One that the storage holds is left."""
+
+_HELD = "the process working for this user was held by a signal, of the user's own maybe"
+_STRAGGLES = "took much longer than the others of its batch and was stopped: it is done alone next"
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
@@ -89,10 +95,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a task: ``error`` is None, or a sentence, and then ``value`` means nothing."""
+    """What became of a task: ``error`` is None, or a sentence, and then ``value`` means nothing.
+
+    ``late``: it was stopped because it took too long.
+    """
 
     value: Any = None
     error: str | None = None
+    late: bool = False
 
     def unwrap(self) -> Any:
         """Return the value.
@@ -101,8 +111,24 @@ class Answer:
             StorageError: the task failed.
         """
         if self.error is not None:
-            raise StorageError(self.error)
+            raise (LateError if self.late else StorageError)(self.error)
         return self.value
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a batch waits for its slowest.
+
+    Attributes:
+        seconds: once all others are done, so many, or twice as long as the slowest of them took; 0 is no limit.
+        users: how many the batch has. Who has no task is done.
+    """
+
+    seconds: float = 0.0
+    users: int = 1
+
+
+NO_LIMIT = Patience()
 
 
 class _Child:
@@ -137,17 +163,18 @@ def run(task: Task, timeout: float) -> Answer:
     return run_all([task], timeout)[0]
 
 
-def run_all(tasks: Iterable[Task], timeout: float) -> list[Answer]:
+def run_all(tasks: Iterable[Task], timeout: float, patience: Patience = NO_LIMIT) -> list[Answer]:
     """Run the tasks, about as many at once as there are processors, and return their answers in order.
 
     Args:
         tasks: each for one user.
         timeout: seconds that each may take; then its whole session is killed.
+        patience: with the slowest, while others of the batch are done.
     """
     every = list(tasks)
     if not every:
         return []
-    pool = _Pool(every, timeout)
+    pool = _Pool(every, timeout, patience)
     gc.freeze()  # what exists now is not looked at again in the children, so its pages stay shared
     try:
         pool.work()
@@ -160,12 +187,15 @@ def run_all(tasks: Iterable[Task], timeout: float) -> list[Answer]:
 class _Pool:
     """The children at work on some tasks, and what is still to be done."""
 
-    def __init__(self, tasks: Sequence[Task], timeout: float) -> None:
+    def __init__(self, tasks: Sequence[Task], timeout: float, patience: Patience) -> None:
         self.answers = [Answer(error="was not run")] * len(tasks)
         self.running: dict[int, _Child] = {}
         """By descriptor of the channel."""
         self._tasks = tasks
         self._timeout = timeout
+        self._patience = patience
+        self._longest = 0.0 if patience.users > len(tasks) else None
+        """Seconds that the slowest of those that are done took; None while nobody is done."""
         self._waiting = _queues(tasks)
         self._poll = select.poll()
 
@@ -177,9 +207,27 @@ class _Pool:
             busy = sum(1 for child in self.running.values() if now - child.started < _PATIENCE)
             while self._waiting and busy < at_once and len(self.running) < _MOST_AT_ONCE:
                 busy += self._start()
-            for channel in _ready(self._poll, self.running, bool(self._waiting)):
+            for channel, _ in self._poll.poll(self._pause()) if self.running else ():
                 self._listen(self.running[channel])
             self._give_up()
+
+    def _pause(self) -> float:
+        """Return the milliseconds until a deadline passes, a turn becomes free, or stragglers are to be stopped."""
+        now = time.monotonic()
+        children = self.running.values()
+        until = min(now + _GLANCE, self._end_of_patience(), *(child.deadline for child in children))
+        if self._waiting:
+            turns = [child.started + _PATIENCE for child in children if child.started + _PATIENCE > now]
+            until = min([until, *turns])
+        return max(0.0, until - now) * 1000 + 1
+
+    def _end_of_patience(self) -> float:
+        """Return when all that run will have run too long for those who wait for nothing but them."""
+        full = len(self.running) >= _MOST_AT_ONCE
+        if not self._patience.seconds or self._longest is None or (self._waiting and not full):
+            return float("inf")
+        longest = max(self._patience.seconds, 2 * self._longest)
+        return max(child.started for child in self.running.values()) + longest
 
     def _start(self) -> bool:
         """Start a child for the next task; say whether that could be done."""
@@ -202,6 +250,8 @@ class _Pool:
         chunk = _received(child.channel)
         child.data += chunk
         answered = chunk.endswith(b"\n")
+        if answered or not chunk:
+            self._longest = max(self._longest or 0.0, time.monotonic() - child.started)
         kind = _kind(child.place, self._tasks[child.place])
         if answered and len(child.data) <= MAX_ANSWER and kind in self._waiting:
             self.answers[child.place] = _understood(child)
@@ -212,13 +262,20 @@ class _Pool:
             self.answers[child.place] = _finish(child)
 
     def _give_up(self) -> None:
-        hopeless = [
-            (child, why) for child in self.running.values() if (why := _hopeless(child, self._timeout))
-        ]
-        for child, why in hopeless:
+        now = time.monotonic()
+        stragglers = bool(self.running) and now >= self._end_of_patience()
+        hopeless = []
+        for child in self.running.values():
+            if now >= child.deadline:
+                hopeless.append((child, f"did not finish within {self._timeout:g} s and was stopped", True))
+            elif _is_held(child):
+                hopeless.append((child, _HELD, False))
+            elif stragglers:
+                hopeless.append((child, _STRAGGLES, True))
+        for child, why, late in hopeless:
             self._forget(child)
-            self.answers[child.place] = Answer(error=why)
-        _stop([child for child, _ in hopeless])
+            self.answers[child.place] = Answer(error=why, late=late)
+        _stop([child for child, _, _ in hopeless])
 
     def _forget(self, child: _Child) -> None:
         del self.running[child.channel.fileno()]
@@ -250,18 +307,6 @@ def _next(waiting: dict[_Kind, deque[int]], kind: _Kind) -> int:
     return place
 
 
-def _ready(poll: select.poll, running: dict[int, _Child], waiting: bool) -> list[int]:
-    """Wait until a child has something to say, a deadline passes, or a turn becomes free."""
-    if not running:
-        return []
-    now = time.monotonic()
-    until = min(now + _GLANCE, *(child.deadline for child in running.values()))
-    if waiting:
-        turns = [child.started + _PATIENCE for child in running.values() if child.started + _PATIENCE > now]
-        until = min([until, *turns])
-    return [channel for channel, _ in poll.poll(max(0.0, until - now) * 1000 + 1)]
-
-
 def _start(tasks: Sequence[Task], first: Task) -> _Child:
     """Start a child that works for the user of the first task, which it is yet to be given."""
     if os.geteuid() != 0 and first.uid != os.geteuid():
@@ -290,7 +335,7 @@ def _live(tasks: Sequence[Task], first: Task, channel: socket.socket, parent: in
         _become(first, channel.fileno(), parent)
     except (StorageError, OSError) as error:
         refused = error
-    while (line := socket.recv_fds(channel, 32, _MOST_DESCRIPTORS))[0]:
+    while (line := socket.recv_fds(channel, 32, MOST_DESCRIPTORS))[0]:
         task = tasks[int(line[0])]
         try:
             _take_over(line[1], _descriptors(task))
@@ -455,21 +500,18 @@ def _understood(child: _Child) -> Answer:
 
 def _finish(child: _Child) -> Answer:
     """End a child that has no more to do, or to say; return its last answer."""
-    status = _end(child)
+    _kill(child)
+    status = _reap(child, time.monotonic() + _DEATH)
     if status is not None and os.WIFSIGNALED(status) and not child.data:
         return Answer(error=f"the process working for this user was killed (signal {os.WTERMSIG(status)})")
     return _understood(child)
 
 
-def _hopeless(child: _Child, timeout: float) -> str | None:
-    """Say why a child is to be waited for no longer; None if it is."""
-    if time.monotonic() >= child.deadline:
-        return f"did not finish within {timeout:g} s and was stopped"
-    # Its user may send it SIGSTOP, and all others of the batch would wait for the deadline.
+def _is_held(child: _Child) -> bool:
+    """Tell whether a child is stopped: its user may send it SIGSTOP, and all others would wait for the deadline."""
     with contextlib.suppress(ChildProcessError):  # it has ended
-        if os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None:
-            return "the process working for this user was held by a signal, of the user's own maybe"
-    return None
+        return os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    return False
 
 
 def _stop(children: list[_Child]) -> None:
@@ -480,24 +522,30 @@ def _stop(children: list[_Child]) -> None:
             os.kill(child.pid, signal.SIGTERM)
     until = time.monotonic() + _LAST_WORDS
     for child in watching:
-        _ended(child.pid, until - time.monotonic())
+        ended(child.pid, until - time.monotonic())
     for child in children:
-        _end(child)
+        _kill(child)
+    until = time.monotonic() + _DEATH
+    for child in children:
+        _reap(child, until)
 
 
-def _end(child: _Child) -> int | None:
-    """Kill the child's session and reap it; None if it cannot die yet (a dead disk holds it).
-
-    Then it also still holds its locks, which is as it should be: it may still write.
-    """
+def _kill(child: _Child) -> None:
     child.channel.close()
     for kill, target in ((os.killpg, child.pid), (os.kill, child.pid)):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(target, signal.SIGKILL)
-    return os.waitpid(child.pid, 0)[1] if _ended(child.pid, 2.0) else None
 
 
-def _ended(pid: int, seconds: float) -> bool:
+def _reap(child: _Child, until: float) -> int | None:
+    """Reap a child that was killed; None if it cannot die by then (a dead disk holds it).
+
+    Then it also still holds its locks, which is as it should be: it may still write.
+    """
+    return os.waitpid(child.pid, 0)[1] if ended(child.pid, until - time.monotonic()) else None
+
+
+def ended(pid: int, seconds: float) -> bool:
     """Wait for a child's end, without reaping it; say whether it came in time."""
     until = time.monotonic() + seconds
     pause = 0.0001

@@ -4,27 +4,47 @@
 
 Each user is validated, locked and worked for alone; whatever goes wrong for one is that one's result.
 A user's storage is claimed once, however many servers of theirs are in the batch.
+
+The work is done by a worker that is watched (``_worker.py``). Where it falls silent at one user's claim, that user
+is left out and another worker begins anew with all others; what the first has completed, the second finds complete.
+The first may be beyond SIGKILL, and hold all their locks as long as it is. So copies of the locks lie in a socket,
+which nobody reads but that second worker.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import resource
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from ._errors import StorageError, explain, printable
+from . import _worker
+from ._as_user import MOST_DESCRIPTORS, Answer, Patience
+from ._errors import LateError, StorageError, explain, printable
 from ._names import NameRefusedError, below, check_key
 from ._report import Report, result
-from ._state import Lock, Record, check_owner_name, identity
+from ._state import Lock, Record, State, check_owner_name, identity
 from ._storage import Home, Storage
 from ._users import UserRefusedError, parse_user
 
 LOCK_WAIT = 10.0
 """Seconds to wait, in all, for directories that another run is still working on."""
+
+_NO_STORAGE = (
+    f"the storage does not answer (no sign of life for {_worker.SILENCE:g} s): look at the disk or its server on this "
+    "host"
+)
+_NO_HOME = (
+    f"this directory does not answer (no sign of life for {_worker.SILENCE:g} s): look at what is mounted there, "
+    "and at the disk or its server on this host"
+)
 
 
 @dataclass
@@ -37,6 +57,8 @@ class Claim:
         record: what is recorded, None if nothing is.
         drafted: what shall be recorded next.
         error: why it failed.
+        hangs: it failed because it took too long.
+        place: its number in the batch.
     """
 
     home: Home
@@ -46,18 +68,27 @@ class Claim:
     drafted: Record | None = None
     changed: bool = False
     error: str | None = None
+    hangs: bool = False
+    place: int = _worker.NOWHERE
     notes: list[str] = field(default_factory=list)
     diff: list[dict[str, Any]] = field(default_factory=list)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Make what fails in the body this claim's failure, and nobody else's."""
+        _worker.at(self.place)
         try:
             yield
         except StorageError as error:
-            self.error = str(error)
+            self.error, self.hangs = str(error), isinstance(error, LateError)
         except OSError as error:
             self.error = explain(error)
+        finally:
+            _worker.at(_worker.NOWHERE)
+
+    def take(self, answer: Answer) -> None:
+        """Note why a child that worked here failed, if it did."""
+        self.error, self.hangs = answer.error, answer.late
 
     def differs(self, where: str, before: dict[str, Any], after: dict[str, Any]) -> None:
         """Note a change for Ansible's diff mode: states, owners and modes, never contents."""
@@ -100,8 +131,52 @@ Work = Callable[[Storage, "list[Claim]"], None]
 """What a role does to the claims of a batch. It fails single claims; what it raises fails them all."""
 
 
+class _Spares:
+    """Copies of the locks that a worker holds, for the worker that takes its place."""
+
+    def __init__(self) -> None:
+        self._out, self._in = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._in.setblocking(False)
+        self._out.setblocking(False)
+        self._taken: dict[int, int] = {}
+
+    def put(self, claims: list[Claim]) -> None:
+        """Keep copies of the locks of these claims."""
+        with contextlib.suppress(OSError):  # without them, they are busy for the other worker
+            for start in range(0, len(claims), MOST_DESCRIPTORS):
+                some = claims[start : start + MOST_DESCRIPTORS]
+                places = struct.pack(f"{len(some)}i", *(claim.place for claim in some))
+                socket.send_fds(self._in, [places], [fd for claim in some for fd in claim.keep])
+
+    def take(self) -> None:
+        """Take what a worker before this one has put."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                places, fds, _, _ = socket.recv_fds(self._out, 4 * MOST_DESCRIPTORS, MOST_DESCRIPTORS)
+                self._taken.update(zip(struct.unpack(f"{len(fds)}i", places), fds))  # noqa: B905
+
+    def lock(self, claim: Claim, state: State) -> Lock:
+        """Return a claim's lock; if the worker before this one had taken it, it is taken."""
+        lock = state.lock(claim.home.id)
+        if claim.place in self._taken:
+            os.dup2(self._taken[claim.place], lock.fd, inheritable=False)
+        return lock
+
+    def close(self) -> None:
+        """Let go."""
+        self._in.close()
+        self._out.close()
+
+
 def run(
-    users: list[Any], root: str, uid_min: int, work: Work, *, check: bool, lock_wait: float = LOCK_WAIT
+    users: list[Any],
+    root: str,
+    uid_min: int,
+    work: Work,
+    *,
+    check: bool,
+    patience: float = 0,
+    lock_wait: float = LOCK_WAIT,
 ) -> Report:
     """Do ``work`` for the users' directories and report on each user.
 
@@ -111,62 +186,107 @@ def run(
         uid_min: root does not work for a uid below this.
         work: what to do.
         check: predict, write nothing.
+        patience: seconds, with the slowest of several users; 0 is no limit.
         lock_wait: seconds, for all busy directories together.
     """
     keys, claims, refused = _claim(users, root, uid_min)
-    umask = os.umask(0o022)
+    many = len(claims) + len(refused)
+    open_storage = partial(Storage, root, check=check, patience=Patience(patience if many > 1 else 0, many))
+    fetched = _watch(claims, partial(_at_work, open_storage, work, lock_wait))
+    results = {
+        key: result(key, claim.error, claim.changed, claim.notes, hangs=claim.hangs)
+        for claim in claims
+        for key in claim.keys
+    }
+    results.update({key: result(key, msg) for key, msg in refused.items()})
+    diff = [entry for claim in claims for entry in claim.diff]
+    return Report([results[key] for key in keys], diff, fetched)
+
+
+def _watch(claims: list[Claim], work: Callable[[list[Claim], _Spares], Any]) -> int:
+    """Have a worker do the work, and another one what the first could not do; return how much was fetched."""
+    left, silent = claims, False
     try:
-        storage = Storage(root, check=check)
+        with contextlib.closing(_Spares()) as spares:
+            while left:
+                ended = _worker.apart(partial(work, left, spares))
+                if ended.silent_at is None:
+                    for claim, said in zip(left, ended.said["claims"]):  # noqa: B905
+                        claim.changed, claim.error, claim.hangs, claim.notes, claim.diff = said
+                    return int(ended.said["fetched"])
+                stuck = [claim for claim in left if claim.place == ended.silent_at and not silent]
+                for claim in stuck or left:
+                    claim.error, claim.hangs = _NO_HOME if stuck else _NO_STORAGE, True
+                left, silent = [claim for claim in left if claim.error is None], True
+    except (StorageError, OSError) as error:
+        _fail_all(left, error)
+    return 0
+
+
+def _at_work(
+    open_storage: Callable[[], Storage], work: Work, lock_wait: float, claims: list[Claim], spares: _Spares
+) -> dict[str, Any]:
+    """Do the work, in the worker; return what became of the claims."""
+    os.umask(0o022)
+    fetched = 0
+    try:
+        storage = open_storage()
         try:
-            _work_through(storage, claims, work, lock_wait)
+            _work_through(storage, claims, work, lock_wait, spares)
         finally:
+            fetched = storage.fetched
             storage.close()
     except (StorageError, OSError) as error:
         _fail_all(claims, error)
-    finally:
-        os.umask(umask)
-    results = {
-        key: result(key, claim.error, claim.changed, claim.notes) for claim in claims for key in claim.keys
-    }
-    results.update({key: result(key, msg) for key, msg in refused.items()})
-    return Report([results[key] for key in keys], [entry for claim in claims for entry in claim.diff])
+    ended = [(claim.changed, claim.error, claim.hangs, claim.notes, claim.diff) for claim in claims]
+    return {"claims": ended, "fetched": fetched}
 
 
-def _work_through(storage: Storage, claims: list[Claim], work: Work, lock_wait: float) -> None:
+def _work_through(
+    storage: Storage, claims: list[Claim], work: Work, lock_wait: float, spares: _Spares
+) -> None:
     """Work for those whose lock is free first, so that nobody waits for another's."""
     if storage.check:
         _work(storage, claims, work)
         return
+    spares.take()
     storage.state.sweep()
     busy: list[Claim] = []
     size = _claims_at_once()
     for start in range(0, len(claims), size):
         some = claims[start : start + size]
-        busy += _work_locked(storage, some, work, until=0.0)
-    until = time.monotonic() + lock_wait
+        busy += _work_locked(storage, some, work, spares, until=0.0)
+    hurry = bool(storage.patience.seconds) and len(busy) < storage.patience.users
+    until = time.monotonic() + (min(lock_wait, storage.patience.seconds) if hurry else lock_wait)
     for start in range(0, len(busy), size):
-        for claim in _work_locked(storage, busy[start : start + size], work, until):
+        for claim in _work_locked(storage, busy[start : start + size], work, spares, until):
             claim.error = "another run is still at work on this directory: try again in a minute"
+            claim.hangs = hurry
 
 
-def _work_locked(storage: Storage, claims: list[Claim], work: Work, until: float) -> list[Claim]:
+def _work_locked(
+    storage: Storage, claims: list[Claim], work: Work, spares: _Spares, until: float
+) -> list[Claim]:
     """Lock, work, let go; return the claims whose locks were not to be had by ``until``."""
-    held = []
-    busy = []
+    held: list[Claim] = []
+    busy: list[Claim] = []
     try:
         for claim in claims:
             with claim.alone():
-                lock = storage.state.lock(claim.home.id)
+                lock = spares.lock(claim, storage.state)
                 if lock.acquire(until):
                     claim.lock = lock
                     held.append(claim)
                 else:
                     lock.close()
                     busy.append(claim)
+        spares.put(held)
         _work(storage, held, work)
     finally:
         for claim in held:
             if claim.lock is not None:
+                if not claim.hangs:  # else its child may be at it still, and holds the lock
+                    fcntl.flock(claim.lock.fd, fcntl.LOCK_UN)  # the copy would hold it
                 claim.lock.close()
                 claim.lock = None
     return busy
@@ -221,7 +341,10 @@ def _claim(users: list[Any], root: str, uid_min: int) -> tuple[list[str], list[C
         if any(parts[:depth] in claims for depth in range(1, len(parts))):
             claim.error = "this directory lies inside another user's of this batch"
             refused.update((key, claim.error) for key in claim.keys)
-    return keys, [claim for claim in claims.values() if claim.error is None], refused
+    left = [claim for claim in claims.values() if claim.error is None]
+    for place, claim in enumerate(left):
+        claim.place = place
+    return keys, left, refused
 
 
 def _home(raw: object, root: str, uid_min: int) -> Home:

@@ -98,10 +98,18 @@ def _age(given: object, shown: str) -> int | None:
 
 
 def clean(
-    users: list[Any], root: str, uid_min: int, paths: object, child_timeout: float, *, check: bool
+    users: list[Any],
+    root: str,
+    uid_min: int,
+    paths: object,
+    child_timeout: float,
+    *,
+    check: bool,
+    patience: float = 0,
 ) -> Report:
     """Remove from each user's directory what ``paths`` names; see the module ``cleanup``."""
-    return _batch.run(users, root, uid_min, partial(_work, paths, child_timeout), check=check)
+    work = partial(_work, paths, child_timeout)
+    return _batch.run(users, root, uid_min, work, check=check, patience=patience)
 
 
 def _work(paths: object, timeout: float, storage: Storage, claims: list[Claim]) -> None:
@@ -128,7 +136,7 @@ def _work(paths: object, timeout: float, storage: Storage, claims: list[Claim]) 
             )
             for claim, directory in homes
         ]
-        for (claim, _), answer in zip(homes, _as_user.run_all(tasks, timeout)):  # noqa: B905
+        for (claim, _), answer in zip(homes, storage.run_all(tasks, timeout)):  # noqa: B905
             _report(claim, answer)
     finally:
         for _, directory in homes:
@@ -136,6 +144,7 @@ def _work(paths: object, timeout: float, storage: Storage, claims: list[Claim]) 
 
 
 def _report(claim: Claim, answer: _as_user.Answer) -> None:
+    claim.take(answer)
     if answer.error is not None:
         claim.error = f"{answer.error}; what was removed is gone, the next clean-up goes on"
         return

@@ -5,6 +5,7 @@
 ::
 
     StorageError        the sentence; it names the cause, and what to do where there is something to do
+    ├── LateError       it was stopped because it took too long
     └── ArchiveError    an archive or a download is refused (``_archives.py``, ``_download.py``, ``_library.py``)
 
 The text goes into a module's result and the admin's log, so whatever it quotes is made printable.
@@ -35,6 +36,10 @@ _SENTENCES = {
 
 class StorageError(Exception):
     """A failure with a sentence for the admin."""
+
+
+class LateError(StorageError):
+    """Something was stopped because it took too long."""
 
 
 class ArchiveError(StorageError):

@@ -21,9 +21,13 @@ from collections.abc import Sequence
 
 from ._errors import StorageError, printable
 from ._ways import judge, open_directory
+from ._worker import expecting
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """How a directory below the storage root is opened: only if it is one, and no link to one."""
+
+_SYNC = 60.0
+"""Seconds that a disk may take for all that a batch has written, in one call."""
 
 _RENAME_NOREPLACE = 1
 _RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "armv7l": 382, "ppc64le": 357, "s390x": 347, "riscv64": 276}
@@ -145,11 +149,12 @@ def sync(directory: int) -> None:
     Raises:
         OSError: what was written is not safe on the disk.
     """
-    if not hasattr(_libc, "syncfs"):
-        os.sync()
-    elif _libc.syncfs(directory) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), "writing to the disk")
+    with expecting(_SYNC):
+        if not hasattr(_libc, "syncfs"):
+            os.sync()
+        elif _libc.syncfs(directory) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), "writing to the disk")
 
 
 def write_small(directory: int, name: str, data: bytes) -> None:

@@ -71,9 +71,11 @@ def parse_mode(text: str) -> int:
     return mode
 
 
-def ensure(users: list[Any], root: str, uid_min: int, options: Options, *, check: bool) -> Report:
+def ensure(
+    users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
+) -> Report:
     """Give every user of the batch a home; see the module ``user_dir``."""
-    return _batch.run(users, root, uid_min, partial(_work, options), check=check)
+    return _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
 
 
 def look(storage: Storage, home: Home) -> tuple[str, int | None]:
@@ -215,8 +217,8 @@ def _predict(storage: Storage, making: list[_Making], skeleton: int | None, opti
             _as_user.Task(item.claim.home.uid, item.claim.home.gid, storage.root, try_copy, (skeleton,))
             for item in making
         ]
-        for item, answer in zip(making, _as_user.run_all(tasks, options.child_timeout)):  # noqa: B905
-            item.claim.error = answer.error
+        for item, answer in zip(making, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
+            item.claim.take(answer)
     for item in making:
         if item.claim.error is None:
             _changed(item, options)
@@ -227,7 +229,7 @@ def _make(storage: Storage, making: list[_Making], skeleton: int | None, options
     for item in making:
         with item.claim.alone():
             _stage(storage, item)
-    _fill(_left(making), skeleton, options)
+    _fill(storage, _left(making), skeleton, options)
     for item in _left(making):
         with item.claim.alone():
             _finish_stage(item, options)
@@ -267,7 +269,7 @@ def _stage(storage: Storage, item: _Making) -> None:
     os.fchown(item.staged, claim.home.uid, claim.home.gid)
 
 
-def _fill(making: list[_Making], skeleton: int | None, options: Options) -> None:
+def _fill(storage: Storage, making: list[_Making], skeleton: int | None, options: Options) -> None:
     """Copy the skeleton into each staged home, as its user."""
     if skeleton is None:
         return
@@ -277,8 +279,8 @@ def _fill(making: list[_Making], skeleton: int | None, options: Options) -> None
         if staged is not None:
             copy = partial(copy_tree, skeleton, staged, options.skeleton)
             tasks.append(_as_user.Task(home.uid, home.gid, staged, copy, (skeleton, *item.claim.keep)))
-    for item, answer in zip(making, _as_user.run_all(tasks, options.child_timeout)):  # noqa: B905
-        item.claim.error = answer.error
+    for item, answer in zip(making, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
+        item.claim.take(answer)
 
 
 def _finish_stage(item: _Making, options: Options) -> None:

@@ -18,10 +18,11 @@ import subprocess
 from dataclasses import dataclass
 
 from ._as_user import PR_SET_PDEATHSIG, prctl
-from ._errors import StorageError, printable
+from ._errors import LateError, StorageError, printable
 from ._files import DIRECTORY
 from ._trees import MAX_DEPTH
 from ._ways import find_program, open_directory
+from ._worker import expecting
 
 _PLACES = ("/sbin/mkhomedir_helper", "/usr/sbin/mkhomedir_helper")
 _UMASK = re.compile(r"0[0-7]{3}\Z")
@@ -156,9 +157,10 @@ def run_helper(helper: str, name: str, options: Options, keep: tuple[int, ...]) 
         preexec_fn=die_with_us,  # noqa: PLW1509  # a module has one thread
     )
     try:
-        _, said = process.communicate(timeout=options.timeout)
+        with expecting(options.timeout):
+            _, said = process.communicate(timeout=options.timeout)
     except subprocess.TimeoutExpired:
-        raise StorageError(
+        raise LateError(
             f"mkhomedir_helper did not finish within {options.timeout:g} s and was stopped"
         ) from None
     finally:

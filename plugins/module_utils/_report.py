@@ -11,6 +11,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "users": {"type": "list", "elements": "raw", "required": True},
     "root": {"type": "path", "required": True},
     "uid_min": {"type": "int", "default": 1000},
+    "patience": {"type": "float", "default": 0},
 }
 """The part of the argument_spec that all have."""
 
@@ -29,10 +30,11 @@ class Module(Protocol):
 
 @dataclass
 class Report:
-    """The results of a batch, in the order of its users."""
+    """The results of a batch, in the order of its users, and how many downloads they cost."""
 
     users: list[dict[str, Any]]
     diff: list[dict[str, Any]]
+    fetched: int = 0
 
     def as_result(self, *, diff: bool = False) -> dict[str, Any]:
         """Return what the module returns; a ``msg`` in it means that somebody failed.
@@ -61,7 +63,12 @@ class Report:
 
 
 def result(
-    key: str, error: str | None, changed: bool = False, notes: list[str] | None = None
+    key: str,
+    error: str | None,
+    changed: bool = False,
+    notes: list[str] | None = None,
+    *,
+    hangs: bool = False,
 ) -> dict[str, Any]:
     """Return what a module says about one user; ``error`` is None, or why it failed."""
     return {
@@ -70,4 +77,5 @@ def result(
         "failed": error is not None,
         "msg": error or "",
         "notes": list(notes or ()),
+        "hangs": hangs,
     }

@@ -26,6 +26,7 @@ from ._report import Report
 from ._storage import Home, Storage
 from ._supervise import GRACE, Program, supervise
 from ._ways import find_program
+from ._worker import NOWHERE, at
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -68,9 +69,11 @@ class _Job:
     """Descriptor of the user's directory, if it is run there."""
 
 
-def run(users: list[Any], root: str, uid_min: int, options: Options, *, check: bool) -> Report:
+def run(
+    users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
+) -> Report:
     """Run the program for every user for whom it is not done; see the module ``script``."""
-    return _batch.run(users, root, uid_min, partial(_work, options), check=check)
+    return _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
 
 
 def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
@@ -152,8 +155,11 @@ def _owner(storage: Storage, home: Home) -> int | None:
 def _run(storage: Storage, jobs: list[_Job], program: str, options: Options) -> None:
     tasks = [_task(storage, job, program, options) for job in jobs]
     done = []
-    for job, answer in zip(jobs, _as_user.run_all(tasks, options.timeout + GRACE)):  # noqa: B905
-        job.claim.error = answer.error or _judge(answer.value, job.claim, options)
+    for job, answer in zip(jobs, storage.run_all(tasks, options.timeout + GRACE)):  # noqa: B905
+        job.claim.take(answer)
+        if answer.error is None:
+            job.claim.hangs = answer.value["timed_out"]
+            job.claim.error = _judge(answer.value, job.claim, options)
         if job.claim.error is None:
             done.append(job)
     _record(storage, done, options)
@@ -228,12 +234,12 @@ def shorten(text: str) -> str:
 
 def _record(storage: Storage, jobs: list[_Job], options: Options) -> None:
     """Bring what was done onto the disk together with the records that say so; then these count."""
-    systems = {os.fstat(storage.root).st_dev: storage.root}
+    systems: dict[int, tuple[int, int]] = {os.fstat(storage.root).st_dev: (storage.root, NOWHERE)}
     for job in jobs:
         claim = job.claim
         with claim.alone():
             if job.directory is not None:
-                systems[os.fstat(job.directory).st_dev] = job.directory
+                systems.setdefault(os.fstat(job.directory).st_dev, (job.directory, claim.place))
             owner = _owner(storage, claim.home)
             if owner not in (None, claim.home.uid):
                 claim.notes.append(
@@ -248,11 +254,14 @@ def _record(storage: Storage, jobs: list[_Job], options: Options) -> None:
             claim.draft(storage, {**record, "script": scripts})
     left = [job.claim for job in jobs if job.claim.error is None]
     try:
-        for directory in systems.values() if left else ():
+        for directory, place in systems.values() if left else ():
+            at(place)
             sync(directory)
     except OSError as error:
         for claim in left:
             claim.error = explain(error)
+    finally:
+        at(NOWHERE)
     for claim in left:
         with claim.alone():
             if claim.error is None:

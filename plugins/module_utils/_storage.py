@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Union
 
+from ._as_user import NO_LIMIT, Answer, Patience, Task, run_all
 from ._errors import StorageError, printable
 from ._files import DIRECTORY, kind, open_parent, open_root
 from ._state import Records, State, identity
@@ -38,12 +39,22 @@ class Home:
 class Storage:
     """The storage root and our state in it, open for one batch.
 
+    Args:
+        root: its path.
+        check: read only.
+        patience: with the slowest of the batch's users.
+
+    Attributes:
+        fetched: how many sources a web server has sent for the batch.
+
     Raises:
         StorageError: the root cannot be used (:func:`open_root`), or the state is not ours alone.
     """
 
-    def __init__(self, root: str, *, check: bool) -> None:
+    def __init__(self, root: str, *, check: bool, patience: Patience = NO_LIMIT) -> None:
         self.check = check
+        self.patience = patience
+        self.fetched = 0
         self.root = open_root(root)
         try:
             self.records: Union[State, Records] = Records(self.root) if check else State(self.root)
@@ -81,6 +92,10 @@ class Storage:
             ) from None
         finally:
             os.close(parent)
+
+    def run_all(self, tasks: list[Task], timeout: float) -> list[Answer]:
+        """Run tasks of the batch's users; see :func:`._as_user.run_all`."""
+        return run_all(tasks, timeout, self.patience)
 
     def make_room(self, home: Home) -> int:
         """Open the directory in which a home shall lie, for names only; make what is missing on the way."""

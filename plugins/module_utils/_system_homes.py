@@ -45,9 +45,11 @@ SETTLED = 60.0
 """Seconds of silence after which a partial home that is not ours counts as given up."""
 
 
-def ensure(users: list[Any], root: str, uid_min: int, options: Options, *, check: bool) -> Report:
+def ensure(
+    users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
+) -> Report:
     """Have a home made for every user of the batch; see the module ``mkhomedir``."""
-    return _batch.run(users, root, uid_min, partial(_work, options), check=check)
+    return _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
 
 
 def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:

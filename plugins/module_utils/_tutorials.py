@@ -34,6 +34,7 @@ from ._placing import Found, Placing, look_at, reveal, stage
 from ._report import Report
 from ._sources import Source, check_path, parse_sources
 from ._storage import Storage
+from ._worker import NOWHERE, at
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,11 @@ class Options:
 
 @dataclass
 class TutorialsReport(Report):
-    """The results, and what it cost.
-
-    Attributes:
-        fetched: downloads, for the whole batch.
-    """
-
-    fetched: int = 0
+    """The results, and what they cost."""
 
     def as_result(self, *, diff: bool = False) -> dict[str, Any]:
         """Return what the module returns."""
         return {**super().as_result(diff=diff), "fetched": self.fetched}
-
-
-@dataclass
-class _Tally:
-    fetched: int = 0
 
 
 Entries = dict[str, dict[str, Any]]
@@ -84,6 +74,8 @@ class _Job:
     claim: Claim
     home: int
     """Descriptor of the home, checked."""
+    device: int
+    """The file system that it is on."""
     wanted: list[Source]
     errors: list[str] = field(default_factory=list)
 
@@ -109,14 +101,15 @@ class _Job:
         self.wanted.remove(source)
 
 
-def place(users: list[Any], root: str, uid_min: int, options: Options, *, check: bool) -> TutorialsReport:
+def place(
+    users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
+) -> TutorialsReport:
     """Give every user of the batch the tutorials they did not get yet; see the module ``tutorials``."""
-    tally = _Tally()
-    report = _batch.run(users, root, uid_min, partial(_work, options, tally), check=check)
-    return TutorialsReport(report.users, report.diff, tally.fetched)
+    report = _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
+    return TutorialsReport(report.users, report.diff, report.fetched)
 
 
-def _work(options: Options, tally: _Tally, storage: Storage, claims: list[Claim]) -> None:
+def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
     sources = parse_sources(options.sources)
     jobs: list[_Job] = []
     try:
@@ -126,10 +119,10 @@ def _work(options: Options, tally: _Tally, storage: Storage, claims: list[Claim]
                 if job is not None:
                     jobs.append(job)
         if storage.check:
-            _predict(jobs, options)
+            _predict(storage, jobs, options)
         else:
             _resume(storage, jobs, options)
-            _bring(storage, jobs, options, tally)
+            _bring(storage, jobs, options)
     finally:
         for job in jobs:
             os.close(job.home)
@@ -139,13 +132,13 @@ def _work(options: Options, tally: _Tally, storage: Storage, claims: list[Claim]
 
 def _job(storage: Storage, claim: Claim, sources: list[Source]) -> _Job | None:
     """Return what is to be done for one user, None if nothing is or can be."""
-    job = _Job(claim, -1, list(sources))
+    job = _Job(claim, -1, -1, list(sources))
     job.wanted = [source for source in sources if job.entry(source).get("state") != "placed"]
     if not job.wanted:
         return None
     state, directory = look(storage, claim.home)
     if state == "present" and directory is not None:
-        job.home = directory
+        job.home, job.device = directory, os.fstat(directory).st_dev
         return job
     if directory is not None:
         os.close(directory)
@@ -157,8 +150,8 @@ def _job(storage: Storage, claim: Claim, sources: list[Source]) -> _Job | None:
     return None
 
 
-def _predict(jobs: list[_Job], options: Options) -> None:
-    for job, found in _for_each(jobs, look_at, options, _placing):
+def _predict(storage: Storage, jobs: list[_Job], options: Options) -> None:
+    for job, found in _for_each(storage, jobs, look_at, options, _placing):
         for source in list(job.wanted):
             says = found[source.name]
             if "error" in says:
@@ -182,7 +175,7 @@ def _resume(storage: Storage, jobs: list[_Job], options: Options) -> None:
         if any(job.entry(source).get("state") in ("kept", "revealing") for source in job.wanted)
     ]
     news = []
-    for job, found in _for_each(undecided, look_at, options, _placing):
+    for job, found in _for_each(storage, undecided, look_at, options, _placing):
         entries: Entries = {}
         for source in list(job.wanted):
             says, entry = found[source.name], job.entry(source)
@@ -224,7 +217,7 @@ def _put(storage: Storage, claims: Iterable[Claim]) -> None:
                 claim.put(storage)
 
 
-def _bring(storage: Storage, jobs: list[_Job], options: Options, tally: _Tally) -> None:
+def _bring(storage: Storage, jobs: list[_Job], options: Options) -> None:
     """Fetch what anybody still wants, stage it for all, bring it onto the disk at once, reveal it for all."""
     wanted = {source.name: source for job in jobs for source in job.wanted}
     if not wanted:
@@ -242,7 +235,7 @@ def _bring(storage: Storage, jobs: list[_Job], options: Options, tally: _Tally) 
         _sync(storage, jobs)
         _reveal(storage, jobs, trees, options)
     finally:
-        tally.fetched += library.fetched
+        storage.fetched += library.fetched
         library.close()
 
 
@@ -274,7 +267,7 @@ def _stage(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options: 
             news.append((job, entries))
     _record(storage, news)
     placing = partial(_placing_from, trees)
-    for job, found in _for_each(jobs, stage, options, placing):
+    for job, found in _for_each(storage, jobs, stage, options, placing):
         entries = {}
         for source in list(job.wanted):
             says = found[source.name]
@@ -298,26 +291,29 @@ def _sync(storage: Storage, jobs: list[_Job], *, elsewhere: bool = False) -> Non
         elsewhere: only homes on another file system than the records, whose order the journal does not keep.
     """
     root = os.fstat(storage.root).st_dev
-    systems = {root: storage.state.stage}
+    systems: dict[int, tuple[int, int]] = {root: (storage.state.stage, NOWHERE)}
     for job in jobs:
         if job.wanted and job.claim.error is None:
-            systems.setdefault(os.fstat(job.home).st_dev, job.home)
+            systems.setdefault(job.device, (job.home, job.claim.place))
     if elsewhere:
         del systems[root]
-    for device, directory in systems.items():
+    for device, (directory, place) in systems.items():
         try:
+            at(place)
             sync(directory)
         except OSError as error:
             # Without the records, which are on the root's file system, nothing is safe.
-            unsafe = [job for job in jobs if device in (root, os.fstat(job.home).st_dev)]
+            unsafe = [job for job in jobs if device in (root, job.device)]
             _fail(unsafe, explain(error))
             for job in unsafe:
                 job.claim.drafted = None
+        finally:
+            at(NOWHERE)
 
 
 def _reveal(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options: Options) -> None:
     _put(storage, [job.claim for job in jobs])
-    revealed = _for_each(jobs, reveal, options, _placing)
+    revealed = _for_each(storage, jobs, reveal, options, _placing)
     _sync(storage, [job for job, _ in revealed], elsewhere=True)
     news = []
     for job, found in revealed:
@@ -341,6 +337,7 @@ def _reveal(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options:
 
 
 def _for_each(
+    storage: Storage,
     jobs: list[_Job],
     work: Callable[[int, list[Placing]], Found],
     options: Options,
@@ -356,12 +353,12 @@ def _for_each(
         keep = (*job.claim.keep, *(item.tree for item in placings if item.tree >= 0))
         home = job.claim.home
         tasks.append(_as_user.Task(home.uid, home.gid, job.home, partial(work, job.home, placings), keep))
-    answers = _as_user.run_all(tasks, options.child_timeout)
     result = []
-    for job, answer in zip(jobs, answers):  # noqa: B905
+    for job, answer in zip(jobs, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
         if answer.error is None:
             result.append((job, answer.value))
         else:
+            job.claim.hangs = answer.late
             _fail([job], answer.error)
     return result
 

@@ -74,6 +74,9 @@ users:
       description: What was left although it matched, and why.
       type: list
       elements: str
+    hangs:
+      description: Whether it failed because it took too long, or because the storage did not answer.
+      type: bool
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -100,6 +103,7 @@ def main() -> None:
         given["paths"],
         given["child_timeout"],
         check=module.check_mode,
+        patience=given["patience"],
     )
     report.end(module)
 

@@ -76,6 +76,9 @@ users:
       description: What the admin should know although it did not fail.
       type: list
       elements: str
+    hangs:
+      description: Whether it failed because it took too long, or because the storage did not answer.
+      type: bool
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -100,7 +103,12 @@ def main() -> None:
     given = module.params
     options = Options(given["umask"], given["skeleton"], given["helper"], given["timeout"])
     report = _system_homes.ensure(
-        given["users"], given["root"], given["uid_min"], options, check=module.check_mode
+        given["users"],
+        given["root"],
+        given["uid_min"],
+        options,
+        check=module.check_mode,
+        patience=given["patience"],
     )
     report.end(module)
 

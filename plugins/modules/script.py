@@ -83,6 +83,9 @@ users:
       description: What the admin should know although it did not fail.
       type: list
       elements: str
+    hangs:
+      description: Whether it failed because it took too long, or because the storage did not answer.
+      type: bool
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -107,7 +110,14 @@ def main() -> None:
     options = _scripts.Options(
         given["path"], given["as"] == "root", given["when"] == "always", given["timeout"]
     )
-    report = _scripts.run(given["users"], given["root"], given["uid_min"], options, check=module.check_mode)
+    report = _scripts.run(
+        given["users"],
+        given["root"],
+        given["uid_min"],
+        options,
+        check=module.check_mode,
+        patience=given["patience"],
+    )
     report.end(module)
 
 

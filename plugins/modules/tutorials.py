@@ -84,6 +84,9 @@ users:
       description: What the admin should know although it did not fail.
       type: list
       elements: str
+    hangs:
+      description: Whether it failed because it took too long, or because the storage did not answer.
+      type: bool
 fetched:
   description:
     - How many archives were downloaded for the batch, also those that were then refused. What the cache had and what
@@ -115,7 +118,12 @@ def main() -> None:
         given["sources"], given["child_timeout"], given["fetch_timeout"], given["max_bytes"]
     )
     report = _tutorials.place(
-        given["users"], given["root"], given["uid_min"], options, check=module.check_mode
+        given["users"],
+        given["root"],
+        given["uid_min"],
+        options,
+        check=module.check_mode,
+        patience=given["patience"],
     )
     report.end(module)
 

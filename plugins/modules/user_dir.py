@@ -79,6 +79,9 @@ users:
       description: What the admin should know although it did not fail.
       type: list
       elements: str
+    hangs:
+      description: Whether it failed because it took too long, or because the storage did not answer.
+      type: bool
 """
 
 from ansible.module_utils.basic import AnsibleModule
@@ -104,7 +107,14 @@ def main() -> None:
     options = _homes.Options(
         given["mode"], given["skeleton"], given["enforce_mode"], given["child_timeout"], given["adopt_empty"]
     )
-    report = _homes.ensure(given["users"], given["root"], given["uid_min"], options, check=module.check_mode)
+    report = _homes.ensure(
+        given["users"],
+        given["root"],
+        given["uid_min"],
+        options,
+        check=module.check_mode,
+        patience=given["patience"],
+    )
     report.end(module)
 
 

@@ -1,8 +1,8 @@
 """Kill the file library with SIGKILL at each call that changes the disk, one after the other.
 
-The work is done in a forked process in which those calls are counted, across the children it forks for
-its users too. At the chosen one the process is killed, and with it the children, who die with their
-parent. A write or a copy is killed when half of it is done. That one call comes after the other, never two at once, is
+The work is done in a forked process, the module; those calls are counted in the worker that it forks, and in the
+children that the worker forks for its users. At the chosen one the module is killed, and with it the worker and the
+children, who die with their parents. A write or a copy is killed when half of it is done. That one call comes after the other, never two at once, is
 seen to by one processor, so a run has the same steps each time and *every* one of them can be tried.
 
 Whether the kernel does half a rename when it is killed is not asked: it does not.
@@ -62,7 +62,7 @@ class Run:
     Attributes:
         steps: calls counted.
         killed: whether it came to the one chosen; if not it ran to its end.
-        in_child: whether that was in a child.
+        in_child: whether that was in the worker or a child, as it is wherever the module forks a worker.
     """
 
     steps: int
@@ -73,7 +73,7 @@ class Run:
 def run(work: Callable[[], Any], at: int, *, only_child: bool = False) -> Run:
     """Do the work in a process that is killed before step ``at``; 0 is never.
 
-    With ``only_child`` a child is killed alone, as by the kernel when memory is short, and its parent goes on.
+    With ``only_child`` the worker or a child is killed alone, as by the kernel when memory is short; its parent goes on.
     """
     counter = _Counter(at)
     main = os.fork()

@@ -114,7 +114,7 @@ def test_killed_half_way_the_next_run_makes_it_whole(storage: Storage, apply: Ap
 
     killed = apply(mkhomedir_helper=str(helper))
     assert killed.status == 2
-    assert "users" not in killed.result
+    assert "does the work was killed" in killed.user("alice")["msg"]
     status = (storage.root / "alice").stat()
     assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o700)
 

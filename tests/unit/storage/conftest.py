@@ -5,6 +5,7 @@ make_user   the record of a user below it; as root each has a uid of their own, 
 as_user     run a function in a process that is somebody else (root only)
 victim      a file and a directory of root's outside the storage root; unchanged after the test
 small_disk  a file system of 256 KiB (root only)
+in_process  what the worker of a batch does is done in the test's own process, where it can be patched
 default_acl gives a directory an ACL that it hands on; returns the uid that it lets in
 """
 
@@ -22,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from ansible_bootstrap.storage import _as_user
+from ansible_bootstrap.storage import _as_user, _worker
 
 FIRST_UID = 20001
 
@@ -105,6 +106,14 @@ def small_disk(root: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k,mode=0755", "tmpfs", str(root)], check=True)
     yield root
     subprocess.run(["umount", str(root)], check=True)
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    umask = os.umask(0o022)
+    monkeypatch.setattr(_worker, "apart", lambda work: _worker.Ended(work()))
+    yield
+    os.umask(umask)
 
 
 STRANGER = 20099

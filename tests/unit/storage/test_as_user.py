@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from ansible_bootstrap.storage import _as_user
-from ansible_bootstrap.storage._as_user import Task
-from ansible_bootstrap.storage._errors import StorageError
+from ansible_bootstrap.storage._as_user import Patience, Task
+from ansible_bootstrap.storage._errors import LateError, StorageError
+from tests import hanging
+from tests.unit.storage.conftest import MakeUser
 
 
 @pytest.fixture
@@ -150,6 +152,89 @@ def test_one_who_hangs_is_stopped_and_delays_nobody(here: int) -> None:
     assert [answer.error for answer in answers[:2]] == ["did not finish within 0.5 s and was stopped"] * 2
     assert all(answer.error is None for answer in answers[2:])
     assert time.monotonic() - started < 5
+
+
+def _wait(seconds: float) -> str:
+    time.sleep(seconds)
+    return "done"
+
+
+def test_stragglers_are_stopped_once_all_others_are_done(here: int) -> None:
+    started = time.monotonic()
+    work = [partial(time.sleep, 600) if place in (3, 8) else os.getpid for place in range(20)]
+    answers = _as_user.run_all([_own(here, each) for each in work], 300, Patience(0.2, 20))
+    assert [place for place, answer in enumerate(answers) if answer.late] == [3, 8]
+    assert "took much longer than the others" in str(answers[3].error)
+    assert all(answer.error is None for answer in answers if not answer.late)
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("seconds", "users", "late"),
+    [
+        ([60], 2, [True]),  # who needs no task is done
+        ([0.6], 1, [False]),  # there is nobody else
+        ([0.6, 0.6], 2, [False, False]),  # as slow as each other
+        ([0.8, 1.1], 2, [False, False]),  # not twice as slow
+    ],
+)
+def test_who_counts_as_a_straggler(here: int, seconds: list[float], users: int, late: list[bool]) -> None:
+    tasks = [_own(here, partial(_wait, each)) for each in seconds]
+    answers = _as_user.run_all(tasks, 60, Patience(0.2, users))
+    assert [answer.late for answer in answers] == late
+    assert [answer.value for answer in answers] == [None if each else "done" for each in late]
+
+
+def test_many_who_hang_give_up_their_places_to_others(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_as_user, "_MOST_AT_ONCE", 3)
+    monkeypatch.setattr(_as_user, "_PATIENCE", 0.1)
+    tasks = [_own(here, partial(time.sleep, 600)) for _ in range(3)] + [_own(here, os.getpid)] * 4
+    answers = _as_user.run_all(tasks, 300, Patience(0.3, 10))
+    assert [answer.late for answer in answers] == [True] * 3 + [False] * 4
+
+
+def test_a_task_that_is_out_of_time_is_late_and_one_that_fails_is_not(here: int) -> None:
+    slow, failed = _as_user.run_all([_own(here, partial(time.sleep, 60)), _own(here, partial(int, "x"))], 0.3)
+    assert slow.late and not failed.late and failed.error
+    with pytest.raises(LateError):
+        slow.unwrap()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("reads", [False, True], ids=["killable", "beyond SIGKILL"])
+def test_who_hangs_in_a_file_system_of_their_own_is_given_up_in_bounded_time(
+    root: Path, make_user: MakeUser, reads: bool
+) -> None:
+    """The lock is free as soon as the process is gone: at once if it can be killed, else when the server is."""
+    alice = make_user("alice", home=True)
+    path = root / "lock"
+    with hanging.fuse(root / "alice", alice["uid"], reads=reads):
+        lock = os.open(path, os.O_RDWR | os.O_CREAT)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        directory = os.open("/", os.O_RDONLY)
+        work = (partial(os.listdir, root / "alice"), os.getcwd)
+        tasks = [Task(alice["uid"], alice["gid"], directory, each, (lock,)) for each in work]
+        started = time.monotonic()
+        answers = _as_user.run_all(tasks, 60, Patience(0.2, 3))
+        os.close(directory)
+        assert [answer.late for answer in answers] == [True, False]
+        assert time.monotonic() - started < 20
+        os.close(lock)
+        assert _is_free(path) != reads
+    until = time.monotonic() + 10
+    while not _is_free(path):
+        assert time.monotonic() < until
+
+
+def _is_free(path: Path) -> bool:
+    lock = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def test_one_who_is_held_by_a_signal_of_the_users_delays_nobody(here: int) -> None:

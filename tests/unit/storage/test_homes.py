@@ -40,7 +40,8 @@ def test_a_home_is_made_once(root: Path, make_user: MakeUser) -> None:
     assert one(root, alice, check=True)["changed"]
     assert os.listdir(root) == []
 
-    assert one(root, alice) == {"key": "alice", "changed": True, "failed": False, "msg": "", "notes": []}
+    said = {"key": "alice", "changed": True, "failed": False, "msg": "", "notes": [], "hangs": False}
+    assert one(root, alice) == said
     status = (root / "alice").stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (alice["uid"], alice["gid"], 0o755)
     assert (root / ".ansible_bootstrap").stat().st_mode & 0o777 == 0o700
@@ -292,6 +293,7 @@ def test_without_root_it_is_the_same_for_oneself_and_refused_for_others(
     assert not as_user(alice["uid"], work)[0]["changed"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_one_sync_makes_the_whole_batch_safe_before_anything_shows(
     root: Path, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ def test_it_runs_once_as_the_user_with_a_clean_environment(
         "failed": False,
         "msg": "",
         "notes": [],
+        "hangs": False,
     }
 
     home = root / "alice"
@@ -420,6 +421,7 @@ def test_nothing_counts_that_is_not_on_the_disk(
     assert record(root) is None
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.root
 def test_a_home_on_its_own_file_system_is_synced_too(
     root: Path, make_user: MakeUser, put: Put, monkeypatch: pytest.MonkeyPatch

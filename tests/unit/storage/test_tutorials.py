@@ -22,6 +22,7 @@ import pytest
 
 from ansible_bootstrap.storage import _as_user, _download, _files, _homes, _tutorials
 from ansible_bootstrap.storage._state import identity
+from ansible_bootstrap.storage._storage import Storage
 from ansible_bootstrap.storage._tutorials import Options
 from tests.unit.storage.conftest import MakeUser
 
@@ -175,25 +176,26 @@ class _Killed(BaseException):
     pass
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("step", ["before copy", "during copy", "before reveal", "after reveal"])
 def test_a_run_killed_at_any_point_is_completed_by_the_next(
     root: Path, make_user: MakeUser, course: dict[str, Any], step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice = make_user("alice", home=True)
-    run_all = _as_user.run_all
+    run_all = Storage.run_all
     calls = []
 
-    def killed(tasks: Any, timeout: float) -> Any:
+    def killed(storage: Storage, tasks: Any, timeout: float) -> Any:
         calls.append(1)
         dies_at = 1 if "copy" in step else 2
         if len(calls) == dies_at and step.startswith("before"):
             raise _Killed
-        answers = run_all(tasks, timeout)
+        answers = run_all(storage, tasks, timeout)
         if len(calls) == dies_at:
             raise _Killed
         return answers
 
-    monkeypatch.setattr(_as_user, "run_all", killed)
+    monkeypatch.setattr(Storage, "run_all", killed)
     with pytest.raises(_Killed):
         place(root, [course], alice)
     monkeypatch.undo()
@@ -221,6 +223,7 @@ def test_only_the_stage_on_record_is_removed(root: Path, make_user: MakeUser, co
     assert sorted(os.listdir(root / "alice")) == [".ansible_bootstrap-not_on_record", "tutorials"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_whole_batch_is_synced_before_anything_shows(
     root: Path, make_user: MakeUser, course: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +434,7 @@ def test_an_archive_on_the_storage_host(root: Path, make_user: MakeUser, tmp_pat
     assert "No such file" in result["msg"]
 
 
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.root
 def test_network_and_archive_are_read_by_nobody(
     root: Path, make_user: MakeUser, web: WebServer, monkeypatch: pytest.MonkeyPatch
