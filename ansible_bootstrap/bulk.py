@@ -57,6 +57,8 @@ Tell = Callable[[Outcome, bool], None]
 """Told each outcome as it comes, and whether the user was complete already."""
 
 _LOG = logging.getLogger(__name__)
+_RUNS = _LOG.getChild("runs")
+"""What became of whom is told by the command itself."""
 
 
 async def bootstrap_all(
@@ -112,13 +114,10 @@ class _Bulk:
         self._answered = asyncio.Event()
         self._interrupted = False
         self._complained: set[str] = set()
-        quiet = logging.Logger(
-            f"{__name__}.runs", logging.WARNING
-        )  # What became of whom is told by the command.
-        quiet.parent = _LOG
+        _RUNS.setLevel(logging.WARNING)
         self._dispatcher = Dispatcher(
             self.client,
-            quiet,
+            _RUNS,
             batch_size=settings.batch_size,
             run_limit=RUN_LIMIT,
             run_target=RUN_LIMIT,
@@ -205,6 +204,7 @@ class _Bulk:
         """Give the dispatcher full batches, for a run costs the same for one user; one is ready when a run ends."""
         size = self._settings.batch_size
         while True:
+            await asyncio.sleep(0)  # Users of a storage host that is down are answered without waiting.
             looked = time.time()
             batch = await self._batch(queue, size)
             if not batch and queue.later:  # A directory that is several users' is in one run at a time.

@@ -119,6 +119,7 @@ class Flight:
         self._log = log
         self._settled = settled
         self._began = self._last_sign = time.monotonic()
+        self._limit = 0.0
         self._process: Run | None = None
         self._roles: tuple[str, ...] = ()
         self._clock = RoleClock(self.record)
@@ -128,6 +129,11 @@ class Flight:
     def quiet(self) -> bool:
         """Whether nothing has been heard of it for so long that it may hang."""
         return time.monotonic() - self._last_sign >= QUIET_SECONDS
+
+    @property
+    def hung(self) -> bool:
+        """Whether it has ended without a sign for long, and had about all the time that a run may have."""
+        return self.quiet and self.record.seconds >= 0.9 * self._limit
 
     async def fly(self, client: Client, limit: float) -> None:
         """Run it to its end.
@@ -140,6 +146,7 @@ class Flight:
             AnsibleBootstrapError: it could not be started, or has not ended as it should.
         """
         self._began = self._last_sign = time.monotonic()
+        self._limit = limit
         users = [self.works[key].place.user(name).model_dump() for name, key in self.keys.items()]
         request = Request(
             operation=self.operation, users=users, check=self.record.check, diff=self._diff, done=self.done

@@ -125,7 +125,7 @@ class Health:
             self._back(host)
             return None
         reasons = {outcome.reason for outcome in outcomes}
-        early = flight.said < len(outcomes) and not flight.quiet and "timeout" in reasons
+        early = flight.said < len(outcomes) and not flight.hung and "timeout" in reasons
         if record.abandoned or early or not outcomes or not reasons <= {"unreachable", "timeout"}:
             return None
         unreachable = reasons == {"unreachable"}

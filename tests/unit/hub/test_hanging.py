@@ -353,13 +353,24 @@ async def test_nobody_is_to_blame_for_a_disk_that_hung(hub: Hub, clock: Clock) -
     assert {await answer(spawn) for spawn in spawns} == {"ok"}
 
 
-async def test_a_run_that_was_stopped_in_the_middle_of_its_work_says_nothing(hub: Hub, clock: Clock) -> None:
+@pytest.mark.parametrize(("seconds", "down"), [(1.0, False), (60.0, False), (120.0, True)])
+async def test_only_silence_for_all_the_time_that_a_run_has_says_something(
+    hub: Hub, clock: Clock, seconds: float, down: bool
+) -> None:
+    """Else whoever waits may have come late."""
     spawns = [hub.spawn(name, storage_host="s1") for name in ("u1", "u2")]
     run = await hub.run(1)
+    clock.now += seconds
     run.end(DeadlineError("stopped"))
     assert [await answer(spawn) for spawn in spawns] == ["timeout"] * 2
-    await landed(hub, 1)
-    assert hub.dispatcher._health.down("s1") is None
+    alone = hub.spawn("mallory", storage_host="s2")
+    run = await hub.run(2)
+    clock.now += seconds
+    run.end(DeadlineError("stopped"))
+    assert await answer(alone) == "timeout"
+    await landed(hub, 2)
+    assert bool(hub.dispatcher._health.down("s1")) is down
+    assert bool(hub.dispatcher._health.held(Place("mallory", storage_host="s2"))) is down
 
 
 async def test_clean_ups_wait_for_a_storage_host_that_is_down(
