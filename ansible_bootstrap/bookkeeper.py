@@ -82,7 +82,9 @@ class Bookkeeper:
             entry = self._ledger.recorded(place)
             if entry is None:
                 return None
-            intact = await self._looks.at(place.name, partial(self._ledger.holds, entry), LOOK_SECONDS)
+            intact = await self._looks.at(
+                place.name, entry.directory, partial(self._ledger.holds, entry), LOOK_SECONDS
+            )
         except TimeoutError:
             self._log.warning(
                 "ansible_bootstrap: looking at the directory of %s took more than %g s",
@@ -208,7 +210,7 @@ class Bookkeeper:
             if entries:
                 try:
                     seen = await self._looks.at_all(
-                        [(entry.place.name, partial(looked_at, entry)) for entry in entries],
+                        [(entry.place.name, entry.directory, partial(looked_at, entry)) for entry in entries],
                         SEEN_SECONDS,
                         DISK_SECONDS,
                     )

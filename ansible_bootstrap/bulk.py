@@ -1,8 +1,10 @@
 """Bootstrap many users at once without a hub: what ``ansible-bootstrap run`` does.
 
-Users of one storage host go through it in batches, one run after another; different storage hosts do not wait for one
-another. Whoever is known to be complete is left out, by the ledger that the hub keeps, too: so a command that was
-killed is simply given again, and the hub of the next morning finds everybody complete.
+The dispatcher is the hub's. It is fed with full batches, and no faster than it works. A storage host that is down has
+three tries; then the rest of its users are answered at once, and the command goes on with the others.
+
+Whoever is known to be complete is left out, by the ledger that the hub keeps, too: so a command that was killed is
+simply given again, and the hub of the next morning finds everybody complete.
 
 Beside a running hub it shares nothing with it but the locks on the storage hosts and the SQLite files below
 ``state_dir``. Rosters may be long: of those who are final nothing is kept here, of those who wait a :class:`Work`.
@@ -12,28 +14,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any, Final
 
 from .apply_client import ApplyClient
-from .bookkeeper import Bookkeeper
+from .bookkeeper import SEEN_SECONDS, Bookkeeper
 from .config import COMMAND_SETTINGS_FILE, AnsibleBootstrap
-from .errors import AnsibleBootstrapError, ApplyError
+from .dispatcher import Dispatcher
+from .errors import AnsibleBootstrapError
 from .fingerprints import describe
 from .history import History, RunRecord
 from .ledger import Entry, Ledger
+from .looks import Looks
 from .places import Place
-from .protocol import Accepted, Described, Event, Outcome, OutcomeEvent, Request, RoleFingerprint
-from .role_clock import RoleClock
+from .protocol import Described, Event, Outcome, Request, RoleFingerprint
 from .settings import make_settings
 from .threads import in_thread
 from .whereabouts import Whereabouts, Work
+from .works import WorkKey
 
 RUN_LIMIT: Final = 3600.0
 """Seconds that one run of ``batch_size`` users may take; nobody waits at a page for it."""
@@ -41,7 +45,10 @@ RUN_LIMIT: Final = 3600.0
 DESCRIBE_LIMIT: Final = 60.0
 
 LOOK_SECONDS: Final = 60.0
-"""To look at the directories of one batch; where an NFS server hangs, its users are bootstrapped as if unknown."""
+"""To look at the directories of one batch, as long as it gets on."""
+
+TRIES: Final = 3
+"""Runs in succession that find a storage host down, after which the rest of its users are not waited for."""
 
 CHUNK: Final = 64
 """Users whose place is asked for at the same time."""
@@ -50,6 +57,8 @@ Tell = Callable[[Outcome, bool], None]
 """Told each outcome as it comes, and whether the user was complete already."""
 
 _LOG = logging.getLogger(__name__)
+_RUNS = _LOG.getChild("runs")
+"""What became of whom is told by the command itself."""
 
 
 async def bootstrap_all(
@@ -80,6 +89,7 @@ async def bootstrap_all(
         await bulk.run(records)
         await bulk.client.gone()
     finally:
+        await bulk.close()
         await bulk.books.written()  # Also when interrupted: what is done is not to be done again.
 
 
@@ -100,8 +110,24 @@ class _Bulk:
         self.books = Bookkeeper(self._ledger, _LOG)
         self._under = settings.place_digest()
         self._fingerprints: asyncio.Task[Sequence[RoleFingerprint]] | None = None
-        self._slots = asyncio.Semaphore(max(2, os.cpu_count() or 2))
+        self._looks = Looks()
+        self._answered = asyncio.Event()
+        self._interrupted = False
         self._complained: set[str] = set()
+        _RUNS.setLevel(logging.WARNING)
+        self._dispatcher = Dispatcher(
+            self.client,
+            _RUNS,
+            batch_size=settings.batch_size,
+            run_limit=RUN_LIMIT,
+            run_target=RUN_LIMIT,
+            check=check,
+            diff=diff,
+            max_runs=settings.max_runs,
+            tries=TRIES,
+            record=self._keep,
+            complete=self._complete,
+        )
 
     async def run(self, records: Iterable[dict[str, Any]]) -> None:
         hosts: dict[str, _Queue] = {}
@@ -110,10 +136,15 @@ class _Bulk:
                 host = work.place.storage_host
                 if host not in hosts:
                     hosts[host] = _Queue()
-                    group.create_task(self._bootstrap_host(host, hosts[host]))
+                    group.create_task(self._feed(hosts[host]))
                 hosts[host].put(work)
             for queue in hosts.values():
                 queue.close()
+
+    async def close(self) -> None:
+        """End what is still under way."""
+        self._interrupted = True
+        await self._dispatcher.close()
 
     # -- who ----------------------------------------------------------------------------------
 
@@ -169,87 +200,84 @@ class _Bulk:
 
     # -- one storage host ---------------------------------------------------------------------
 
-    async def _bootstrap_host(self, host: str, queue: _Queue) -> None:
+    async def _feed(self, queue: _Queue) -> None:
+        """Give the dispatcher full batches, for a run costs the same for one user; one is ready when a run ends."""
+        size = self._settings.batch_size
         while True:
-            batch: list[Work] = []
-            known: list[Entry | None] = []
+            await asyncio.sleep(0)  # Users of a storage host that is down are answered without waiting.
             looked = time.time()
-            while len(batch) < self._settings.batch_size:  # Full ones: a run costs the same for one user.
-                taken = await queue.take(self._settings.batch_size - len(batch))
-                if not taken:
-                    break
-                for work, entry in zip(taken, await self._look(taken), strict=True):
-                    if entry is not None and (wanted := await self._wanted()) and entry.has(wanted):
-                        self._tell(_complete(work, entry), True)
-                    else:
-                        batch.append(work)
-                        known.append(entry)
-            if not batch:
-                return
-            async with self._slots:
-                await self._bootstrap(host, batch, _common(known), looked)
+            batch = await self._batch(queue, size)
+            if not batch and queue.later:  # A directory that is several users' is in one run at a time.
+                await self._until(lambda: not queue.asked)
+                queue.put_again()
+            elif not batch:
+                break
+            queue.asked |= batch.keys()
+            for work, entry in batch.values():
+                waiter = _Waiter(self, queue, work, dict(entry.roles) if entry is not None else {})
+                try:
+                    self._dispatcher.enter(work.place, waiter, looked)
+                except AnsibleBootstrapError as error:
+                    waiter.settle(error)
+            await self._until(lambda: len(queue.asked) <= size + size // 2)
+        await self._until(lambda: not queue.asked)
+
+    async def _batch(self, queue: _Queue, size: int) -> dict[WorkKey, tuple[Work, Entry | None]]:
+        """Return the next who are not complete; none at the end."""
+        batch: dict[WorkKey, tuple[Work, Entry | None]] = {}
+        while len(batch) < size and (taken := await queue.take(size - len(batch))):
+            for work, entry in zip(taken, await self._look(taken), strict=True):
+                key = work.place.work_key
+                if entry is not None and (wanted := await self._wanted()) and entry.has(wanted):
+                    self._tell(_complete(work, entry), True)
+                elif key in batch or key in queue.asked:
+                    queue.later.append(work)
+                else:
+                    batch[key] = work, entry
+        return batch
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._answered.clear()
+            await self._answered.wait()
 
     async def _look(self, works: Sequence[Work]) -> list[Entry | None]:
+        """Return what is known of these; a directory that hangs makes its user unknown."""
         if not self._skips:
             return [None] * len(works)
         try:
-            return await in_thread(
-                lambda: [self._ledger.look(work.place) for work in works], timeout=LOOK_SECONDS
-            )
-        except TimeoutError:
-            self._complain(f"looking at users' directories took more than {LOOK_SECONDS:g} s")
+            entries = [self._ledger.recorded(work.place) for work in works]
         except (sqlite3.Error, OSError, ValueError) as error:
             self._complain(f"the ledger cannot be read: {error}")
-        return [None] * len(works)
+            return [None] * len(works)
 
-    async def _bootstrap(self, host: str, batch: list[Work], done: dict[str, str], looked: float) -> None:
-        """Bootstrap these, but for roles that all had when they were looked up."""
-        request = Request(
-            operation="bootstrap",
-            users=[work.place.user(work.key).model_dump() for work in batch],
-            check=self._check,
-            diff=self._diff,
-            done=done,
+        def look(number: int, entry: Entry) -> int | None:
+            return number if self._ledger.holds(entry) else None
+
+        calls = [
+            (entry.place.name, entry.directory, partial(look, number, entry))
+            for number, entry in enumerate(entries)
+            if entry is not None
+        ]
+        intact = set(await self._looks.at_all(calls, SEEN_SECONDS, LOOK_SECONDS))
+        return [entry if number in intact else None for number, entry in enumerate(entries)]
+
+    def settle(self, queue: _Queue, work: Work, answer: Outcome | AnsibleBootstrapError) -> None:
+        """Tell what became of a user."""
+        if self._interrupted:
+            return
+        outcome = answer if isinstance(answer, Outcome) else _failed(work, answer)
+        self._tell(
+            outcome.model_copy(update={"key": work.key, "notes": (*work.notes, *outcome.notes)}), False
         )
-        left = {work.key: work for work in batch}
-        fingerprints: Sequence[RoleFingerprint] = ()
-        record = RunRecord("", "bootstrap", host, time.time(), len(batch), check=self._check)
-        clock = RoleClock(record)
+        queue.asked.discard(work.place.work_key)
+        self._answered.set()
 
-        def take(outcome: Outcome) -> None:
-            work = left.pop(outcome.key, None)
-            if work is None:
-                return
-            if work.notes:
-                outcome = outcome.model_copy(update={"notes": (*work.notes, *outcome.notes)})
-            record.outcomes.append(outcome)
-            if outcome.status == "ok" and self._remembers and fingerprints:
-                # Whoever has been forgotten since is not complete by a run that left out roles.
-                since = looked if done else record.started
-                self.books.complete(work.place, outcome, fingerprints, since)
-            self._tell(outcome, False)
-
-        def on_event(event: Event) -> None:
-            nonlocal fingerprints
-            clock.take(event)
-            if isinstance(event, Accepted):
-                record.run, fingerprints = event.run, event.fingerprints
-            elif isinstance(event, OutcomeEvent):
-                take(event.outcome)
-
-        try:
-            why = await _one_run(self.client, request, on_event)
-            if left:
-                record.error = why.details
-            for work in list(left.values()):  # Silence is never success.
-                take(_failed(work, why))
-        except asyncio.CancelledError:
-            record.error = "interrupted"
-            raise
-        finally:
-            clock.stop()
-            record.seconds = time.time() - record.started
-            self._keep(record)
+    def _complete(
+        self, place: Place, outcome: Outcome, fingerprints: Sequence[RoleFingerprint], since: float
+    ) -> None:
+        if self._remembers and fingerprints:
+            self.books.complete(place, outcome, fingerprints, since)
 
     def _keep(self, record: RunRecord) -> None:
         """Note the run for ``ansible-bootstrap status``; that it cannot be noted fails nobody."""
@@ -265,9 +293,13 @@ class _Bulk:
 
 
 class _Queue:
-    """Works that wait for their storage host, and whether more will come."""
+    """Works of one storage host, and whether more will come."""
 
     def __init__(self) -> None:
+        self.asked: set[WorkKey] = set()
+        """Those that the dispatcher has."""
+        self.later: list[Work] = []
+        """Those whose directory is another's, too."""
         self._works: deque[Work] = deque()
         self._closed = False
         self._changed = asyncio.Event()
@@ -280,6 +312,10 @@ class _Queue:
         self._closed = True
         self._changed.set()
 
+    def put_again(self) -> None:
+        self._works.extend(self.later)
+        self.later.clear()
+
     async def take(self, count: int) -> list[Work]:
         """Return up to so many works; none at the end."""
         while not self._works and not self._closed:
@@ -288,22 +324,20 @@ class _Queue:
         return [self._works.popleft() for _ in range(min(count, len(self._works)))]
 
 
-async def _one_run(
-    client: ApplyClient, request: Request, on_event: Callable[[Event], None]
-) -> AnsibleBootstrapError:
-    """Run one batch; return why somebody who got no outcome got none."""
-    try:
-        run = await client.start(request, on_event, limit=RUN_LIMIT)
-        await run.finish()
-    except AnsibleBootstrapError as error:
-        return error
-    return ApplyError("the run ended without an outcome for this user")
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    """A record that waits for its outcome."""
 
+    bulk: _Bulk
+    queue: _Queue
+    work: Work
+    done: Mapping[str, str]
 
-def _common(known: Sequence[Entry | None]) -> dict[str, str]:
-    """Return what all of a batch have: those roles need not be applied."""
-    roles = [set(entry.roles.items() if entry is not None else ()) for entry in known]
-    return dict(roles[0].intersection(*roles[1:]))
+    def say(self, text: str, share: float) -> None:
+        """Nobody looks."""
+
+    def settle(self, answer: Outcome | AnsibleBootstrapError) -> None:
+        self.bulk.settle(self.queue, self.work, answer)
 
 
 def _complete(work: Work, entry: Entry) -> Outcome:

@@ -146,11 +146,20 @@ class Cleanups:
         oldest = next(iter(self._due.get(host, {}).values()), None)
         return oldest is not None and self._now() - oldest.since >= PATIENCE_SECONDS
 
-    def take(self, host: str, most: int) -> dict[WorkKey, Cleanup]:
-        """Take those that have waited longest out, for a run; may be none after all."""
+    def take(self, host: str, most: int, but: Collection[str] = ()) -> dict[WorkKey, Cleanup]:
+        """Take those that have waited longest out, for a run; may be none after all.
+
+        Args:
+            host: the storage host.
+            most: so many.
+            but: not those of users of these names.
+        """
         taken: dict[WorkKey, Cleanup] = {}
-        while len(taken) < most and (due := self._due.get(host)):
-            key, cleanup = next(iter(due.items()))
+        for key, cleanup in list(self._due.get(host, {}).items()):
+            if len(taken) == most:
+                break
+            if cleanup.place.name in but:
+                continue
             self._pop_due(host, key)
             if cleanup.active():  # By now, with another server.
                 self._park(cleanup)
@@ -181,8 +190,17 @@ class Cleanups:
             len(cleanups),
             why,
         )
-        self._put_back(cleanups)
+        self.put_back(cleanups)
         return False
+
+    def put_back(self, cleanups: Iterable[Cleanup]) -> None:
+        """Let those that a run has taken wait again, for :data:`RETRY_SECONDS`."""
+        for cleanup in cleanups:
+            who = (cleanup.place.storage_host, cleanup.place.name)
+            if who not in self._parked:
+                self._wake(who, self._park(cleanup), self._now() + RETRY_SECONDS)
+            else:
+                self._park(cleanup)
 
     def count(self) -> int:
         """Return how many wait, parked or due."""
@@ -193,14 +211,6 @@ class Cleanups:
 
     async def _forget_all(self, cleanups: Collection[Cleanup]) -> None:
         await self._forget([cleanup.place for cleanup in cleanups])
-
-    def _put_back(self, cleanups: Iterable[Cleanup]) -> None:
-        for cleanup in cleanups:
-            who = (cleanup.place.storage_host, cleanup.place.name)
-            if who not in self._parked:
-                self._wake(who, self._park(cleanup), self._now() + RETRY_SECONDS)
-            else:
-                self._park(cleanup)
 
     def _park(self, cleanup: Cleanup) -> _Parked:
         who = (cleanup.place.storage_host, cleanup.place.name)

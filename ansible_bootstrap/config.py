@@ -161,6 +161,14 @@ class AnsibleBootstrap(SingletonConfigurable):
         """,
     ).tag(config=True)
 
+    max_runs = Int(
+        min=1,
+        help="""
+        Most runs at once, over all storage hosts. Default: twice the number of cores, at least 4. A run that gives no
+        sign for 10 seconds does not count, up to four times as many in all.
+        """,
+    ).tag(config=True)
+
     place = Callable(
         None,
         allow_none=True,
@@ -246,6 +254,10 @@ class AnsibleBootstrap(SingletonConfigurable):
         should be less than ``timeout``.
         """,
     )
+
+    @default("max_runs")
+    def _max_runs(self) -> int:
+        return max(4, 2 * (os.cpu_count() or 2))
 
     @default("state_dir")
     def _state_dir(self) -> str:

@@ -30,6 +30,9 @@ from .works import Waiter, Work, WorkKey, done_by_all
 LOOK_SECONDS: Final = 2.0
 """From the look at what is known of a user to the beginning of the work; usually one millisecond."""
 
+QUIET_SECONDS: Final = 10.0
+"""Without an event, after which a run may hang."""
+
 
 class Run(Protocol):
     """A run of the apply program, as ``apply_client.ApplyRun``."""
@@ -58,8 +61,10 @@ class Flight:
         storage_host: where they are.
         works: those who have boarded.
         check: only predict.
+        diff: log what differs.
         log: for the admin.
-        settled: called with each work that has an outcome of its own, before its waiters are released.
+        settled: called with each work that has an outcome of its own, before its waiters are released; returns whether
+            they are to wait on, for another run.
         cleanups: what the works are made of, if the operation is ``cleanup``.
     """
 
@@ -70,9 +75,10 @@ class Flight:
         works: dict[WorkKey, Work],
         *,
         check: bool,
+        diff: bool = False,
         log: logging.Logger,
-        settled: Callable[[Flight, Work, Outcome], None],
-        cleanups: Mapping[WorkKey, Cleanup] | None = None,
+        settled: Callable[[Flight, Work, Outcome], bool],
+        cleanups: dict[WorkKey, Cleanup] | None = None,
     ) -> None:
         self.operation = operation
         self.works = works
@@ -85,6 +91,7 @@ class Flight:
         """Of all users."""
         self.done = done_by_all(works.values()) if operation == "bootstrap" else {}
         self.cleanups = cleanups or {}
+        """Those that are still to be done."""
         self.record = RunRecord(
             run=uuid.uuid4().hex[:12],
             operation=operation,
@@ -106,13 +113,27 @@ class Flight:
         self.abandoned = False
         self.late = False
         """Whether somebody gave up waiting while it was in the air."""
+        self.said = 0
+        """How many outcomes the run itself has told."""
+        self._diff = diff
         self._log = log
         self._settled = settled
-        self._began = time.monotonic()
+        self._began = self._last_sign = time.monotonic()
+        self._limit = 0.0
         self._process: Run | None = None
         self._roles: tuple[str, ...] = ()
         self._clock = RoleClock(self.record)
         self._shown: tuple[str, float] = ("", 0.0)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing has been heard of it for so long that it may hang."""
+        return time.monotonic() - self._last_sign >= QUIET_SECONDS
+
+    @property
+    def hung(self) -> bool:
+        """Whether it has ended without a sign for long, and had about all the time that a run may have."""
+        return self.quiet and self.record.seconds >= 0.9 * self._limit
 
     async def fly(self, client: Client, limit: float) -> None:
         """Run it to its end.
@@ -124,9 +145,12 @@ class Flight:
         Raises:
             AnsibleBootstrapError: it could not be started, or has not ended as it should.
         """
-        self._began = time.monotonic()
+        self._began = self._last_sign = time.monotonic()
+        self._limit = limit
         users = [self.works[key].place.user(name).model_dump() for name, key in self.keys.items()]
-        request = Request(operation=self.operation, users=users, check=self.record.check, done=self.done)
+        request = Request(
+            operation=self.operation, users=users, check=self.record.check, diff=self._diff, done=self.done
+        )
         self._process = await client.start(request, self._on_event, limit=limit)
         if self.abandoned:
             self._process.stop(self._nobody_waits())
@@ -173,6 +197,7 @@ class Flight:
     # -- events -------------------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
+        self._last_sign = time.monotonic()
         self._clock.take(event)
         match event:
             case Accepted():
@@ -204,8 +229,9 @@ class Flight:
             return
         del self.works[key]
         self._note(outcome)
-        self._settled(self, work, outcome)
-        work.settle(outcome)
+        self.said += 1
+        if not self._settled(self, work, outcome):
+            work.settle(outcome)
         self.abandon_if_unwanted()
 
     def _nobody_waits(self) -> AnsibleBootstrapError:
@@ -240,3 +266,31 @@ def _keys(works: Mapping[WorkKey, Work]) -> dict[str, WorkKey]:
             name, number = f"{work.place.name}#{number}", number + 1
         keys[name] = key
     return keys
+
+
+class Slots:
+    """How many runs there may be at once. A run that gives no sign of life takes no slot from the others.
+
+    Args:
+        at_work: most runs that give signs of life.
+        most: most runs in all.
+    """
+
+    def __init__(self, at_work: int, most: int) -> None:
+        self._at_work = at_work
+        self._most = most
+        self._flights: set[Flight] = set()
+
+    @property
+    def free(self) -> bool:
+        """Whether one more may begin."""
+        at_work = sum(not flight.quiet for flight in self._flights)
+        return at_work < self._at_work and len(self._flights) < self._most
+
+    def take(self, flight: Flight) -> None:
+        """The run begins."""
+        self._flights.add(flight)
+
+    def give_back(self, flight: Flight) -> None:
+        """The run is over; without effect on one that has no slot here."""
+        self._flights.discard(flight)

@@ -32,10 +32,12 @@ class Pace:
     Args:
         ceiling: most users in a run.
         floor: users that a run may always have.
+        target: seconds that a run should take.
     """
 
-    def __init__(self, ceiling: int, floor: int) -> None:
+    def __init__(self, ceiling: int, floor: int, target: float = TARGET_SECONDS) -> None:
         self._ceiling = ceiling
+        self._target = target
         self._floor = min(floor, ceiling)
         self._runs: deque[tuple[int, float]] = deque(maxlen=REMEMBERED_RUNS)
         self.size = ceiling
@@ -47,7 +49,7 @@ class Pace:
         line = self._line()
         # If there is no telling what makes it long, let us see whether fewer users help.
         start, each = line or (0.0, seconds / users)
-        target = max(TARGET_SECONDS, 2 * start)
+        target = max(self._target, 2 * start)
         if seconds > target and users > self._floor:
             self._shrink(users, (target - start) / each if each else users * target / seconds)
             return
@@ -60,8 +62,8 @@ class Pace:
 
     def ran_out_of_time(self, users: int, seconds: float) -> None:
         """A run was given up after so many seconds; how long it would have taken nobody knows."""
-        if seconds > TARGET_SECONDS:
-            self._shrink(users, users * TARGET_SECONDS / seconds)
+        if seconds > self._target:
+            self._shrink(users, users * self._target / seconds)
 
     def _shrink(self, users: int, right: float) -> None:
         if users > self._floor:  # Or fewer users would not help.

@@ -1,4 +1,4 @@
-"""What earlier runs have told about the storage hosts: how many users they take at a time, and which are in trouble."""
+"""How many users the storage hosts take at a time, as earlier runs have told."""
 
 from __future__ import annotations
 
@@ -14,37 +14,23 @@ class TrackRecord:
 
     Args:
         batch_size: most users in one run.
+        target: seconds that a run should take.
     """
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, target: float) -> None:
         self._batch_size = batch_size
+        self._target = target
         self._paces: dict[tuple[str, str], Pace] = {}
-        self._troubled: set[str] = set()
-
-    def in_trouble(self, host: str) -> bool:
-        """Whether that host's last run ended badly as a whole."""
-        return host in self._troubled
 
     def batch(self, host: str, operation: Operation) -> int:
         """Return how many users the next run may have."""
         return self._pace(host, operation).size
 
-    def learn(self, flight: Flight, *, silent: bool) -> None:
-        """Draw the conclusions from a run that has landed.
-
-        Args:
-            flight: the run.
-            silent: whether it left users without an outcome.
-        """
+    def learn(self, flight: Flight) -> None:
+        """Draw the conclusions from a run that has landed."""
         record = flight.record
-        unreachable = [outcome.reason == "unreachable" for outcome in record.outcomes]
-        if silent or all(unreachable):
-            if not record.abandoned:  # Else they changed their minds; the host has done nothing.
-                self._troubled.add(record.storage_host)
-        else:
-            self._troubled.discard(record.storage_host)
         pace = self._pace(record.storage_host, flight.operation)
-        if flight.orderly and not any(unreachable):
+        if flight.orderly and not any(outcome.reason == "unreachable" for outcome in record.outcomes):
             pace.landed(record.users, record.seconds)
         elif flight.error is not None and flight.error.reason == "timeout":
             pace.ran_out_of_time(record.users, record.seconds)
@@ -53,5 +39,5 @@ class TrackRecord:
         pace = self._paces.get((host, operation))
         if pace is None:
             floor = 2 * (os.cpu_count() or 2)
-            pace = self._paces[host, operation] = Pace(self._batch_size, floor)
+            pace = self._paces[host, operation] = Pace(self._batch_size, floor, self._target)
         return pace

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Protocol
 
 from .errors import AnsibleBootstrapError
 from .places import Place
@@ -24,15 +24,28 @@ WorkKey = tuple[str, str]
 NOTHING_DONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
+class Waiter(Protocol):
+    """Who waits for the outcome of a work."""
+
+    done: Mapping[str, str]
+    """Roles that the user has, with the fingerprint at which they got them."""
+
+    @property
+    def say(self) -> Say:
+        """Shows where the work is."""
+
+    def settle(self, answer: Outcome | AnsibleBootstrapError) -> None:
+        """Take what became of the work; must neither block nor raise."""
+
+
 @dataclass(eq=False, slots=True)
-class Waiter:
+class Spawn:
     """A spawn that waits for its outcome, with a future of its own."""
 
     future: asyncio.Future[None]
     """Done when the spawn may go on."""
     say: Say
     done: Mapping[str, str]
-    """Roles that the user has, with the fingerprint at which they got them."""
     turnstile: Turnstile
     answer: Outcome | AnsibleBootstrapError | None = None
     """What became of the work, from the moment that it is known."""

@@ -68,8 +68,8 @@ class Core:
         )
         self.fingerprints = CurrentFingerprints(self._describe, config.log)
         self.books = Bookkeeper(Ledger(config.state_dir, config.trust_for), config.log, config.place_digest())
-        self._doubts: dict[str, str] = {}
-        """By storage host: the token of those whose clean-up has begun."""
+        self._doubts: dict[tuple[str, str], str] = {}
+        """By storage host and name: the token of those whose clean-up has begun."""
         self.preparing: set[str] = set()
         """For whom a login is just being looked at."""
         self.metrics = Metrics(hosts=[config.storage_host] if isinstance(config.storage_host, str) else [])
@@ -79,6 +79,7 @@ class Core:
             config.log,
             batch_size=config.batch_size,
             run_limit=config.timeout,
+            max_runs=config.max_runs,
             check=config.observing,
             cleanup_delay=DEFAULT_CLEANUP_DELAY if self.cleanup_delay is None else self.cleanup_delay,
             record=self._record,
@@ -153,7 +154,7 @@ class Core:
     async def _forget(self, places: Sequence[Place]) -> None:
         """Before a clean-up: it may take away what a bootstrap gave."""
         token = await self.books.doubt(places, self.config.timeout + ENDING_SECONDS)
-        self._doubts.update((place.storage_host, token) for place in places)  # One run at a time on each.
+        self._doubts.update(((place.storage_host, place.name), token) for place in places)
 
     def _record(self, run: RunRecord) -> None:
         self._recorder.record(run)
@@ -163,8 +164,8 @@ class Core:
 
     def _after_cleanup(self, run: RunRecord) -> None:
         """Whom a clean-up left as they were is still complete."""
-        token = self._doubts.pop(run.storage_host, "")
         users = {(run.storage_host, outcome.name) for outcome in run.outcomes}
+        token = max((self._doubts.pop(user, "") for user in users), default="")  # They have the same.
         changed = {
             (run.storage_host, outcome.name)
             for outcome in run.outcomes

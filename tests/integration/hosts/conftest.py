@@ -2,6 +2,7 @@
 
 =================  ===========================================================================
 ``storage_hosts``  two of them, ``store1`` and ``store2``, for the session; :class:`StorageHosts`
+``three_hosts``    three others, for one test
 =================  ===========================================================================
 
 Each has a network namespace, a root (an overlay of this machine's), a disk mounted on ``/volumes``
@@ -158,6 +159,15 @@ class StorageHost:
                     os.kill(pid, signal.SIGCONT)
 
     @contextlib.contextmanager
+    def disk_frozen(self) -> Iterator[None]:
+        """Its disk takes no writes and says nothing."""
+        _run("fsfreeze", "-f", self.path("/volumes"))
+        try:
+            yield
+        finally:
+            _run("fsfreeze", "-u", self.path("/volumes"))
+
+    @contextlib.contextmanager
     def another_key(self) -> Iterator[None]:
         """Somebody else answers at its address."""
         kept = (self.home / "host_key").read_bytes()
@@ -173,9 +183,10 @@ class StorageHost:
 class StorageHosts:
     """The control node's side: where to run, and what an admin ships."""
 
-    def __init__(self, top: Path) -> None:
+    def __init__(self, top: Path, count: int = 2) -> None:
         self.top = top
-        self.prefix = f"ab{os.getpid()}"
+        self.count = count
+        self.prefix = f"ab{os.getpid()}{'n' * (count - 2)}"
         self.control = f"{self.prefix}c"
         self.controller = ("nsenter", f"--net=/run/netns/{self.control}")
         """The prefix of a command that runs on the control node."""
@@ -191,7 +202,7 @@ class StorageHosts:
         _run("ip", "-n", self.control, "link", "add", "br0", "type", "bridge")
         _run("ip", "-n", self.control, "addr", "add", "10.77.0.1/16", "dev", "br0")
         _run("ip", "-n", self.control, "link", "set", "br0", "up")
-        for number in (1, 2):
+        for number in range(1, self.count + 1):
             host = StorageHost(self, number)
             self.hosts[host.name] = host
         keys = [
@@ -231,18 +242,30 @@ class StorageHosts:
             host._process.wait()
 
 
-@pytest.fixture(scope="session")
-def storage_hosts(needs: Callable[..., None]) -> Iterator[StorageHosts]:
-    programs = ("ip", "iptables", "mkfs.ext4", "nsenter", "sshd", "ssh-keygen", "unshare")
+@contextlib.contextmanager
+def _up(needs: Callable[..., None], count: int) -> Iterator[StorageHosts]:
+    programs = ("fsfreeze", "ip", "iptables", "mkfs.ext4", "nsenter", "sshd", "ssh-keygen", "unshare")
     needs(root=True, programs=programs)
     top = Path(tempfile.mkdtemp(prefix="ab-hosts-", dir="/tmp"))
-    hosts = StorageHosts(top)
+    hosts = StorageHosts(top, count)
     try:
         hosts.up()
         yield hosts
     finally:
         hosts.remove()
         shutil.rmtree(top)
+
+
+@pytest.fixture(scope="session")
+def storage_hosts(needs: Callable[..., None]) -> Iterator[StorageHosts]:
+    with _up(needs, 2) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def three_hosts(needs: Callable[..., None]) -> Iterator[StorageHosts]:
+    with _up(needs, 3) as hosts:
+        yield hosts
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ Usage: ``python -S echo_apply.py CONTROL [--settings FILE]``. CONTROL is a JSON 
 ``delay``        seconds between ``accepted`` and the outcomes
 ``hang_at``      a name: its outcome, and those after it, never come
 ``fail``         names that fail
+``hang``         storage hosts on which nothing is ever said
+``down``         storage hosts on which nobody can be reached
 ===============  ==================================================================
 
 It appends a JSON line to CONTROL.log for each request that begins, with all of the request, and one when it ends.
@@ -42,6 +44,10 @@ role = {
 if request["operation"] == "describe":
     say("described", roles=[role])
     sys.exit(0)
+if host in control.get("hang", []):
+    note("hangs")
+    sys.stdin.buffer.read()
+    sys.exit(3)
 say("accepted", run="echo", storage_host=host, roles=["user_dir"], fingerprints=[role])
 sys.stdout.flush()
 time.sleep(control.get("delay", 0))
@@ -54,11 +60,12 @@ for user in request["users"]:
         sys.exit(3)
     outcome = {key: user[key] for key in ("key", "name", "storage_host")}
     outcome |= {"status": "ok", "run": "echo", "directory": user["directory"] or ""}
-    if user["name"] in control.get("fail", []):
+    down = host in control.get("down", [])
+    if down or user["name"] in control.get("fail", []):
         failed += 1
         outcome |= {
             "status": "failed",
-            "reason": "role_failed",
+            "reason": "unreachable" if down else "role_failed",
             "message": "broken",
             "failed_role": "user_dir",
         }

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hub_fakes import Lines, until
 
+from ansible_bootstrap import flights, health, role_clock
 from ansible_bootstrap.dispatcher import Dispatcher
 from ansible_bootstrap.errors import AnsibleBootstrapError
 from ansible_bootstrap.history import RunRecord
 from ansible_bootstrap.places import Place
 from ansible_bootstrap.protocol import Event, Outcome, OutcomeEvent, Request, RoleFingerprint
+
+
+class Clock:
+    """What the dispatcher measures runs, pauses and holds by."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        for module in (flights, role_clock, health):
+            fake = SimpleNamespace(
+                monotonic=lambda: self.now,
+                time=lambda: self.now,
+                localtime=time.gmtime,
+                strftime=time.strftime,
+            )
+            monkeypatch.setattr(module, "time", fake)
 
 
 class Run:
@@ -84,6 +103,11 @@ class Hub:
             done=done or {},
         )
         return asyncio.create_task(waiting)
+
+    def wait(self, clock: Clock, seconds: float) -> None:
+        """Let the time pass without a sign of any run."""
+        clock.now += seconds
+        self.dispatcher._tick()
 
     def said(self, name: str) -> list[str]:
         return [text for text, _ in self.shown.get(name, [])]

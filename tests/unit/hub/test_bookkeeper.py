@@ -19,6 +19,7 @@ from ansible_bootstrap.bookkeeper import Bookkeeper
 from ansible_bootstrap.described import CurrentFingerprints, Fingerprints
 from ansible_bootstrap.errors import ApplyError
 from ansible_bootstrap.ledger import FILE, Entry, Ledger, completed
+from ansible_bootstrap.mounts import Mounts
 from ansible_bootstrap.places import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 
@@ -201,6 +202,7 @@ async def test_directories_that_hang_take_no_more_threads_than_there_are(
     books: Bookkeeper, ledger: Ledger, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(looks, "HANG_SECONDS", 0.02)
+    monkeypatch.setattr(Mounts, "mount_of", lambda mounts, path: path)
     names = [name for number in range(5) for name in (f"mallory{number}", f"u{number}")]
     for name in names:
         books.complete(place(name), ok(name), FINGERPRINTS)

@@ -17,7 +17,8 @@ import pytest
 from hub_fakes import until
 from traitlets.config import Config
 
-from ansible_bootstrap.bulk import bootstrap_all
+from ansible_bootstrap import dispatcher, flights, health
+from ansible_bootstrap.bulk import TRIES, bootstrap_all
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.history import History
 from ansible_bootstrap.ledger import Ledger
@@ -160,6 +161,66 @@ async def test_batches_are_full_and_hosts_do_not_wait_for_one_another(evening: E
     assert begun.index(("begin", "two")) < len(begun) - 1 - begun[::-1].index(("end", "one"))
     ones = [what for what, host in begun if host == "one"]
     assert ones == ["begin", "end"] * 3, "one storage host, one run at a time"
+
+
+async def test_storage_hosts_that_hang_keep_nobody_else_waiting(
+    evening: Evening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than there are slots, and listed first."""
+    monkeypatch.setattr(flights, "QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(dispatcher, "TICK_SECONDS", 0.1)
+    evening.settings |= {"max_runs": 2, "storage_host": lambda spawner: spawner.user.name[:4]}
+    evening.applies(hang=["dis1", "dis2", "dis3"])
+    names = [f"dis{number}-u{user}" for user in range(2) for number in (1, 2, 3)]
+    told: list[str] = []
+    work = asyncio.create_task(
+        bootstrap_all(
+            evening.config,
+            [{"name": name} for name in (*names, "good-u1", "good-u2")],
+            lambda outcome, known: told.append(outcome.key),
+        )
+    )
+    await until(lambda: len(told) == 2, 30)
+    assert sorted(told) == ["good-u1", "good-u2"]
+    work.cancel()
+    await asyncio.wait({work})
+
+
+async def test_a_storage_host_that_is_down_is_given_up_and_the_others_go_on(
+    evening: Evening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "FIRST_PAUSE", 0.3)
+    evening.settings |= {"batch_size": 10, "storage_host": lambda spawner: spawner.user.name[:4]}
+    evening.applies(down=["dark"])
+    outcomes = await evening.runs(*(f"dark-u{n}" for n in range(200)), "good-u1")
+    dark = [request["users"] for request in evening.requests() if request["host"] == "dark"]
+    assert [len(users) for users in dark[: TRIES + 1]] == [10, 1, 1]
+    assert outcomes.pop("good-u1").status == "ok"
+    assert {(outcome.status, outcome.reason) for outcome in outcomes.values()} == {("failed", "unreachable")}
+    assert len(outcomes) == 200
+    assert "dark has been down since" in outcomes["dark-u199"].message
+
+
+async def test_a_moment_of_trouble_fails_only_those_whom_it_met(
+    evening: Evening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "FIRST_PAUSE", 0.3)
+    evening.settings |= {"batch_size": 10}
+    evening.applies(down=["localhost"])
+    work = asyncio.create_task(evening.runs(*(f"u{n}" for n in range(50))))
+    await until(lambda: evening.requests("end"))
+    evening.applies()
+    outcomes = await work
+    assert sum(outcome.status == "failed" for outcome in outcomes.values()) == 10
+    assert [len(request["users"]) for request in evening.requests()] == [10, 1, 10, 10, 10, 9]
+
+
+async def test_a_directory_of_two_users_is_in_one_run_at_a_time(evening: Evening) -> None:
+    shared = {"directory": "/v/shared"}
+    outcomes = await evening.runs(*({"name": name, **shared} for name in ("alice", "bob")), "carol")
+    assert {outcome.status for outcome in outcomes.values()} == {"ok"} and len(outcomes) == 3
+    names = [[user["name"] for user in request["users"]] for request in evening.requests()]
+    assert names == [["alice", "carol"], ["bob"]]
 
 
 async def test_a_bad_record_costs_only_itself(evening: Evening) -> None:

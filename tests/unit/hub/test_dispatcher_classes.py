@@ -10,10 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fake_runs import Hub, Run
+from fake_runs import Clock, Hub, Run
 from hub_fakes import Lines, until
 
-from ansible_bootstrap import cleanups, dispatcher, flights, role_clock, spare_time
+from ansible_bootstrap import cleanups, dispatcher, health, spare_time
 from ansible_bootstrap.errors import ApplyError, DeadlineError, UnreachableError
 from ansible_bootstrap.places import Place
 from ansible_bootstrap.protocol import Accepted, End, Fetched, RoleFingerprint, RoleStarted
@@ -26,15 +26,6 @@ def never() -> bool:
 @pytest.fixture
 def hub(log: Lines) -> Hub:
     return Hub(log)
-
-
-class Clock:
-    """What the dispatcher's runs are measured by."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 1000.0
-        for module in (flights, role_clock):
-            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now, time=lambda: 0.0))
 
 
 async def busy(hub: Hub, name: str = "first", **place: Any) -> tuple[asyncio.Task[Any], Run]:
@@ -341,24 +332,6 @@ async def test_a_run_that_everybody_left_says_nothing_against_its_host(log: Line
     for run in hub.runs:
         run.succeed()
     await asyncio.gather(*again)
-
-
-async def test_a_host_that_has_recovered_has_its_share_again(log: Lines) -> None:
-    hub = Hub(log, max_runs=2)
-    hosts = ("s1", "s2")
-    for host in hosts:
-        spawn, run = await busy(hub, storage_host=host)
-        run.end(ApplyError("it hangs"))
-        await asyncio.wait({spawn})
-        assert isinstance(spawn.exception(), ApplyError)
-        spawn, run = await busy(hub, storage_host=host)
-        run.succeed()
-        await spawn
-    spawns = [hub.spawn("alice", storage_host=host) for host in hosts]
-    await hub.run(6)
-    for run in hub.runs:
-        run.succeed()
-    await asyncio.gather(*spawns)
 
 
 # Clean-ups
@@ -1033,6 +1006,9 @@ async def test_after_a_run_that_was_too_long_the_next_is_smaller(
     clock = Clock(monkeypatch)
     hub = Hub(log, batch_size=100, max_runs=4)
     assert await fly(hub, clock, 100, 50.0, how) == 100
+    if hub.dispatcher._health.down("s1"):
+        clock.now += health.FIRST_PAUSE
+        assert await fly(hub, clock, 1, 1.0) == 1
     assert await fly(hub, clock, 100, 1.0) == (20 if shrinks else 100)
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from hub_fakes import Lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ansible_bootstrap import cleanups
-from ansible_bootstrap.dispatcher import Dispatcher
-from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
+from ansible_bootstrap import cleanups, flights, health
+from ansible_bootstrap.dispatcher import CROWD, Dispatcher
+from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError, DeadlineError, UnreachableError
 from ansible_bootstrap.places import Place
 from ansible_bootstrap.protocol import Event, Outcome, OutcomeEvent, Request
 
@@ -34,8 +37,19 @@ STEPS = st.one_of(
     st.tuples(st.just("stop"), PLACES, st.booleans()),
     st.tuples(st.just("known"), PLACES),
     st.tuples(st.just("cancel"), st.integers(0, 50)),
-    st.tuples(st.just("outcome"), st.integers(0, 2), st.integers(0, 9), st.sampled_from(["ok", "failed"])),
-    st.tuples(st.just("end"), st.integers(0, 2), st.sampled_from([None, ApplyError("died")])),
+    st.tuples(
+        st.just("outcome"),
+        st.integers(0, 2),
+        st.integers(0, 9),
+        st.sampled_from([None, None, None, "role_failed", "timeout", "timeout", "unreachable"]),
+    ),
+    st.tuples(st.just("outcomes"), st.integers(0, 2), st.sampled_from([None, "timeout", "unreachable"])),
+    st.tuples(
+        st.just("end"),
+        st.integers(0, 2),
+        st.sampled_from([None, ApplyError("died"), UnreachableError("down"), DeadlineError("stopped")]),
+    ),
+    st.tuples(st.just("later"), st.sampled_from([1.0, 5.0, 10.0, 60.0, 300.0])),
     st.tuples(st.just("end"), st.integers(0, 2), st.none()),
     st.tuples(st.just("forgetting"), st.booleans()),
     st.tuples(st.just("wait")),
@@ -50,14 +64,26 @@ class Air:
         self.cleaned: list[SimulatedRun] = []
         self.can_forget = True
         self.forgotten: set[tuple[str, str]] = set()
+        self.now = 1000.0
+        self.lone = 0
+        self.down: Callable[[str], Any] = lambda host: None
 
     async def start(
         self, request: Request, on_event: Callable[[Event], None], *, limit: float
     ) -> SimulatedRun:
         run = SimulatedRun(self, request, on_event)
         assert request.users
-        assert run.host not in {other.host for other in self.runs}, "two runs on one host"
-        assert len(self.runs) < MAX_RUNS
+        beside = [other for other in self.runs if other.host == run.host]
+        assert len(beside) < 2, "more than an ordinary and a lone run on one host"
+        for other in beside:
+            self.lone += 1
+            assert len(run.names) == 1 or len(other._left) <= 1, "neither is a lone one"
+            assert not run.names & other.names, "a user in two runs"
+        assert len(run.names) == 1 or self.down(run.host) is None, (
+            "more than one user tries a host that is down"
+        )
+        assert len(self.runs) < CROWD * MAX_RUNS
+        assert sum(not other.quiet for other in self.runs) < MAX_RUNS + (MAX_RUNS + 1) // 2
         assert {user["storage_host"] for user in request.users} == {run.host}
         assert len({user["name"] for user in request.users}) == len(request.users), (
             "a directory twice in one run"
@@ -74,7 +100,7 @@ class Air:
         self.forgotten.update((place.storage_host, place.name) for place in places)
 
     def complete(self, place: Place, outcome: Outcome, fingerprints: Any, since: float) -> None:
-        flying = [run for run in self.runs if run.host == place.storage_host]
+        flying = [run for run in self.runs if run.host == place.storage_host and place.name in run.names]
         assert [run.request.operation for run in flying] == ["bootstrap"]
         self.forgotten.discard((place.storage_host, place.name))
 
@@ -84,15 +110,25 @@ class SimulatedRun:
         self.air = air
         self.request = request
         self.host = request.users[0]["storage_host"]
+        self.names = {user["name"] for user in request.users}
         self._on_event = on_event
+        self._sign = air.now
         self._left = list(request.users)
         self._stopped: AnsibleBootstrapError | None = None
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def settle(self, number: int, status: Any) -> None:
+    @property
+    def quiet(self) -> bool:
+        return self.air.now - self._sign >= flights.QUIET_SECONDS
+
+    def settle(self, number: int, reason: Any = None) -> None:
         if self._left:
+            self._sign = self.air.now
             user = self._left.pop(number % len(self._left))
-            self._on_event(OutcomeEvent(outcome=Outcome(key=user["key"], name=user["name"], status=status)))
+            outcome = Outcome(
+                key=user["key"], name=user["name"], status="failed" if reason else "ok", reason=reason
+            )
+            self._on_event(OutcomeEvent(outcome=outcome))
 
     def end(self, error: AnsibleBootstrapError | None) -> None:
         error = error or self._stopped
@@ -109,8 +145,7 @@ class SimulatedRun:
         self._over.result()
 
 
-async def simulate(steps: list[tuple[Any, ...]], batch_size: int) -> None:
-    air = Air()
+async def simulate(steps: list[tuple[Any, ...]], batch_size: int, air: Air) -> None:
     log = Lines()
     kept: dict[Any, Place] = {}
 
@@ -130,6 +165,14 @@ async def simulate(steps: list[tuple[Any, ...]], batch_size: int) -> None:
         forget=air.forget,
         keep=keep,
     )
+    air.down = dispatcher._health.down
+
+    def later(seconds: float) -> None:
+        air.now += seconds
+        dispatcher._tick()
+        for host in HOSTS:
+            dispatcher._wake(host)
+
     spawns: list[asyncio.Task[Outcome]] = []
     cancelled: set[asyncio.Task[Outcome]] = set()
     away = True
@@ -159,8 +202,15 @@ async def simulate(steps: list[tuple[Any, ...]], batch_size: int) -> None:
                 if not spawn.done():
                     cancelled.add(spawn)
                     spawn.cancel()
-            case ("outcome", number, user, status) if air.runs:
-                air.runs[number % len(air.runs)].settle(user, status)
+            case ("outcome", number, user, reason) if air.runs:
+                air.runs[number % len(air.runs)].settle(user, reason)
+            case ("outcomes", number, reason) if air.runs:
+                run = air.runs[number % len(air.runs)]
+                while run._left:
+                    run.settle(0, reason)
+                run.end(None)
+            case ("later", seconds):
+                later(seconds)
             case ("end", number, error) if air.runs:
                 air.runs[number % len(air.runs)].end(error)
             case ("forgetting", can_forget):
@@ -174,9 +224,10 @@ async def simulate(steps: list[tuple[Any, ...]], batch_size: int) -> None:
     air.can_forget = True
     for _ in range(20_000):
         for run in list(air.runs):
-            run.settle(0, "ok")
+            run.settle(0)
             if not run._left:
                 run.end(None)
+        later(10.0)
         await asyncio.sleep(0)
         parked = [parked for parked in dispatcher._cleanups._parked.values() if not parked.active()]
         if not (dispatcher._hosts or dispatcher._flights or parked) and all(spawn.done() for spawn in spawns):
@@ -185,7 +236,9 @@ async def simulate(steps: list[tuple[Any, ...]], batch_size: int) -> None:
         raise AssertionError("it does not come to an end")
     for spawn in spawns:
         if not spawn.cancelled():
-            assert spawn.exception() is None or isinstance(spawn.exception(), ApplyError)
+            assert spawn.exception() is None or isinstance(
+                spawn.exception(), ApplyError | UnreachableError | DeadlineError
+            )
         else:
             assert spawn in cancelled
     mishaps = [record for record in log.records if record.levelno >= logging.ERROR]
@@ -195,6 +248,25 @@ async def simulate(steps: list[tuple[Any, ...]], batch_size: int) -> None:
     assert not dispatcher._cleanups._due
     left = {key for parked in dispatcher._cleanups._parked.values() for key in parked.places}
     assert left <= set(kept), "a clean-up that waits and is not kept on disk"
+
+
+def fly(steps: list[tuple[Any, ...]], batch_size: int) -> Air:
+    air = Air()
+    clock = SimpleNamespace(
+        monotonic=lambda: air.now, time=lambda: air.now, localtime=time.gmtime, strftime=time.strftime
+    )
+    with patch.object(flights, "time", clock), patch.object(health, "time", clock):
+        asyncio.run(asyncio.wait_for(simulate(steps, batch_size, air), 60))
+    return air
+
+
+def test_in_the_simulation_there_are_runs_beside_others() -> None:
+    """Or it would prove nothing."""
+    spawns = [("spawn", Place(name, storage_host="s1", uid=1), {}) for name in "abc"]
+    first = [*spawns, ("wait",), ("outcomes", 0, None), ("wait",), ("wait",)]
+    hangs = [("outcome", 0, 0, "timeout"), ("outcomes", 0, None), ("wait",), ("wait",), spawns[0], ("wait",)]
+    assert fly([*first, *hangs], 4).lone
+    assert fly([spawns[0], ("wait",), spawns[1], ("later", 10.0), ("wait",)], 4).lone
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
@@ -207,6 +279,6 @@ def test_whatever_happens_in_whatever_order(
     patience, retry = cleanups.PATIENCE_SECONDS, cleanups.RETRY_SECONDS
     cleanups.PATIENCE_SECONDS, cleanups.RETRY_SECONDS = 0.0 if impatient else patience, 0.0  # type: ignore[misc]
     try:
-        asyncio.run(asyncio.wait_for(simulate(steps, batch_size), 60))
+        fly(steps, batch_size)
     finally:
         cleanups.PATIENCE_SECONDS, cleanups.RETRY_SECONDS = patience, retry  # type: ignore[misc]

@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from hub_fakes import Lines
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from traitlets.config import Config
 
-from ansible_bootstrap import cleanups
+from ansible_bootstrap import cleanups, flights, health
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.described import CurrentFingerprints, Fingerprints
 from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
@@ -55,8 +56,11 @@ STEPS = st.one_of(
     st.tuples(st.just("stop"), PLACES),
     st.tuples(st.just("work"), st.integers(0, 3)),
     st.tuples(
-        st.just("settle"), st.integers(0, 3), st.sampled_from(["ok", "ok", "ok", "failed", "continued"])
+        st.just("settle"),
+        st.integers(0, 3),
+        st.sampled_from(["ok", "ok", "ok", "failed", "continued", "timeout"]),
     ),
+    st.tuples(st.just("later"), st.sampled_from([10.0, 300.0])),
     st.tuples(st.just("finish")),
     st.tuples(st.just("finish")),
     st.tuples(st.just("break")),
@@ -150,13 +154,15 @@ class Run:
             return
         user = self.left.pop(number % len(self.left))
         continued = how == "continued" and ("tutorials", self.world.versions["tutorials"]) in self.roles
-        self.work(user, self.roles[:1] if how == "failed" else None if not continued else self.roles[:-1])
+        failed = how in {"failed", "timeout"}
+        self.work(user, self.roles[:1] if failed else None if not continued else self.roles[:-1])
         self.on_event(
             OutcomeEvent(
                 outcome=Outcome(
                     key=user["key"],
                     name=user["name"],
-                    status="failed" if how == "failed" else "ok",
+                    status="failed" if failed else "ok",
+                    reason="timeout" if how == "timeout" else None,
                     directory=str(self.world.path / user["name"]),
                     changed=("cleanup",) if user["key"] in self.changed else (),
                     continued=("tutorials",) if continued else (),
@@ -198,6 +204,7 @@ class Hub:
         self.ledger = Ledger(self.state)
         self.command: list[tuple[Place, Entry | None, float]] = []
         self.known = 0
+        self.slept = 0.0
         self.spawns: list[asyncio.Task[None]] = []
         self.begin()
 
@@ -235,6 +242,12 @@ class Hub:
         await asyncio.gather(*tasks, return_exceptions=True)  # type: ignore[arg-type]
         self.spawns = [task for task in self.spawns if not task.cancelled()]
         self.begin()
+
+    def later(self, seconds: float) -> None:
+        """Let the time pass without a sign of any run."""
+        self.slept += seconds
+        self.core.dispatcher._tick()
+        self.core.dispatcher._wake("localhost")
 
     async def spawn(self, place: Place) -> None:
         """As the hook does."""
@@ -294,6 +307,7 @@ class Hub:
                 run.settle(0, "ok")
                 if not run.left:
                     run.end()
+            self.later(10.0)
             await asyncio.sleep(0.001)
             await self.core.books.written()
             hosts, background = self.core.dispatcher._hosts, self.core._background
@@ -304,6 +318,17 @@ class Hub:
 
 async def simulate(steps: list[tuple[Any, ...]], path: Path, seed: int) -> int:
     hub = Hub(path, seed)
+    clock = SimpleNamespace(
+        monotonic=lambda: time.monotonic() + hub.slept,
+        time=time.time,
+        localtime=time.localtime,
+        strftime=time.strftime,
+    )
+    with patch.object(flights, "time", clock), patch.object(health, "time", clock):
+        return await take(steps, hub)
+
+
+async def take(steps: list[tuple[Any, ...]], hub: Hub) -> int:
     world = hub.world
     for step in steps:
         flying = hub.flying
@@ -325,7 +350,9 @@ async def simulate(steps: list[tuple[Any, ...]], path: Path, seed: int) -> int:
                 run = flying[0]
                 run.work(run.left[number % len(run.left)], run.roles[:1])
             case ("settle", number, how) if flying:
-                flying[0].settle(number, how)
+                flying[number % len(flying)].settle(number, how)
+            case ("later", seconds):
+                hub.later(seconds)
             case ("finish",) if flying:
                 while flying[0].left:
                     flying[0].settle(0, "ok")

@@ -7,15 +7,18 @@ import gc
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hub_fakes import until
 
 from ansible_bootstrap import looks as looks_module
+from ansible_bootstrap import mounts as mounts_module
 from ansible_bootstrap import threads
-from ansible_bootstrap.looks import Looks
+from ansible_bootstrap.looks import MOST_HUNG, Looks
+from ansible_bootstrap.mounts import Mounts
 from ansible_bootstrap.threads import MAX_THREADS, Pool, in_thread
 
 LONG = 30.0
@@ -61,15 +64,15 @@ async def quiet(looks: Looks) -> None:
 
 
 async def test_what_is_seen_is_returned_and_what_is_raised_is_raised(looks: Looks) -> None:
-    assert await looks.at("alice", lambda: 42, LONG) == 42
+    assert await looks.at("alice", "/", lambda: 42, LONG) == 42
     with pytest.raises(ZeroDivisionError):
-        await looks.at("alice", lambda: 1 / 0, LONG)
+        await looks.at("alice", "/", lambda: 1 / 0, LONG)
     await quiet(looks)
 
 
 async def test_an_answer_counts_although_the_loop_was_busy_until_it_was_too_late(looks: Looks) -> None:
     """In a storm, one turn of the hub's loop takes longer than a look may."""
-    look = asyncio.create_task(looks.at("alice", lambda: 42, 0.1))
+    look = asyncio.create_task(looks.at("alice", "/", lambda: 42, 0.1))
     call = asyncio.create_task(in_thread(lambda: 42, timeout=0.1))
     await asyncio.sleep(0)
     time.sleep(0.3)
@@ -84,7 +87,7 @@ async def test_all_that_come_up_together_are_one_threads_work_and_one_message(
     told: list[Any] = []
     tell = loop.call_soon_threadsafe
     monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: (told.append(args), tell(*args)))
-    together = [asyncio.create_task(looks.at(f"u{number}", lambda: 1, LONG)) for number in range(200)]
+    together = [asyncio.create_task(looks.at(f"u{number}", "/", lambda: 1, LONG)) for number in range(200)]
     await asyncio.sleep(0)
     time.sleep(0.3)
     assert sum(await asyncio.gather(*together)) == 200
@@ -95,11 +98,11 @@ async def test_all_that_come_up_together_are_one_threads_work_and_one_message(
 async def test_a_directory_that_hangs_holds_up_the_next_for_a_moment_and_nobody_after_that(
     looks: Looks, hang: Hang
 ) -> None:
-    hanging = asyncio.create_task(looks.at("mallory", hang, LONG))
-    assert await looks.at("alice", lambda: 1, 1.0) == 1
+    hanging = asyncio.create_task(looks.at("mallory", "/", hang, LONG))
+    assert await looks.at("alice", "/", lambda: 1, 1.0) == 1
     for _ in range(20):
         began = time.monotonic()
-        assert await looks.at("alice", lambda: 1, 1.0) == 1
+        assert await looks.at("alice", "/", lambda: 1, 1.0) == 1
     assert time.monotonic() - began < 1
     hang.released.set()
     assert await hanging == "late"
@@ -108,9 +111,9 @@ async def test_a_directory_that_hangs_holds_up_the_next_for_a_moment_and_nobody_
 
 async def test_one_user_has_one_look_at_a_time_in_turn(looks: Looks, hang: Hang) -> None:
     seen: list[int] = []
-    first = asyncio.create_task(looks.at("mallory", hang, LONG))
+    first = asyncio.create_task(looks.at("mallory", "/", hang, LONG))
     others = [
-        asyncio.create_task(looks.at("mallory", lambda number=number: seen.append(number), LONG))
+        asyncio.create_task(looks.at("mallory", "/", lambda number=number: seen.append(number), LONG))
         for number in range(5)
     ]
     await until(lambda: hang.begun)
@@ -121,27 +124,99 @@ async def test_one_user_has_one_look_at_a_time_in_turn(looks: Looks, hang: Hang)
     assert seen == [0, 1, 2, 3, 4]
 
 
-async def test_there_are_never_more_threads_than_the_most(
-    looks: Looks, hang: Hang, started: list[Any]
-) -> None:
-    names = [f"mallory{number}" for number in range(3 * MAX_THREADS)]
-    answers = await asyncio.gather(*(looks.at(name, hang, 1.0) for name in names), return_exceptions=True)
-    assert all(isinstance(answer, TimeoutError) for answer in answers)
-    assert hang.begun == len(looks._threads) == len(started) == MAX_THREADS
+@pytest.fixture
+def mounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each directory below ``/m`` is on a mount of the first part of its name, all others on ``/``."""
+    table = {f"/m/{number}" for number in range(100)} | {"/", "/m/nfs"}
+    monkeypatch.setattr(mounts_module, "_points", lambda: frozenset(table))
+
+
+async def answers(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+@pytest.mark.usefixtures("mounts")
+async def test_a_mount_that_hangs_costs_nobody_elsewhere_their_look(looks: Looks, hang: Hang) -> None:
+    """However many have their directories there, and however often they try."""
+    for _ in range(3):
+        there = [looks.at(f"mallory{n}", f"/m/nfs/{n}", hang, 0.3) for n in range(2 * MAX_THREADS)]
+        elsewhere = [looks.at(f"u{n}", f"/m/{n}/home", lambda: 1, 1.0) for n in range(20)]
+        trying, seen = await asyncio.gather(answers(there), answers(elsewhere))
+        assert all(isinstance(answer, TimeoutError) for answer in trying)
+        assert seen == [1] * 20
+    assert hang.begun == MOST_HUNG
     hang.released.set()
+    await until(lambda: not looks._held)
+    assert await answers(looks.at(f"mallory{n}", f"/m/nfs/{n}", lambda: 2, LONG) for n in range(9)) == [2] * 9
     await quiet(looks)
-    assert hang.begun == MAX_THREADS  # Nobody waits for the others' any more.
-    assert await looks.at(names[0], lambda: 1, LONG) == 1
+
+
+@pytest.mark.usefixtures("mounts")
+async def test_one_look_that_hangs_for_long_is_enough_until_another_has_come_back(
+    looks: Looks, hang: Hang, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looks_module, "LONG_SECONDS", 0.2)
+    forever = Hang()
+    first = asyncio.create_task(looks.at("mallory", "/m/nfs/1", forever, LONG))
+    second = asyncio.create_task(looks.at("bob", "/m/nfs/2", hang, LONG))
+    await until(lambda: forever.begun and hang.begun)
+    held = asyncio.create_task(looks.at("alice", "/m/nfs/3", lambda: 1, LONG))
+    await until(lambda: looks._held)
+    assert not held.done()
+    hang.released.set()
+    assert (await second, await held) == ("late", 1)
+    assert await looks.at("alice", "/m/nfs/3", lambda: 1, LONG) == 1, "it is mallory's directory that hangs"
+    forever.released.set()
+    await first
+    await quiet(looks)
+
+
+@pytest.mark.usefixtures("mounts")
+async def test_mounts_of_their_own_that_hang_take_no_threads_from_the_others(
+    looks: Looks, hang: Hang, started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As each student's own FUSE mount; but there is a most of all threads."""
+    monkeypatch.setattr(looks_module, "STUCK_SECONDS", 0.1)
+    monkeypatch.setattr(looks_module, "ALL_THREADS", 3 * MAX_THREADS)
+    hanging = [
+        asyncio.create_task(looks.at(f"mallory{n}", f"/m/{n}", hang, LONG)) for n in range(2 * MAX_THREADS)
+    ]
+    await until(lambda: hang.begun == len(hanging))
+    assert await looks.at("alice", "/home/alice", lambda: 1, LONG) == 1
+    hanging += [
+        asyncio.create_task(looks.at(f"m{n}", f"/m/{50 + n}", hang, LONG)) for n in range(2 * MAX_THREADS)
+    ]
+    await until(lambda: hang.begun == 3 * MAX_THREADS)
+    await asyncio.sleep(0.3)
+    assert hang.begun == len(looks._threads) == 3 * MAX_THREADS
+    hang.released.set()
+    assert await asyncio.gather(*hanging) == ["late"] * len(hanging)
+    await quiet(looks)
+
+
+def test_a_mount_is_the_longest_that_a_path_begins_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = tmp_path / "mountinfo"
+    line = "36 35 98:0 / {} rw,noatime master:1 - ext3 /dev/root rw\n"
+    table.write_text("".join(line.format(point) for point in ("/", "/home", "/home/a\\040b")))
+    monkeypatch.setattr(mounts_module, "MOUNTS", table)
+    mounts = Mounts()
+    paths = ("/home/a b/c", "/home/a", "/home", "/homes/a", "/", "", "relative/path")
+    assert [mounts.mount_of(path) for path in paths] == ["/home/a b", "/home", "/home", "/", "/", "/", "/"]
+    table.unlink()
+    monkeypatch.setattr(mounts_module, "FRESH_SECONDS", 0.0)
+    assert mounts.mount_of("/home/a") == "/"
 
 
 async def test_who_no_longer_waits_leaves_nothing_behind(looks: Looks, hang: Hang) -> None:
     """A student may try for as long as the directory hangs."""
     with pytest.raises(TimeoutError):
-        await looks.at("mallory", hang, 0.05)
+        await looks.at("mallory", "/", hang, 0.05)
     for _ in range(50):
         with pytest.raises(TimeoutError):
-            await looks.at("mallory", lambda: 1, 0.001)
-    waiting = asyncio.create_task(looks.at("mallory", lambda: 1, LONG))
+            await looks.at("mallory", "/", lambda: 1, 0.001)
+    waiting = asyncio.create_task(looks.at("mallory", "/", lambda: 1, LONG))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -156,13 +231,13 @@ async def test_many_are_returned_in_order_without_those_that_failed_or_hang(look
     def fails() -> int:
         raise OSError
 
-    calls: list[tuple[str, Callable[[], Any]]] = [
-        ("alice", lambda: 1),
-        ("mallory", hang),
-        ("bob", fails),
-        ("alice", lambda: 2),
-        ("mallory", lambda: 3),
-        ("carol", lambda: 4),
+    calls: list[tuple[str, str, Callable[[], Any]]] = [
+        ("alice", "/", lambda: 1),
+        ("mallory", "/", hang),
+        ("bob", "/", fails),
+        ("alice", "/", lambda: 2),
+        ("mallory", "/", lambda: 3),
+        ("carol", "/", lambda: 4),
     ]
     assert await looks.at_all(calls, 0.3, LONG) == [1, 2, 4]
     assert await looks.at_all([], 0.3, LONG) == []
@@ -173,7 +248,7 @@ async def test_many_are_returned_in_order_without_those_that_failed_or_hang(look
 async def test_many_slow_ones_are_waited_for_as_long_as_it_gets_on_and_no_longer_than_the_limit(
     looks: Looks,
 ) -> None:
-    calls = [(f"u{number}", lambda: time.sleep(0.03)) for number in range(20)]
+    calls = [(f"u{number}", "/", lambda: time.sleep(0.03)) for number in range(20)]
     assert len(await looks.at_all(calls, 0.3, LONG)) == 20
     assert 0 < len(await looks.at_all(calls, LONG, 0.3)) < 20
     await quiet(looks)
@@ -188,11 +263,11 @@ async def test_without_a_thread_it_is_said_at_once_and_the_next_look_works(
     with monkeypatch.context() as patch:
         patch.setattr(looks_module.THREADS, "submit", no_thread)
         with pytest.raises(RuntimeError):
-            await looks.at("alice", lambda: 1, LONG)
+            await looks.at("alice", "/", lambda: 1, LONG)
         with pytest.raises(RuntimeError):
-            await looks.at_all([("alice", lambda: 1), ("bob", lambda: 1)], LONG, LONG)
+            await looks.at_all([("alice", "/", lambda: 1), ("bob", "/", lambda: 1)], LONG, LONG)
         assert not looks._users and not looks._threads
-    assert await looks.at("alice", lambda: 1, LONG) == 1
+    assert await looks.at("alice", "/", lambda: 1, LONG) == 1
 
 
 async def test_in_any_order_each_gets_its_own_answer(looks: Looks, started: list[Any]) -> None:
@@ -202,7 +277,7 @@ async def test_in_any_order_each_gets_its_own_answer(looks: Looks, started: list
     async def ask(number: int) -> None:
         await asyncio.sleep(chance.random() * 0.5)
         name, pause = f"u{chance.randrange(50)}", chance.choice([0, 0, 0, 0.001])
-        call = asyncio.create_task(looks.at(name, lambda: (time.sleep(pause), number)[1], LONG))
+        call = asyncio.create_task(looks.at(name, "/", lambda: (time.sleep(pause), number)[1], LONG))
         if chance.random() < 0.2:
             await asyncio.sleep(chance.random() * 0.01)
             call.cancel()
@@ -233,7 +308,7 @@ async def test_a_call_that_has_waited_too_long_for_a_thread_does_not_begin(
 async def test_what_is_raised_for_one_who_was_cancelled_is_nobodys_trouble(looks: Looks, hang: Hang) -> None:
     troubles: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: troubles.append(context))
-    calls: list[Any] = [("alice", lambda: 1 / 0), ("mallory", hang)]
+    calls: list[Any] = [("alice", "/", lambda: 1 / 0), ("mallory", "/", hang)]
     waiting = [
         asyncio.create_task(looks.at_all(calls, LONG, LONG)),
         asyncio.create_task(in_thread(lambda: 1 / 0, timeout=LONG)),
