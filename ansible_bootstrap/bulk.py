@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from .apply_client import ApplyClient
 from .bookkeeper import SEEN_SECONDS, Bookkeeper
-from .config import COMMAND_SETTINGS_FILE, AnsibleBootstrap
+from .config import AnsibleBootstrap
 from .dispatcher import Dispatcher
 from .errors import AnsibleBootstrapError
 from .fingerprints import describe
@@ -103,8 +103,7 @@ class _Bulk:
         self._diff = diff
         self._remembers = settings.recheck == "changed" and not check
         self._skips = self._remembers and not again
-        argv = partial(settings.apply_argv, COMMAND_SETTINGS_FILE)
-        self.client = ApplyClient(lambda: in_thread(argv, timeout=10), _LOG)
+        self.client = ApplyClient(lambda: in_thread(settings.apply_argv, timeout=10), _LOG)
         self._history = History(settings.state_dir, settings.history_days)
         self._ledger = Ledger(settings.state_dir, settings.trust_for)
         self.books = Bookkeeper(self._ledger, _LOG)

@@ -231,13 +231,20 @@ def _of_hub(args: argparse.Namespace, settings: AnsibleBootstrap) -> Iterator[Re
 
 
 def _forget(args: argparse.Namespace) -> int:
-    from .ledger import Ledger  # noqa: PLC0415
+    from .ledger import FILE, Ledger  # noqa: PLC0415
 
     names = {str(record["name"]) for record in _Asked(args) if record.get("name")}
     if args.all == bool(names):
         raise RefusedError("forget whom? Give names, --roster FILE, or --all alone")
     state_dir = _load_config(args.config).state_dir
     ledger = Ledger(state_dir)
+    if not (Path(state_dir) / FILE).exists():
+        print(
+            f"ansible-bootstrap: no hub has a ledger in {state_dir}, so nobody was forgotten: run this as the hub's "
+            "account, or set c.AnsibleBootstrap.state_dir",
+            file=sys.stderr,
+        )
+        return EXIT_SOME_FAILED
     try:
         known = ledger.forget_all() if args.all else ledger.forget(names)
     except (OSError, sqlite3.Error) as error:
@@ -251,12 +258,14 @@ def _forget(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from .history import History  # noqa: PLC0415
+    from .history import FILE, History  # noqa: PLC0415
     from .lookback import look_back  # noqa: PLC0415
     from .status import print_past, print_status  # noqa: PLC0415
 
     state_dir = _load_config(args.config).state_dir
     history = History(state_dir)
+    if not (Path(state_dir) / FILE).exists():
+        print(f"ansible-bootstrap: no history in {state_dir}", file=sys.stderr)
     try:
         if args.name:
             print_past(args.name, history.outcomes(args.name, LAST_OUTCOMES), as_json=args.json)

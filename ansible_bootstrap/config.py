@@ -18,6 +18,7 @@ import os
 import stat
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from traitlets import Bool, Callable, Dict, Enum, Float, Int, List, TraitType, Unicode, Union, default
@@ -26,7 +27,7 @@ from traitlets.config import SingletonConfigurable
 from .errors import SettingsError
 from .ledger import digest
 from .protocol import MAX_USERS
-from .settings import make_settings
+from .settings import make_settings, settings_name
 from .state import default_state_dir, ensure_state_dir, write_private
 
 EMBEDDED_COMMAND: Final = (sys.executable, "-I", "-m", "ansible_bootstrap.apply")
@@ -34,12 +35,6 @@ EMBEDDED_COMMAND: Final = (sys.executable, "-I", "-m", "ansible_bootstrap.apply"
 
 SYSTEM_SETTINGS: Final = "/etc/ansible-bootstrap/settings.yml"
 """Where an apply program behind a boundary reads its settings."""
-
-SETTINGS_FILE: Final = "apply-settings.json"
-"""Below ``state_dir``, mode 0600: what the hub's embedded apply program is handed."""
-
-COMMAND_SETTINGS_FILE: Final = "command-settings.json"
-"""The same for that of ``ansible-bootstrap run``, which may have been given a newer configuration than the hub has."""
 
 DEFAULT_CLEANUP_DELAY: Final = 5.0
 
@@ -319,21 +314,19 @@ class AnsibleBootstrap(SingletonConfigurable):
         if self.embedded:
             make_settings(given, "c.AnsibleBootstrap")
 
-    def spare_wanted(self) -> tuple[dict[str, Any], bool]:
+    def spare_wanted(self) -> tuple[str, bool]:
         """What a spare program is made for: the settings, and that the file it reads them from is there and private."""
+        path = self._settings_file()
         try:
-            mode = os.lstat(os.path.join(self.state_dir, SETTINGS_FILE)).st_mode
+            mode = os.lstat(path).st_mode
         except OSError:
-            return self.apply_settings(), False
-        return self.apply_settings(), stat.S_ISREG(mode) and stat.S_IMODE(mode) == 0o600
+            return path.name, False
+        return path.name, stat.S_ISREG(mode) and stat.S_IMODE(mode) == 0o600
 
-    def apply_argv(self, file: str = SETTINGS_FILE) -> list[str]:
+    def apply_argv(self) -> list[str]:
         """The command line of the apply program; writes the settings file that it names.
 
         Blocks on the local disk for about a millisecond: call it in a thread.
-
-        Args:
-            file: its name in ``state_dir``. The hub's spare program reads the hub's again when its request comes.
 
         Raises:
             SettingsError: as :meth:`check`, or the file cannot be written.
@@ -341,13 +334,20 @@ class AnsibleBootstrap(SingletonConfigurable):
         self.check()
         if not self.embedded:
             return list(self.apply_command)
-        path = ensure_state_dir(self.state_dir) / file
+        ensure_state_dir(self.state_dir)
+        path = self._settings_file()
+        write_private(path, self._settings_text())
+        return [*self.apply_command, "--settings", str(path)]
+
+    def _settings_text(self) -> str:
         try:
-            text = json.dumps(self.apply_settings(), indent=1, sort_keys=True, allow_nan=False)
+            return json.dumps(self.apply_settings(), indent=1, sort_keys=True, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
             raise SettingsError(f"c.AnsibleBootstrap.extra_vars cannot be written as JSON: {error}") from None
-        write_private(path, text + "\n")
-        return [*self.apply_command, "--settings", str(path)]
+
+    def _settings_file(self) -> Path:
+        """The file is named after its content, so no other hub or command ever writes other settings to it."""
+        return Path(self.state_dir).absolute() / settings_name(self._settings_text().encode())
 
 
 APPLY_SIDE: Final = frozenset(AnsibleBootstrap.class_traits(apply_side=True))

@@ -1,7 +1,8 @@
 """The apply side's settings: one model, two sources.
 
 * Embedded (the hub and the apply program are the same user): the hub writes its values to a file
-  of mode 0600 and passes ``--settings FILE``.
+  of mode 0600 and passes ``--settings FILE``. The file is named after the digest of its content, and is not
+  believed if the two differ: two hubs or commands that share a directory never read each other's.
 * Behind a boundary (sudo, ssh): ``/etc/ansible-bootstrap/settings.yml`` and nothing from the caller.
 
 The file is believed only if nobody but its owner could have written it, and its owner is root or
@@ -10,7 +11,9 @@ the user the program runs as. Both sources hold the same keys, those of ``c.Ansi
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -27,6 +30,8 @@ from .storage._ways import open_way
 
 SYSTEM_FILE: Final = Path("/etc/ansible-bootstrap/settings.yml")
 """Owned by root, not writable by group or others, like every directory above it."""
+
+_BY_DIGEST: Final = re.compile(r"settings-[0-9a-f]{64}\.json\Z")
 
 Id = Annotated[int, Field(ge=1, le=MAX_ID)]
 
@@ -156,8 +161,13 @@ def load_settings(path: Path = SYSTEM_FILE, *, private: bool = False) -> ApplySe
         raise SettingsError(str(error)) from None
     try:
         _refuse_public(path, os.fstat(way), private)
-        with open(f"/proc/self/fd/{way}", encoding="utf-8") as file:
-            raw = yaml.safe_load(file)
+        with open(f"/proc/self/fd/{way}", "rb") as file:
+            data = file.read()
+        if _BY_DIGEST.match(path.name) and path.name != settings_name(data):
+            raise SettingsError(
+                f"{path}: changed by somebody, for its name is not that of its content: remove it"
+            )
+        raw = yaml.safe_load(data.decode("utf-8"))
     except OSError as error:
         raise SettingsError(f"settings file {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -165,6 +175,11 @@ def load_settings(path: Path = SYSTEM_FILE, *, private: bool = False) -> ApplySe
     finally:
         os.close(way)
     return make_settings(raw, str(path))
+
+
+def settings_name(data: bytes) -> str:
+    """Return the name of the file that holds these settings."""
+    return f"settings-{hashlib.sha256(data).hexdigest()}.json"
 
 
 def make_settings(raw: object, source: str) -> ApplySettings:

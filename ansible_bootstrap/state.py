@@ -1,12 +1,16 @@
-"""The hub's own directory, ``c.AnsibleBootstrap.state_dir``: private, and of the hub's account alone."""
+"""The hub's own directory, ``c.AnsibleBootstrap.state_dir``: private, of the hub's account alone, and of one hub."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import stat
 import tempfile
+import time
 from pathlib import Path
+from typing import Final
 
 import platformdirs
 
@@ -42,6 +46,50 @@ def ensure_state_dir(path: str | os.PathLike[str]) -> Path:
     return directory
 
 
+_LOCKS: dict[str, int] = {}
+"""Descriptors of the locks that this process holds, by path without links; they are held until it ends."""
+
+_SETTINGS_SECONDS: Final = 86400.0
+
+
+def hold_state_dir(path: str | os.PathLike[str]) -> None:
+    """Take the directory for this hub, until the process ends; commands beside it need no lock.
+
+    Removes settings files that have not been used for a day.
+
+    Raises:
+        SettingsError: another hub has it.
+    """
+    directory = ensure_state_dir(path)
+    lock = str(directory.resolve() / "hub.lock")
+    if lock in _LOCKS:
+        return
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SettingsError(f"{lock!r} cannot be opened: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.read(descriptor, 20).decode("ascii", "replace").strip()
+        os.close(descriptor)
+        raise SettingsError(
+            f"c.AnsibleBootstrap.state_dir {str(directory)!r} is in use by another hub (process {pid or 'unknown'}): "
+            "give each hub a state_dir of its own"
+        ) from None
+    except OSError:  # A file system without locks.
+        os.close(descriptor)
+        return
+    _LOCKS[lock] = descriptor
+    with contextlib.suppress(OSError):  # The disk may be full; the pid is for the message alone.
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+    for file in directory.glob("settings-*.json"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > _SETTINGS_SECONDS:
+                file.unlink()
+
+
 def make_private(path: Path) -> None:
     """Make an empty file of mode 0600, if there is none; SQLite gives its journals the mode of the file itself.
 
@@ -59,13 +107,14 @@ def make_private(path: Path) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Let ``path`` hold exactly ``text``, mode 0600, atomically; untouched if it already does.
+    """Let ``path`` hold exactly ``text``, mode 0600, atomically; if it already does, it only becomes young.
 
     Raises:
         SettingsError: it cannot be written.
     """
     try:
         if _holds(path, text):
+            os.utime(path)
             return
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
         try:

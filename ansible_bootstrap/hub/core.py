@@ -25,6 +25,7 @@ from ansible_bootstrap.pending import PendingCleanups
 from ansible_bootstrap.places import Place
 from ansible_bootstrap.protocol import Described, Event, Outcome, Request, RoleFingerprint
 from ansible_bootstrap.settings import make_settings
+from ansible_bootstrap.state import hold_state_dir
 from ansible_bootstrap.threads import in_thread
 
 from .failure import why
@@ -54,6 +55,7 @@ class Core:
 
     def __init__(self, config: AnsibleBootstrap, users: Any) -> None:
         config.check()
+        hold_state_dir(config.state_dir)
         self.config = config
         self.users = users
         self.cleanup_delay = config.effective_cleanup_delay()

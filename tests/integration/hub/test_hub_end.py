@@ -285,3 +285,23 @@ async def test_a_server_that_died_with_its_hub_is_cleaned_up_once(
     async with hub.api() as api:
         await api.stop("lives")
         await until(lambda: cleaned(own) == ["dead", "later", "lives"], 15)
+
+
+async def test_a_second_hub_with_the_same_state_directory_says_so_until_the_first_has_ended(
+    start_hub: Callable[..., RunningHub], own: FakeApply
+) -> None:
+    first = start_hub(apply_command=own.command)
+    own.do()
+    async with first.api() as api:
+        await api.create("alice")
+        assert (await api.spawn("alice")).status_code == 201
+    second = start_hub(apply_command=own.command, state_dir=str(first.path / "state"))
+    says = f"in use by another hub (process {first.process.pid})"
+    await until(lambda: says in second.log)
+    async with second.api() as api:
+        await api.create("bob")
+        assert (await api.spawn("bob")).status_code >= 400
+        assert second.log.count(says) >= 2
+        assert [run["users"] for run in own.runs] == [["alice"]]
+        first.kill()
+        assert (await api.spawn("bob")).status_code == 201

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 from traitlets.config import Config
 
-from ansible_bootstrap.bulk import bootstrap_all
-from ansible_bootstrap.config import SETTINGS_FILE, AnsibleBootstrap
+from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import SettingsError
-from ansible_bootstrap.protocol import Outcome
 from ansible_bootstrap.settings import load_settings
+from ansible_bootstrap.state import hold_state_dir
 
 
 def settings(path: Path, **given: Any) -> AnsibleBootstrap:
@@ -29,7 +28,8 @@ def test_the_embedded_program_is_handed_what_was_set_and_no_more(tmp_path: Path)
         tmp_path, storage_root="/v", uid=1000, roles=["user_dir", {"role": "x", "per": "batch"}]
     )
     argv = config.apply_argv()
-    file = tmp_path / "state" / SETTINGS_FILE
+    file = Path(argv[-1])
+    assert file.parent == tmp_path / "state"
     assert argv == [sys.executable, "-I", "-m", "ansible_bootstrap.apply", "--settings", str(file)]
     assert json.loads(file.read_text()) == {
         "storage_root": "/v",
@@ -42,10 +42,9 @@ def test_the_embedded_program_is_handed_what_was_set_and_no_more(tmp_path: Path)
 def test_the_file_is_private_and_rewritten_only_when_something_changed(tmp_path: Path) -> None:
     old = os.umask(0)
     try:
-        settings(tmp_path, storage_root="/v").apply_argv()
+        file = Path(settings(tmp_path, storage_root="/v").apply_argv()[-1])
     finally:
         os.umask(old)
-    file = tmp_path / "state" / SETTINGS_FILE
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     before = file.stat()
@@ -54,16 +53,49 @@ def test_the_file_is_private_and_rewritten_only_when_something_changed(tmp_path:
     file.chmod(0o644)
     settings(tmp_path, storage_root="/v").apply_argv()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    settings(tmp_path, storage_root="/w").apply_argv()
-    assert json.loads(file.read_text()) == {"storage_root": "/w"}
-    assert os.listdir(file.parent) == [SETTINGS_FILE]
+
+
+def test_other_settings_are_another_file_and_changed_ones_are_not_believed(tmp_path: Path) -> None:
+    one, other = (Path(settings(tmp_path, storage_root=root).apply_argv()[-1]) for root in ("/v", "/w"))
+    assert load_settings(one, private=True).storage_root == "/v"
+    assert load_settings(other, private=True).storage_root == "/w"
+    one.write_text(other.read_text())
+    with pytest.raises(SettingsError, match="changed"):
+        load_settings(one, private=True)
+    settings(tmp_path, storage_root="/v").apply_argv()
+    assert load_settings(one, private=True).storage_root == "/v"
+
+
+def test_a_directory_is_one_hubs_and_settings_that_nobody_uses_go(tmp_path: Path) -> None:
+    file = Path(settings(tmp_path, storage_root="/v").apply_argv()[-1])
+    old = Path(settings(tmp_path, storage_root="/old").apply_argv()[-1])
+    os.utime(old, (1, 1))
+    hub = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "import sys; from ansible_bootstrap.state import hold_state_dir\n"
+            "hold_state_dir(sys.argv[1]); print('has it', flush=True); sys.stdin.read()",
+            str(tmp_path / "state"),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert hub.stdout is not None and hub.stdout.readline() == b"has it\n"
+    assert file.exists() and not old.exists()
+    with pytest.raises(SettingsError, match=rf"another hub \(process {hub.pid}\)"):
+        hold_state_dir(tmp_path / "state")
+    hub.kill()
+    hub.communicate()
+    hold_state_dir(tmp_path / "state")
+    hold_state_dir(tmp_path / "state")  # again in the same process: it has it already
 
 
 def test_a_planted_link_is_replaced_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / "state").mkdir(mode=0o700)
-    (tmp_path / "state" / SETTINGS_FILE).symlink_to(victim)
+    name = settings(tmp_path / "elsewhere", storage_root="/v").apply_argv()[-1].rpartition("/")[2]
+    (tmp_path / "state" / name).symlink_to(victim)
     settings(tmp_path, storage_root="/v").apply_argv()
     assert victim.read_text() == "precious"
 
@@ -125,27 +157,12 @@ def test_a_spare_is_not_wanted_any_more_when_its_settings_file_is_gone_or_open_t
 ) -> None:
     """It would read it again, and refuse everybody."""
     config = settings(tmp_path, storage_root="/v")
-    config.apply_argv()
+    file = Path(config.apply_argv()[-1])
     good = config.spare_wanted()
     assert good == settings(tmp_path, storage_root="/v").spare_wanted()
-    file = tmp_path / "state" / SETTINGS_FILE
     file.chmod(0o644)
     assert config.spare_wanted() != good
     file.unlink()
     assert config.spare_wanted() != good
     config.apply_argv()
     assert config.spare_wanted() == good
-
-
-def test_a_command_beside_the_hub_leaves_the_hubs_file_alone(tmp_path: Path) -> None:
-    settings(tmp_path, storage_root="/hub").apply_argv()
-    config = settings(tmp_path, storage_root="/newer", roles=["user_dir"])
-    config.apply_argv = lambda file=SETTINGS_FILE, write=config.apply_argv: [
-        *write(file)[:0],
-        "/no/such/program",
-    ]  # type: ignore[method-assign]
-    outcomes: list[Outcome] = []
-    record = {"name": "alice", "directory": "/newer/alice", "uid": 1000, "gid": 100}
-    asyncio.run(bootstrap_all(config, [record], lambda outcome, _: outcomes.append(outcome)))
-    assert [outcome.status for outcome in outcomes] == ["failed"]
-    assert json.loads((tmp_path / "state" / SETTINGS_FILE).read_text()) == {"storage_root": "/hub"}
