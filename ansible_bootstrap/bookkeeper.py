@@ -68,6 +68,7 @@ class Bookkeeper:
         self._lost: dict[str, float] = {}
         """Whom the disk would not let us make unknown, and since when (as ``time.time``) they are."""
         self._places: list[Place] = []
+        self._persons: dict[str, str] = {}
         self._noted: dict[tuple[str, str], Place] = {}
         self._task: asyncio.Task[None] | None = None
         self._complained = False
@@ -145,6 +146,20 @@ class Bookkeeper:
             self._places.append(place)
             self._write_soon()
 
+    def person(self, name: str) -> tuple[str, float] | None:
+        """Return who the user of that name is, as :meth:`Ledger.person`; None, too, if that cannot be told."""
+        try:
+            return self._ledger.person(name)
+        except Exception as error:
+            self._complain(error)
+            return None
+
+    def note_person(self, name: str, person: str) -> None:
+        """Note who the user of that name is; returns at once."""
+        if len(self._persons) < MAX_WAITING:
+            self._persons[name] = person
+            self._write_soon()
+
     async def forget(self, name: str) -> None:
         """Make a user unknown, on disk, before returning; to this hub at once, whatever the disk says."""
         self._overtake({name})
@@ -204,9 +219,12 @@ class Bookkeeper:
             self._task = asyncio.get_running_loop().create_task(self._write())
 
     async def _write(self) -> None:
-        while self._completed or self._places:
+        while self._completed or self._places or self._persons:
             entries, self._completed = self._completed, []
             places, self._places = self._places, []
+            persons, self._persons = self._persons, {}
+            if persons:
+                await self._try(partial(self._ledger.note_persons, persons))
             if entries:
                 try:
                     seen = await self._looks.at_all(

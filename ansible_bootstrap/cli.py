@@ -14,7 +14,7 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,6 +25,7 @@ from .roster import Record, Roster, distinct
 
 if TYPE_CHECKING:
     from .config import AnsibleBootstrap
+    from .ledger import Ledger
     from .protocol import Outcome
 
 EXIT_OK: Final = 0
@@ -121,6 +122,16 @@ def make_parser() -> argparse.ArgumentParser:
     forget.add_argument("--all", action="store_true", help="everybody")
     _common(forget)
     forget.set_defaults(function=_forget)
+
+    accept = commands.add_parser(
+        "accept",
+        help="let users who were deleted in the hub and made again have their old directories",
+        description="Say that the users who have these names now are the persons who had the directories before, or "
+        "that the old directories have been moved away. Their next login is as ever.",
+    )
+    accept.add_argument("names", metavar="NAME", nargs="+", help="as in the hub")
+    _common(accept)
+    accept.set_defaults(function=_accept)
 
     demo = commands.add_parser(
         "demo",
@@ -231,30 +242,48 @@ def _of_hub(args: argparse.Namespace, settings: AnsibleBootstrap) -> Iterator[Re
 
 
 def _forget(args: argparse.Namespace) -> int:
-    from .ledger import FILE, Ledger  # noqa: PLC0415
-
     names = {str(record["name"]) for record in _Asked(args) if record.get("name")}
     if args.all == bool(names):
-        raise RefusedError("forget whom? Give names, --roster FILE, or --all alone")
+        raise RefusedError("nobody to forget: give names, --roster FILE, or --all alone")
     state_dir = _load_config(args.config).state_dir
-    ledger = Ledger(state_dir)
-    if not (Path(state_dir) / FILE).exists():
-        print(
-            f"ansible-bootstrap: no hub has a ledger in {state_dir}, so nobody was forgotten: run this as the hub's "
-            "account, or set c.AnsibleBootstrap.state_dir",
-            file=sys.stderr,
-        )
+    ledger = _ledger(state_dir)
+    if ledger is None:
         return EXIT_SOME_FAILED
+    known = _written(state_dir, lambda: ledger.forget_all() if args.all else ledger.forget(names))
+    users = "everybody" if args.all else f"{len(names)} users" if len(names) > 1 else ascii(min(names))
+    print(f"Forgot {users}; {known} director{'y was' if known == 1 else 'ies were'} known.")
+    return EXIT_OK
+
+
+def _accept(args: argparse.Namespace) -> int:
+    state_dir = _load_config(args.config).state_dir
+    ledger = _ledger(state_dir)
+    if ledger is None:
+        return EXIT_SOME_FAILED
+    known = _written(state_dir, lambda: ledger.accept(args.names))
+    print(f"Accepted {len(set(args.names))} users; {known} of the names had belonged to somebody.")
+    return EXIT_OK
+
+
+def _ledger(state_dir: str) -> Ledger | None:
+    """Return the hub's ledger; None if there is none, which is said."""
+    from .ledger import FILE, Ledger  # noqa: PLC0415
+
+    if (Path(state_dir) / FILE).exists():
+        return Ledger(state_dir)
+    print(
+        f"ansible-bootstrap: no hub has a ledger in {state_dir}, so nothing was done: run this as the hub's account, "
+        "or set c.AnsibleBootstrap.state_dir",
+        file=sys.stderr,
+    )
+    return None
+
+
+def _written(state_dir: str, change: Callable[[], int]) -> int:
     try:
-        known = ledger.forget_all() if args.all else ledger.forget(names)
+        return change()
     except (OSError, sqlite3.Error) as error:
         raise SettingsError(f"the ledger in {state_dir} cannot be written: {error}") from None
-    whom = "everybody" if args.all else f"{len(names)} users" if len(names) > 1 else ascii(min(names))
-    directories = (
-        f"{known} director{'y was' if known == 1 else 'ies were'} known" if known else "nothing was known"
-    )
-    print(f"Unknown now: {whom} ({directories}).")
-    return EXIT_OK
 
 
 def _status(args: argparse.Namespace) -> int:

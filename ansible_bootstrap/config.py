@@ -164,6 +164,16 @@ class AnsibleBootstrap(SingletonConfigurable):
         """,
     ).tag(config=True)
 
+    recreated_user = Enum(
+        ["refuse", "allow"],
+        default_value="refuse",
+        help="""
+        What happens to a user who was deleted in the hub and made again, or has a name that another user had, and so
+        may be somebody else: ``refuse`` (default): no server starts until ``ansible-bootstrap accept NAME`` says
+        that the directory is theirs. ``allow``: whoever has the name has the directory.
+        """,
+    ).tag(config=True)
+
     place = Callable(
         None,
         allow_none=True,

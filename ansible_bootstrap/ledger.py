@@ -297,6 +297,29 @@ class Ledger:
         )
         return [place for (text,) in rows if (place := _place(text)) is not None]
 
+    # -- who they are -------------------------------------------------------------------------
+
+    def person(self, name: str) -> tuple[str, float] | None:
+        """Return who the user of that name is, and since when that is known (as ``time.time``)."""
+        rows = self._file.select("SELECT person, at FROM persons WHERE name = ?", (name,))
+        return (str(rows[0][0]), float(rows[0][1])) if rows else None
+
+    def note_persons(self, persons: Mapping[str, str]) -> None:
+        """Note who the users of these names are."""
+        now = time.time()
+        with self._file.writing() as database:
+            for values, bound in many_rows([(name, person, now) for name, person in persons.items()]):
+                database.execute(f"INSERT OR REPLACE INTO persons {values}", bound)
+
+    def accept(self, names: Iterable[str]) -> int:
+        """Let whoever has these names now be the person; return how many were somebody."""
+        with self._file.writing() as database:
+            return int(
+                database.executemany(
+                    "DELETE FROM persons WHERE name = ?", [(name,) for name in names]
+                ).rowcount
+            )
+
     # -- inner --------------------------------------------------------------------------------
 
     def _entry(self, place: Place) -> Entry | None:

@@ -25,7 +25,7 @@ READ_SECONDS: Final = 0.1
 """Most that a reader waits for others, which happens only while they make the file or move it: it may be an event
 loop."""
 
-_VERSION: Final = 3
+_VERSION: Final = 4
 _SCHEMA: Final = f"""
 CREATE TABLE complete (
     storage_host TEXT NOT NULL,
@@ -59,6 +59,11 @@ CREATE TABLE places (
     place TEXT NOT NULL,
     under TEXT NOT NULL,        -- a digest of the settings of the spawner
     PRIMARY KEY (name, server_name)
+);
+CREATE TABLE persons (
+    name TEXT PRIMARY KEY,
+    person TEXT NOT NULL,       -- the hub's id of the user, and when the hub made it
+    at REAL NOT NULL            -- seconds since the epoch
 );
 PRAGMA user_version = {_VERSION};
 """

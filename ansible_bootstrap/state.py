@@ -67,6 +67,8 @@ def hold_state_dir(path: str | os.PathLike[str]) -> None:
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            return  # A disk that cannot be written refuses nobody; the next core of this process tries again.
         raise SettingsError(f"{lock!r} cannot be opened: {error.strerror}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

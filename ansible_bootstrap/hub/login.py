@@ -24,6 +24,7 @@ from ansible_bootstrap.places import resolve
 from .chain import call_chained, is_chained
 from .core import Core, make_core
 from .failure import why
+from .person import check_person
 
 USER_SECONDS: Final = 10.0
 """From the login to the hub's knowing the user."""
@@ -67,6 +68,7 @@ async def _prepare(core: Core, handler: Any, name: str) -> None:
         last = core.books.place_of(name)
         if last is not None and await core.noted(last):
             return
+        check_person(core, user)
         place = await resolve(user.get_spawner(), core.config)
         known, done = await core.known(place)
         if known:

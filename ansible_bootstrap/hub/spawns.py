@@ -16,6 +16,7 @@ from ansible_bootstrap.protocol import Outcome
 
 from .core import Core, core_of
 from .failure import log_name, one_line, shown, why
+from .person import check_person
 
 POST_STOP_SECONDS: Final = 2.0
 """A post_stop_hook that hangs locks the user out and keeps the hub from stopping."""
@@ -83,6 +84,7 @@ async def bootstrap(spawner: Any) -> None:
 async def _make_ready(spawner: Any, core: Core, spawn: Spawn) -> str:
     """Return once the storage is ready, and by which way: ``known`` without a run, or ``run``."""
     deadline = asyncio.get_running_loop().time() + core.config.timeout
+    check_person(core, spawner.user)
     place = spawn.place = await _resolved(spawner, core, deadline)
     known, done = await _known(core, place, deadline)
     if known and core.dispatcher.claim_untouched(place):
@@ -130,6 +132,7 @@ async def _observe(spawner: Any, core: Core) -> None:
     name = log_name(spawner)
     deadline = asyncio.get_running_loop().time() + core.config.timeout
     try:
+        check_person(core, spawner.user)
         outcome = await _wait(core, await _resolved(spawner, core, deadline), ProgressLog(), deadline, {})
     except AnsibleBootstrapError as error:
         spawner.log.warning(

@@ -107,9 +107,9 @@ def test_whoever_is_complete_is_left_out_until_forgotten(admin: Admin) -> None:
     assert "changed  carol: user_dir" in said
     assert "2 were complete already" in said
     assert "were complete" not in admin.types("run", "--roster", "class.csv", "--again")
-    assert "Unknown now: 'alice' (1 directory was known)." in admin.types("forget", "alice")
-    assert "Unknown now: 2 users (1 directory was known)." in admin.types("forget", "--roster", "class.csv")
-    assert "Unknown now: 'nobody' (nothing was known)." in admin.types("forget", "nobody")
+    assert "Forgot 'alice'; 1 directory was known." in admin.types("forget", "alice")
+    assert "Forgot 2 users; 1 directory was known." in admin.types("forget", "--roster", "class.csv")
+    assert "Forgot 'nobody'; 0 directories were known." in admin.types("forget", "nobody")
     assert "1 was complete already" in admin.types("run", "alice", "bob", "carol")
     assert "Unknown now: everybody (3 directories were known)." in admin.types("forget", "--all")
 
@@ -202,8 +202,8 @@ def test_a_missing_storage_root_is_said_so_and_not_made(admin: Admin) -> None:
         (["run", "alice", "--config", "missing.py"], "no missing.py"),
         (["run", "alice", "--frobnicate"], "unrecognized arguments"),
         (["run", "--hub", "--hub-url", "ftp://hub"], "is not the URL of a hub's API"),
-        (["forget"], "forget whom?"),
-        (["forget", "alice", "--all"], "forget whom?"),
+        (["forget"], "nobody to forget"),
+        (["forget", "alice", "--all"], "nobody to forget"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )
