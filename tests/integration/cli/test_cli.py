@@ -111,7 +111,7 @@ def test_whoever_is_complete_is_left_out_until_forgotten(admin: Admin) -> None:
     assert "Forgot 2 users; 1 directory was known." in admin.types("forget", "--roster", "class.csv")
     assert "Forgot 'nobody'; 0 directories were known." in admin.types("forget", "nobody")
     assert "1 was complete already" in admin.types("run", "alice", "bob", "carol")
-    assert "Unknown now: everybody (3 directories were known)." in admin.types("forget", "--all")
+    assert "Forgot everybody; 3 directories were known." in admin.types("forget", "--all")
 
 
 def test_a_home_that_was_removed_is_made_again_though_the_user_was_complete(admin: Admin) -> None:
