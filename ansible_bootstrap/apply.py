@@ -228,7 +228,6 @@ def _run(
     engine: Engine | None,
 ) -> None:
     """Run the playbook in a thread; meanwhile pass its outcomes on and watch for the stop."""
-    _stop_on_end_of_stdin()
     over = threading.Event()
     fault: list[BaseException] = []
 
@@ -252,7 +251,12 @@ def _run(
     thread = threading.Thread(target=work, daemon=True)
     lines = _Tail(runner.outcomes_file(directory))
     try:
-        thread.start()
+        try:
+            _stop_on_end_of_stdin()
+            thread.start()
+        except RuntimeError:  # This account or machine has no thread to spare.
+            batch.give_up("too many processes are running: no thread can be started; try again later")
+            return
         while thread.is_alive():
             thread.join(_POLL)
             reap_orphans(engine.pid if engine else None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -87,7 +88,11 @@ def _files(root: Path) -> Iterator[Path]:
 
 def _content(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        # Not Path.open(), which waits at a FIFO for somebody to write.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            kind = stat.S_IFMT(os.fstat(file.fileno()).st_mode)
+            if kind != stat.S_IFREG:
+                return f"no file: {kind:o}"
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:  # A dangling link, say: part of what the tree is.
         return f"unreadable: {error.errno}"

@@ -180,6 +180,8 @@ class _Tree:
         if self._spelling.setdefault(folded, path) != path:
             raise _refused(member, "differs from another only in case or Unicode normal form")
         self._kinds[path] = kind
+        if len(self._kinds) - 1 > self._limits.members:  # with the directories that are only implied
+            raise ArchiveError(f"the archive has more than {self._limits.members} members")
 
     def _write(self, path: str, member: _Member) -> None:
         if member.open is None:

@@ -174,6 +174,8 @@ def run_all(tasks: Iterable[Task], timeout: float, patience: Patience = NO_LIMIT
     every = list(tasks)
     if not every:
         return []
+    if timeout <= 0:
+        raise StorageError("a timeout is a number of seconds above 0")
     pool = _Pool(every, timeout, patience)
     gc.freeze()  # what exists now is not looked at again in the children, so its pages stay shared
     try:

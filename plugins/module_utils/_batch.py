@@ -26,8 +26,8 @@ from functools import partial
 from typing import Any
 
 from . import _worker
-from ._as_user import MOST_DESCRIPTORS, Answer, Patience
-from ._errors import LateError, StorageError, explain, printable
+from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience
+from ._errors import LateError, StorageError, explain, printable, unexpected
 from ._names import NameRefusedError, below, check_key
 from ._report import Report, result
 from ._state import Lock, Record, State, check_owner_name, identity
@@ -83,6 +83,8 @@ class Claim:
             self.error, self.hangs = str(error), isinstance(error, LateError)
         except OSError as error:
             self.error = explain(error)
+        except Exception as error:
+            self.error = unexpected(error)
         finally:
             _worker.at(_worker.NOWHERE)
 
@@ -299,7 +301,7 @@ def _work(storage: Storage, claims: list[Claim], work: Work) -> None:
     claims = [claim for claim in claims if claim.error is None]
     try:
         work(storage, claims)
-    except (StorageError, OSError) as error:
+    except Exception as error:
         _fail_all(claims, error)
 
 
@@ -359,6 +361,8 @@ def _home(raw: object, root: str, uid_min: int) -> Home:
         raise StorageError("malformed user record") from None
     home = Home(user["name"], user["directory"], parts, user["uid"], user["gid"])
     if os.geteuid() == 0:
+        if home.uid == NOBODY:
+            raise StorageError(f"uid {NOBODY} reads archives and the network here: it is no user's")
         if home.uid < max(1, uid_min):
             raise StorageError(
                 f"uid {home.uid} is below uid_min {uid_min}: root does not work for system accounts"
@@ -387,6 +391,12 @@ def _claims_at_once() -> int:
 
 
 def _fail_all(claims: list[Claim], error: Exception) -> None:
-    why = explain(error) if isinstance(error, OSError) else str(error)
+    why = (
+        explain(error)
+        if isinstance(error, OSError)
+        else str(error)
+        if isinstance(error, StorageError)
+        else unexpected(error)
+    )
     for claim in claims:
         claim.error = claim.error or why

@@ -53,7 +53,7 @@ def remove(home: int, rules: list[Rule], seconds: float, *, check: bool) -> dict
         it ended early, or None. All of it printable, and a few KB at most.
     """
     walk = _Walk(home, seconds, check=check)
-    error = None
+    error: str | None = None
     try:
         for rule in rules:
             walk.follow(rule)
@@ -64,6 +64,7 @@ def remove(home: int, rules: list[Rule], seconds: float, *, check: bool) -> dict
         )
     except OSError as problem:
         error = explain(problem)
+    error = error or walk.error
     notes = walk.notes[:SHOWN]
     if len(walk.notes) > SHOWN:
         notes.append("and more was left")
@@ -119,6 +120,8 @@ class _Walk:
         self.removed = self.matched = 0
         self.paths: list[tuple[str, str, str]] = []
         self.notes: list[str] = []
+        self.error: str | None = None
+        """What was left that no later clean-up would remove either."""
 
     def follow(self, rule: Rule) -> None:
         """Remove what this rule matches."""
@@ -203,7 +206,11 @@ class _Walk:
             return False
         try:
             if widen and not self._check:
-                os.fchmod(directory, mode | 0o700)
+                try:
+                    os.fchmod(directory, mode | 0o700)
+                except OSError as error:  # chattr +i or +a
+                    self._spare(entry, error)
+                    return False
             gone = self._empty(directory, entry, cutoff, own=own)
             if widen and not gone and not self._check:
                 os.fchmod(directory, mode)
@@ -275,7 +282,7 @@ class _Walk:
     def _open(self, entry: _Entry) -> int | None:
         """Open a directory, unless it is not one any more, or something else is mounted there."""
         if entry.depth > MAX_DEPTH:
-            self._note(entry.path, f"is more than {MAX_DEPTH} directories deep: left")
+            self.error = f"{_shown(entry.path)} is more than {MAX_DEPTH} directories deep: remove it by hand"
             return None
         try:
             directory = os.open(entry.name, DIRECTORY, dir_fd=entry.parent)
@@ -310,13 +317,13 @@ def _shown(path: tuple[str, ...]) -> str:
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 
-def _mount(directory: int) -> tuple[int, int]:
+def _mount(directory: int) -> tuple[str, int]:
     """Return what tells one mounted file system from another.
 
-    The device alone does not: a bind mount from the same file system has the same. Where the kernel does
-    not tell the mount (-1), the device must do.
+    The device does not: a bind mount from the same file system has the same, and a subvolume of btrfs another. Where
+    the kernel does not tell the mount (-1), the device must do.
     """
     handle = (ctypes.c_int * 2)(0, 0)  # room for no handle: the mount is told all the same
     mount = ctypes.c_int(-1)
     _libc.name_to_handle_at(directory, b"", handle, ctypes.byref(mount), _AT_EMPTY_PATH)
-    return os.fstat(directory).st_dev, mount.value
+    return ("mount", mount.value) if mount.value != -1 else ("device", os.fstat(directory).st_dev)

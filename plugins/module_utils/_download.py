@@ -28,8 +28,11 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: urllib.request.Request, *rest: Any) -> Optional[urllib.request.Request]:
         """See the base class; the last argument is the new url."""
-        if req.full_url.startswith("https:") and not rest[-1].startswith("https:"):
+        scheme = rest[-1].partition(":")[0]
+        if req.full_url.startswith("https:") and scheme != "https":
             raise ArchiveError("the server redirects from https to something less safe")
+        if scheme not in ("http", "https"):  # the base class would quote it, with what may be a token
+            raise ArchiveError("the server redirects to what is neither http nor https")
         return super().redirect_request(req, *rest)
 
 

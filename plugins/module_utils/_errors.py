@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import os
+import traceback
 
 _SENTENCES = {
     errno.ENOSPC: "no space is left on the file system",
@@ -49,6 +50,13 @@ class ArchiveError(StorageError):
 def printable(text: str) -> str:
     """Return ``text`` with everything escaped that a terminal or a log could act upon."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def unexpected(error: BaseException) -> str:
+    """Return one sentence for a fault of this program, with the line that met it."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" ({os.path.basename(last[0].filename)}:{last[0].lineno})" if last else ""
+    return printable(f"unexpected {type(error).__name__}: {error}"[:1000] + where)
 
 
 def explain(error: OSError, what: str | None = None) -> str:

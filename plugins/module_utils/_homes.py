@@ -300,7 +300,8 @@ def _reveal(storage: Storage, item: _Making, options: Options) -> None:
             # Replaces an empty directory and nothing else: the kernel looks and acts in one step.
             os.rename(home.stage, home.parts[-1], src_dir_fd=stage, dst_dir_fd=parent)
         except OSError as error:
-            if error.errno != errno.EBUSY:
+            # btrfs says that a subvolume is not empty, whatever is in it.
+            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
                 raise
             _take_mount_point(parent, item, options)
             item.claim.notes += storage.state.clear(home.stage)
@@ -322,7 +323,7 @@ def _reveal(storage: Storage, item: _Making, options: Options) -> None:
 
 
 def _take_mount_point(parent: int, item: _Making, options: Options) -> None:
-    """Give the user the empty top of a file system mounted in the home's place: it cannot be replaced."""
+    """Give the user the empty top of a file system or subvolume in the home's place: it cannot be replaced."""
     home = item.claim.home
     directory = os.open(home.parts[-1], DIRECTORY, dir_fd=parent)
     try:
@@ -334,7 +335,7 @@ def _take_mount_point(parent: int, item: _Making, options: Options) -> None:
     finally:
         os.close(directory)
     if options.skeleton:
-        item.claim.notes.append("is the top of a mounted file system: the skeleton was not copied")
+        item.claim.notes.append("is a mounted file system or a subvolume: the skeleton was not copied")
 
 
 def _changed(item: _Making, options: Options) -> None:

@@ -15,6 +15,7 @@ on time and memory, whose working directory is all it could write to.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -100,9 +101,12 @@ class Library:
 
     def _discard(self, directory: int, name: str) -> None:
         """Remove a download or a tree; what cannot be removed is left to the next run."""
-        if os.geteuid() == 0 and stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-            # All in it is nobody's: then it takes one child.
-            os.chown(name, _as_user.NOBODY, _as_user.NOBODY, dir_fd=directory, follow_symlinks=False)
+        with contextlib.suppress(OSError):
+            if os.geteuid() == 0 and stat.S_ISDIR(
+                os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+            ):
+                # All in it is nobody's: then it takes one child.
+                os.chown(name, _as_user.NOBODY, _as_user.NOBODY, dir_fd=directory, follow_symlinks=False)
         discard(directory, name, _as_user.NOBODY)
 
     def obtain(self, source: Source) -> Tree:
@@ -227,7 +231,7 @@ class Library:
         """Return what is known of a source; nothing if that is unreadable: it can be got again."""
         try:
             known = json.loads(read_small(self._index, name) or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError, OSError):
             known = {}
         return known if isinstance(known, dict) and isinstance(known.get("sha256"), str) else {}
 

@@ -99,9 +99,8 @@ def reveal(home: int, placings: Sequence[Placing]) -> Found:
             with contextlib.suppress(OSError):
                 remove_tree(home, placing.stage)
         except (StorageError, OSError) as error:
+            # The stage stays: one that is gone was put in its place.
             found[placing.name] = {"error": _sentence(error)}
-            with contextlib.suppress(OSError):
-                remove_tree(home, placing.stage)
     return found
 
 

@@ -189,13 +189,21 @@ def load_record(directory: int, name: str) -> Record | None:
         return None
     try:
         record = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
-    if not isinstance(record, dict) or not isinstance(record.get("name"), str):
+    if not isinstance(record, dict) or not _is_record(record):
         raise StorageError(
             f"the record {STATE_DIRECTORY}/records/{name}.json is damaged: look at it, then remove it"
         )
     return record
+
+
+def _is_record(record: Record) -> bool:
+    """Tell whether it has what the roles rely on."""
+    if not isinstance(record.get("name"), str):
+        return False
+    parts = [record.get(role, {}) for role in ("user_dir", "mkhomedir", "tutorials", "script")]
+    return all(isinstance(part, dict) for part in parts)
 
 
 def check_owner_name(record: Record, name: str, record_id: str) -> None:

@@ -181,7 +181,7 @@ def _resume(storage: Storage, jobs: list[_Job], options: Options) -> None:
             says, entry = found[source.name], job.entry(source)
             if "error" in says:
                 job.fail(source, says["error"])
-            elif says["is"] == "exists" and entry.get("state") == "revealing":
+            elif says["is"] != "staged" and entry.get("state") == "revealing":  # it was put in its place
                 entries[source.name] = {**entry, "state": "placed"}
                 job.wanted.remove(source)
             elif says["is"] == "exists" and entry.get("state") == "kept":

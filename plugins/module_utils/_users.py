@@ -32,6 +32,9 @@ Failure = dict[str, Any]
 SYSTEM_NAME = re.compile(r"[a-z_][a-z0-9_.-]{0,30}\Z")
 """What a system user's name may be; the name service is asked for no other."""
 
+_NOBODY = 65534
+"""The account ``nobody``; ``_as_user.py`` gives it the work on strangers' data."""
+
 
 class UserRefusedError(ValueError):
     """This user cannot be worked for; the text names the rule or the setting to make."""
@@ -104,6 +107,8 @@ def _owner(user: dict[str, Any], policy: Policy) -> tuple[int, int, str | None]:
     uid = _choose("uid", policy.uid, user["uid"], entry and entry.pw_uid)
     if not policy.uid_min <= uid <= policy.uid_max:
         raise UserRefusedError(f"uid {uid} is outside uid_min {policy.uid_min} and uid_max {policy.uid_max}")
+    if uid == _NOBODY:
+        raise UserRefusedError(f"uid {_NOBODY} reads archives and the network here: it is no user's")
     gid_policy = policy.gid
     if gid_policy is None:
         if isinstance(policy.uid, int):

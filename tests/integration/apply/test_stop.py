@@ -227,8 +227,8 @@ def test_kill_9_of_any_process_of_a_run_leaves_none(site, apply_program, script,
     running.wait_for(begun.exists)
     front = running.process.pid
     keeper = keeper_of(front)
+    running.wait_for(lambda: len([pid for pid in descendants(front) if script in _command(pid)]) >= 2)
     family = {pid: _started(pid) for pid in descendants(front) | {front}}
-    assert len([pid for pid in family if script in _command(pid)]) >= 2
     chain = [front, keeper]  # down to the script, each the parent of the next
     at = next(pid for pid in family if script in _command(pid))
     above = []

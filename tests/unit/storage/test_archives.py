@@ -180,3 +180,10 @@ def test_bombs_are_stopped_by_what_comes_out(kind: str, inside: Path, tmp_path: 
     (inside / "zeros").unlink()
     with pytest.raises(ArchiveError, match="more than 10 members"):
         _unpack(tmp_path, many, limits=Limits(members=10))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar:gz"])
+def test_directories_that_are_only_implied_count_as_members(kind: str, inside: Path, tmp_path: Path) -> None:
+    deep = make(kind, [("file", f"{number}/" + "d/" * 40 + "f", "") for number in range(5)])
+    with pytest.raises(ArchiveError, match="more than 100 members"):
+        _unpack(tmp_path, deep, limits=Limits(members=100))

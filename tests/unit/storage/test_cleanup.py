@@ -520,7 +520,7 @@ def test_a_directory_too_full_to_be_listed_costs_its_user_alone(
     assert list((root / "alice/scratch").iterdir()) == []
 
 
-def test_too_deep_is_a_note(home: Home) -> None:
+def test_too_deep_is_an_error(home: Home) -> None:
     user, place = home
     fill(home, "t/x", "t/deep/x")
     inner = os.open(place / "t/deep", os.O_RDONLY)
@@ -532,10 +532,24 @@ def test_too_deep_is_a_note(home: Home) -> None:
         inner = deeper
     os.close(inner)
     result = clean(user, "t")
-    assert not result["failed"]
-    assert "directories deep: left" in result["notes"][0]
+    assert result["failed"] and result["changed"]
+    assert "directories deep: remove it by hand" in result["msg"]
     assert os.listdir(place / "t") == ["deep"]
     assert not clean(user, "t")["changed"]
+
+
+@pytest.mark.root
+def test_an_immutable_directory_does_not_end_the_walk(home: Home) -> None:
+    user, place = home
+    fill(home, "cache/a/x", "cache/z")
+    (place / "cache/a").chmod(0o500)
+    subprocess.run(["chattr", "+i", str(place / "cache/a")], check=True)
+    try:
+        result = clean(user, "cache", both=False)  # check mode does not ask for such attributes
+        assert not result["failed"], result
+        assert not (place / "cache/z").exists() and (place / "cache/a/x").exists()
+    finally:
+        subprocess.run(["chattr", "-i", str(place / "cache/a")], check=True)
 
 
 @pytest.mark.root

@@ -17,6 +17,7 @@ from ansible_bootstrap.storage import _homes
 from ansible_bootstrap.storage._batch import LOCK_WAIT, run
 from ansible_bootstrap.storage._homes import Options
 from ansible_bootstrap.storage._state import identity
+from tests.conftest import needs
 from tests.unit.storage.conftest import MakeUser
 
 PLAIN = Options()
@@ -387,3 +388,52 @@ def test_default_acls_do_not_widen_a_home(
     for path in (root / "alice", *(root / "alice").rglob("*")):
         assert os.listxattr(path) == [], path
     assert stat.S_IMODE((root / ".ansible_bootstrap").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "[" * 100_000,
+        '{"name": 1}',
+        '{"name": "alice", "tutorials": [1]}',
+        '{"name": "alice", "user_dir": "x"}',
+    ],
+)
+def test_a_damaged_record_costs_its_user_alone(root: Path, make_user: MakeUser, damage: str) -> None:
+    one(root, make_user("alice"))
+    (root / f".ansible_bootstrap/records/{identity(['alice'])}.json").write_text(damage)
+    users = [make_user("alice"), make_user("bob")]
+    alice, bob = _homes.ensure(users, str(root), 1000, PLAIN, check=False).users
+    assert "is damaged" in alice["msg"]
+    assert not bob["failed"], bob
+
+
+def test_a_fault_of_ours_is_a_sentence_for_each_user(root: Path, make_user: MakeUser) -> None:
+    def work(storage: object, claims: list[object]) -> None:
+        raise KeyError("x\n")
+
+    (result,) = run([make_user("alice")], str(root), 1000, work, check=False).users
+    assert "unexpected KeyError" in result["msg"] and result["msg"].isprintable()
+
+
+@pytest.mark.root
+def test_nobody_is_no_user(root: Path, make_user: MakeUser) -> None:
+    assert "no user's" in one(root, make_user("nobody", uid=65534, gid=65534))["msg"]
+
+
+@pytest.mark.root
+def test_a_subvolume_in_the_homes_place_is_given_to_the_user(root: Path, make_user: MakeUser) -> None:
+    needs(root=True, programs=("mkfs.btrfs", "btrfs"))
+    image = root.parent / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(256 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop", str(image), str(root)], check=True)
+    try:
+        root.chmod(0o755)
+        subprocess.run(["btrfs", "-q", "subvolume", "create", str(root / "alice")], check=True)
+        assert one(root, make_user("alice"))["changed"]
+        assert (root / "alice").stat().st_uid == make_user("alice")["uid"]
+        assert not one(root, make_user("alice"))["changed"]
+    finally:
+        subprocess.run(["umount", str(root)], check=True)

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from ansible_bootstrap.storage import _as_user, _download, _files, _homes, _tutorials
+from ansible_bootstrap.storage._errors import ArchiveError
 from ansible_bootstrap.storage._state import identity
 from ansible_bootstrap.storage._storage import Storage
 from ansible_bootstrap.storage._tutorials import Options
@@ -486,6 +487,46 @@ def test_a_redirect_never_leaves_https() -> None:
     request = _download.urllib.request.Request("https://example.org/a")
     with pytest.raises(Exception, match="less safe"):
         _download._Redirects().redirect_request(request, None, 302, "Found", {}, "http://example.org/a")
+
+
+def test_a_redirect_to_another_scheme_quotes_nothing() -> None:
+    request = _download.urllib.request.Request("http://example.org/a")
+    with pytest.raises(ArchiveError) as caught:
+        _download._Redirects().redirect_request(request, None, 302, "Found", {}, "gopher://x/?token=secret")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_tutorial_that_was_thrown_away_before_it_was_noted_stays_away(
+    root: Path, make_user: MakeUser, tmp_path: Path
+) -> None:
+    alice, source = make_user("alice", home=True), tmp_path / "course"
+    source.mkdir()
+    (source / "readme").write_text("one")
+    source.chmod(0o755)
+    wanted = [{"name": "course", "path": str(source)}]
+    assert place(root, wanted, alice)[0]["changed"]
+    file = root / f".ansible_bootstrap/records/{identity(['alice'])}.json"
+    record = json.loads(file.read_text())
+    record["tutorials"]["course"].update(state="revealing", stage=".ansible_bootstrap-0123456789abcdef")
+    file.write_text(json.dumps(record))
+    shutil.rmtree(root / "alice/course")
+    for _ in range(2):
+        assert not place(root, wanted, alice)[0]["changed"]
+        assert not (root / "alice/course").exists()
+
+
+def test_what_cannot_be_removed_from_the_cache_is_nobodys_trouble(
+    root: Path, make_user: MakeUser, tmp_path: Path
+) -> None:
+    source = tmp_path / "course.zip"
+    source.write_bytes(zipped(readme="one"))
+    assert place(root, [{"name": "course", "path": str(source)}], make_user("alice", home=True))[0]["changed"]
+    cache = root / ".ansible_bootstrap/cache"
+    (cache / "index/directory.json").mkdir()
+    (cache / "work/old").mkdir()
+    (cache / "index/deep.json").write_text("[" * 100_000)
+    result = place(root, [{"name": "course", "path": str(source)}], make_user("bob", home=True))[0]
+    assert result["changed"], result
 
 
 @pytest.mark.root
