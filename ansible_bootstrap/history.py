@@ -9,14 +9,12 @@ Each record drops what is too old, a few runs at a time, and gives the space bac
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,12 +22,11 @@ from typing import Any, Final, Literal
 from .errors import AnsibleBootstrapError, Reason
 from .many_rows import many_rows
 from .protocol import Outcome
-from .state import ensure_state_dir, make_private
+from .sqlite_file import SqliteFile
 
 FILE: Final = "history.sqlite"
 """Below ``state_dir``, mode 0600."""
 
-BUSY_SECONDS: Final = 5.0
 MAX_QUEUED: Final = 100
 """Most runs that wait to be written; beyond, they are dropped."""
 
@@ -50,7 +47,7 @@ _NOT_THE_USERS: Final[frozenset[Reason]] = frozenset({"settings", "unreachable",
 """Where the only user of a run fails for one of these, it is the run that failed."""
 
 _VERSION: Final = 2
-_SCHEMA: Final = f"""
+_SCHEMA: Final = """
 CREATE TABLE runs (
     number INTEGER PRIMARY KEY,
     run TEXT NOT NULL,
@@ -80,7 +77,6 @@ CREATE TABLE roles (
     seconds REAL NOT NULL,
     PRIMARY KEY (number, role)
 );
-PRAGMA user_version = {_VERSION};
 """
 
 
@@ -185,7 +181,7 @@ class History:
     """
 
     def __init__(self, state_dir: str | os.PathLike[str], days: float = 30.0) -> None:
-        self._directory = Path(state_dir)
+        self._file = SqliteFile(Path(state_dir) / FILE, _SCHEMA, _VERSION, "past runs are lost")
         self._days = days
 
     def record(self, run: RunRecord) -> None:
@@ -194,34 +190,33 @@ class History:
         Raises:
             sqlite3.Error, OSError, SettingsError: it cannot be written.
         """
-        with self._writing() as database:
-            with database:
-                number = database.execute(
-                    f"INSERT INTO runs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
-                    (
-                        run.run,
-                        run.operation,
-                        run.storage_host,
-                        run.started,
-                        round(run.seconds, 3),
-                        run.users,
-                        run.failed,
-                        run.check,
-                        run.outcome,
-                        run.fetched,
-                        run.why[:MAX_MESSAGE],
-                    ),
-                ).lastrowid
-                outcomes = [
-                    (number, outcome.name, outcome.reason or "", _shortened(outcome).model_dump_json())
-                    for outcome in run.outcomes
-                ]
-                for values, bound in many_rows(outcomes):
-                    database.execute(f"INSERT INTO outcomes (number, name, reason, outcome) {values}", bound)
-                roles = [(number, role, round(seconds, 3)) for role, seconds in run.roles.items()]
-                for values, bound in many_rows(roles):
-                    database.execute(f"INSERT INTO roles (number, role, seconds) {values}", bound)
-                self._drop(database)
+        with self._file.writing() as database:
+            number = database.execute(
+                f"INSERT INTO runs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+                (
+                    run.run,
+                    run.operation,
+                    run.storage_host,
+                    run.started,
+                    round(run.seconds, 3),
+                    run.users,
+                    run.failed,
+                    run.check,
+                    run.outcome,
+                    run.fetched,
+                    run.why[:MAX_MESSAGE],
+                ),
+            ).lastrowid
+            outcomes = [
+                (number, outcome.name, outcome.reason or "", _shortened(outcome).model_dump_json())
+                for outcome in run.outcomes
+            ]
+            for values, bound in many_rows(outcomes):
+                database.execute(f"INSERT INTO outcomes (number, name, reason, outcome) {values}", bound)
+            roles = [(number, role, round(seconds, 3)) for role, seconds in run.roles.items()]
+            for values, bound in many_rows(roles):
+                database.execute(f"INSERT INTO roles (number, role, seconds) {values}", bound)
+            self._drop(database)
             # Each step frees one page; ``execute`` would make only the first.
             database.executescript(f"PRAGMA incremental_vacuum({MAX_PAGES})")
 
@@ -251,53 +246,12 @@ class History:
         ]
 
     def select(self, query: str, values: tuple[Any, ...]) -> list[Any]:
-        """Return the rows of a query; none if there is no history.
+        """Return the rows of a query; none if there is no history of this version.
 
         Raises:
-            ValueError: another version has written it.
             sqlite3.Error, OSError: it cannot be read.
         """
-        path = self._directory / FILE
-        if not path.exists():
-            return []
-        with contextlib.closing(sqlite3.connect(path, timeout=BUSY_SECONDS)) as database:
-            version = _version(database)
-            if version == 0:
-                return []  # The first run is just making it.
-            if version != _VERSION:
-                raise ValueError(
-                    "another version of ansible-bootstrap has written it; the next run begins a new one"
-                )
-            return database.execute(query, values).fetchall()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        ensure_state_dir(self._directory)
-        make_private(self._directory / FILE)
-        with contextlib.closing(sqlite3.connect(self._directory / FILE, timeout=BUSY_SECONDS)) as database:
-            if _version(database) != _VERSION:
-                _begin(database)
-            database.execute("PRAGMA foreign_keys = ON")
-            yield database
-
-
-def _begin(database: sqlite3.Connection) -> None:
-    """Make the tables, in place of another version's."""
-    database.execute(
-        "PRAGMA auto_vacuum = INCREMENTAL"
-    )  # Only while there is nothing in the file, not even a mode.
-    database.execute("PRAGMA journal_mode = WAL")
-    database.execute("BEGIN EXCLUSIVE")
-    if _version(database) != _VERSION:  # Not made by another process meanwhile.
-        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-            database.execute(f'DROP TABLE "{table}"')
-        for statement in _SCHEMA.split(";\n"):
-            database.execute(statement)
-    database.commit()
-
-
-def _version(database: sqlite3.Connection) -> int:
-    return int(database.execute("PRAGMA user_version").fetchone()[0])
+        return self._file.select(query, values)
 
 
 class Recorder:

@@ -34,10 +34,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from .errors import RefusedError
-from .ledger_file import LedgerFile
 from .many_rows import many_rows
 from .places import Place
 from .protocol import RoleFingerprint
+from .sqlite_file import SqliteFile
 from .storage._plan import BUILT_IN_ROLES
 
 FILE: Final = "ledger.sqlite"
@@ -112,6 +112,49 @@ def completed(
     return Entry(place, directory or place.directory or "", roles, "", now, now if since is None else since)
 
 
+_VERSION: Final = 4
+_SCHEMA: Final = """
+CREATE TABLE complete (
+    storage_host TEXT NOT NULL,
+    work TEXT NOT NULL,         -- the directory, or the name where only the apply side knows it
+    name TEXT NOT NULL,
+    place TEXT NOT NULL,        -- JSON of places.Place
+    directory TEXT NOT NULL,
+    roles TEXT NOT NULL,        -- JSON: role -> fingerprint
+    seen TEXT NOT NULL,         -- inode, owner, group, mode; empty if this machine saw nothing
+    at REAL NOT NULL,           -- seconds since the epoch
+    since REAL NOT NULL,        -- when what it rests on was known
+    doubt TEXT NOT NULL,        -- the token of a clean-up that has begun; empty: believed
+    PRIMARY KEY (storage_host, work, name)
+);
+CREATE INDEX complete_name ON complete (name);
+CREATE TABLE forgotten (
+    name TEXT PRIMARY KEY,
+    at REAL NOT NULL
+);
+CREATE TABLE cleaning (
+    token TEXT NOT NULL,        -- of a clean-up that is under way
+    storage_host TEXT NOT NULL,
+    name TEXT NOT NULL,
+    until REAL NOT NULL,        -- it ends by then even if its hub is killed
+    PRIMARY KEY (token, storage_host, name)
+);
+CREATE INDEX cleaning_name ON cleaning (name);
+CREATE TABLE places (
+    name TEXT NOT NULL,
+    server_name TEXT NOT NULL,
+    place TEXT NOT NULL,
+    under TEXT NOT NULL,        -- a digest of the settings of the spawner
+    PRIMARY KEY (name, server_name)
+);
+CREATE TABLE persons (
+    name TEXT PRIMARY KEY,
+    person TEXT NOT NULL,       -- the hub's id of the user, and when the hub made it
+    at REAL NOT NULL            -- seconds since the epoch
+);
+"""
+
+
 class Ledger:
     """The file itself. Every call blocks on the disk; several threads and processes may use it at once.
 
@@ -121,7 +164,9 @@ class Ledger:
     """
 
     def __init__(self, state_dir: str | os.PathLike[str], trust_for: float = 86400.0) -> None:
-        self._file = LedgerFile(Path(state_dir) / FILE)
+        self._file = SqliteFile(
+            Path(state_dir) / FILE, _SCHEMA, _VERSION, "everybody is bootstrapped once more"
+        )
         self._trust_for = trust_for
 
     # -- who is complete ----------------------------------------------------------------------

@@ -76,7 +76,6 @@ def look_back(history: History) -> LookBack:
     """Count what is kept.
 
     Raises:
-        ValueError: another version has written it.
         sqlite3.Error, OSError: it cannot be read.
     """
     now = time.time()

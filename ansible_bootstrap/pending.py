@@ -10,13 +10,10 @@ transaction for all that came meanwhile. A disk that fails is one warning, and t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
-import sqlite3
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,7 +21,7 @@ from typing import Final
 
 from .errors import AnsibleBootstrapError, RefusedError
 from .places import Place
-from .state import ensure_state_dir
+from .sqlite_file import SqliteFile
 from .threads import in_thread
 
 WorkKey = tuple[str, str]
@@ -32,30 +29,29 @@ WorkKey = tuple[str, str]
 FILE: Final = "cleanups.sqlite"
 """Below ``state_dir``, mode 0600. Not in the history: that one may be deleted at any time."""
 
-BUSY_SECONDS: Final = 5.0
 DISK_SECONDS: Final = 30.0
 
+_VERSION: Final = 1
 _SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS cleanups (
+CREATE TABLE cleanups (
     storage_host TEXT NOT NULL,
     work TEXT NOT NULL,
     place TEXT NOT NULL,        -- JSON of places.Place
     PRIMARY KEY (storage_host, work)
 );
-PRAGMA user_version = 1;
 """
 
 
 class CleanupFile:
-    """The file itself. Every call blocks on the disk; calls from several threads come one after the other.
+    """The file itself. Every call blocks on the disk.
 
     Args:
         state_dir: made with mode 0700 if there is none.
     """
 
     def __init__(self, state_dir: str | os.PathLike[str]) -> None:
-        self._directory = Path(state_dir)
-        self._lock = threading.Lock()
+        self._path = Path(state_dir) / FILE
+        self._file = SqliteFile(self._path, _SCHEMA, _VERSION, "clean-ups that waited are lost")
 
     def read(self) -> dict[WorkKey, Place]:
         """Return what waits; drops rows that make no acceptable place.
@@ -63,18 +59,16 @@ class CleanupFile:
         Raises:
             sqlite3.Error, OSError, SettingsError: it cannot be read.
         """
-        if not (self._directory / FILE).exists():
-            return {}
         found: dict[WorkKey, Place] = {}
-        with self._open() as database:
-            for host, work, text in database.execute(
-                "SELECT storage_host, work, place FROM cleanups"
-            ).fetchall():
-                try:
-                    place = _place(text)
-                    found[place.work_key] = place
-                except (ValueError, TypeError, KeyError, RefusedError):
-                    database.execute("DELETE FROM cleanups WHERE storage_host = ? AND work = ?", (host, work))
+        bad: list[WorkKey] = []
+        for host, work, text in self._file.select("SELECT storage_host, work, place FROM cleanups", ()):
+            try:
+                place = _place(text)
+                found[place.work_key] = place
+            except (ValueError, TypeError, KeyError, RefusedError):
+                bad.append((host, work))
+        if bad:
+            self.write(dict.fromkeys(bad))
         return found
 
     def write(self, changes: Mapping[WorkKey, Place | None]) -> None:
@@ -83,9 +77,9 @@ class CleanupFile:
         Raises:
             sqlite3.Error, OSError, SettingsError: it cannot be written.
         """
-        if not any(changes.values()) and not (self._directory / FILE).exists():
+        if not any(changes.values()) and not self._path.exists():
             return
-        with self._open() as database:
+        with self._file.writing() as database:
             database.executemany(
                 "DELETE FROM cleanups WHERE storage_host = ? AND work = ?",
                 [key for key, place in changes.items() if place is None],
@@ -94,21 +88,6 @@ class CleanupFile:
                 "INSERT OR REPLACE INTO cleanups (storage_host, work, place) VALUES (?, ?, ?)",
                 [(*key, json.dumps(asdict(place))) for key, place in changes.items() if place is not None],
             )
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        path = ensure_state_dir(self._directory) / FILE
-        with self._lock:
-            # SQLite gives its journal the mode of the file itself.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-            database = sqlite3.connect(path, timeout=BUSY_SECONDS)
-            try:
-                if database.execute("PRAGMA user_version").fetchone()[0] == 0:
-                    database.executescript(_SCHEMA)
-                with database:
-                    yield database
-            finally:
-                database.close()
 
 
 def _change(kept: dict[WorkKey, Place], key: WorkKey, place: Place | None) -> None:

@@ -205,14 +205,6 @@ async def test_what_could_not_be_written_is_written_with_the_next(start: Any, lo
     assert await hub.on_disk() == ["alice", "bob"]
 
 
-async def test_a_file_that_is_none_is_a_warning(start: Any, log: Lines) -> None:
-    hub = start()
-    hub.state.mkdir(mode=0o700)
-    (hub.state / FILE).write_text("this is no database, and long enough to be sure of it" * 40)
-    assert await hub.pending.load() == []
-    assert any("cannot be kept" in line for line in log.lines)
-
-
 async def test_many_changes_are_few_transactions_and_the_last_one_holds(
     start: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

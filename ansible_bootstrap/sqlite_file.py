@@ -1,4 +1,4 @@
-"""The file of the ledger: SQLite; made, emptied or moved aside as need be.
+"""A file of SQLite below ``state_dir``; made, emptied or moved aside as need be.
 
 In WAL mode, so that looking somebody up never waits for a hub, a command line or a killed one of either that was
 writing. Every transaction is synced: an entry that was forgotten must not come back after a power cut.
@@ -11,6 +11,7 @@ hub's database on the same file system wait for that. For writing, each call has
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 import threading
@@ -25,59 +26,33 @@ READ_SECONDS: Final = 0.1
 """Most that a reader waits for others, which happens only while they make the file or move it: it may be an event
 loop."""
 
-_VERSION: Final = 4
-_SCHEMA: Final = f"""
-CREATE TABLE complete (
-    storage_host TEXT NOT NULL,
-    work TEXT NOT NULL,         -- the directory, or the name where only the apply side knows it
-    name TEXT NOT NULL,
-    place TEXT NOT NULL,        -- JSON of places.Place
-    directory TEXT NOT NULL,
-    roles TEXT NOT NULL,        -- JSON: role -> fingerprint
-    seen TEXT NOT NULL,         -- inode, owner, group, mode; empty if this machine saw nothing
-    at REAL NOT NULL,           -- seconds since the epoch
-    since REAL NOT NULL,        -- when what it rests on was known
-    doubt TEXT NOT NULL,        -- the token of a clean-up that has begun; empty: believed
-    PRIMARY KEY (storage_host, work, name)
-);
-CREATE INDEX complete_name ON complete (name);
-CREATE TABLE forgotten (
-    name TEXT PRIMARY KEY,
-    at REAL NOT NULL
-);
-CREATE TABLE cleaning (
-    token TEXT NOT NULL,        -- of a clean-up that is under way
-    storage_host TEXT NOT NULL,
-    name TEXT NOT NULL,
-    until REAL NOT NULL,        -- it ends by then even if its hub is killed
-    PRIMARY KEY (token, storage_host, name)
-);
-CREATE INDEX cleaning_name ON cleaning (name);
-CREATE TABLE places (
-    name TEXT NOT NULL,
-    server_name TEXT NOT NULL,
-    place TEXT NOT NULL,
-    under TEXT NOT NULL,        -- a digest of the settings of the spawner
-    PRIMARY KEY (name, server_name)
-);
-CREATE TABLE persons (
-    name TEXT PRIMARY KEY,
-    person TEXT NOT NULL,       -- the hub's id of the user, and when the hub made it
-    at REAL NOT NULL            -- seconds since the epoch
-);
-PRAGMA user_version = {_VERSION};
-"""
+
+_NO_DATABASE: Final = (11, 26)
+"""SQLITE_CORRUPT and SQLITE_NOTADB; sqlite.org/rescode.html."""
+
+_OTHER_TABLES: Final = ("no such table", "no such column", "has no column named")
+"""What SQLite says where a file of our version does not have our tables."""
+
+_LOG = logging.getLogger(__name__)
 
 
-class LedgerFile:
+class SqliteFile:
     """Connections to it. Every call blocks on the disk; several threads and processes may use it at once.
+
+    A file that is damaged is kept under another name, and the next writer begins a new one.
 
     Args:
         path: of the file, which is made with mode 0600; its directory with 0700 if there is none.
+        schema: the statements that make its tables.
+        version: of the schema; a file of another is emptied by the next writer, and reads as empty until then.
+        lost: what is lost with a damaged file, for the log.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, schema: str, version: int, lost: str) -> None:
         self._path = path
+        self._schema = schema
+        self._version = version
+        self._lost = lost
         self._turn = threading.Lock()
         """Of the connection for reading."""
         self._reader: sqlite3.Connection | None = None
@@ -85,7 +60,7 @@ class LedgerFile:
         """Device and inode of what it reads."""
 
     def select(self, query: str, values: tuple[Any, ...]) -> list[Any]:
-        """Return what a query finds; nothing if there is no file of this version.
+        """Return what a query finds; nothing if there is no file of this version, or it is damaged.
 
         Raises:
             sqlite3.Error, OSError: it cannot be read.
@@ -93,21 +68,23 @@ class LedgerFile:
         with self._turn:
             try:
                 database = self._reading()
-                if database is None or _version(database) != _VERSION:
+                if database is None or _version(database) != self._version:
                     return []
                 return database.execute(query, values).fetchall()
-            except BaseException:
+            except BaseException as error:
                 self._let_go()
-                raise
+                if not self._is_damage(error):
+                    raise
+                self._set_aside(self._file)
+                return []
 
     def _reading(self) -> sqlite3.Connection | None:
         """Return the connection for reading; None if there is no file."""
         try:
-            status = self._path.stat()
+            file = _identity(self._path)
         except FileNotFoundError:
             self._let_go()
             return None
-        file = (status.st_dev, status.st_ino)
         if self._reader is None or self._file != file:  # The one that we knew was removed or replaced.
             self._let_go()
             # Each thread has its turn, and leaves no transaction open.
@@ -125,12 +102,14 @@ class LedgerFile:
         """Hold the only transaction that writes; it is on the disk when the body has ended, and nowhere if that raises.
 
         Raises:
-            sqlite3.Error, OSError, SettingsError: it cannot be written.
+            sqlite3.Error, OSError, SettingsError: it cannot be written; the next time it can, if it was damaged.
         """
+        file: tuple[int, int] | None = None
         try:
             ensure_state_dir(self._path.parent)
             make_private(self._path)
             with contextlib.closing(self._whole()) as database:
+                file = _identity(self._path)
                 with database:
                     # IMMEDIATE, or what is read in it may be old by the time of writing.
                     database.execute("BEGIN IMMEDIATE")
@@ -138,42 +117,67 @@ class LedgerFile:
                 # A connection that closes last does it, but one for reading is kept. What is left in the WAL would be
                 # written into another file that comes in this one's place, from a backup say.
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except (sqlite3.Error, OSError):
+        except (sqlite3.Error, OSError) as error:
             # A process's connections share what the first has found: a file system that was read-only, say.
             with self._turn:
                 self._let_go()
+            if self._is_damage(error):
+                self._set_aside(file)
             raise
 
     def _whole(self) -> sqlite3.Connection:
         """Return a connection to a file with our tables; a broken one is moved aside, another version's emptied."""
+        file = _identity(self._path)
         try:
             return self._prepared()
-        except sqlite3.OperationalError:
-            raise
-        except sqlite3.DatabaseError:
-            os.replace(self._path, self._path.with_suffix(".broken"))
-            for rest in ("-wal", "-shm"):
-                self._path.with_name(f"{self._path.name}{rest}").unlink(missing_ok=True)
+        except sqlite3.Error as error:
+            if not self._is_damage(error):
+                raise
+            self._set_aside(file)
             make_private(self._path)
             return self._prepared()
+
+    def _is_damage(self, error: BaseException) -> bool:
+        if not isinstance(error, sqlite3.DatabaseError):
+            return False
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        return code in _NO_DATABASE or any(text in str(error) for text in _OTHER_TABLES)
+
+    def _set_aside(self, file: tuple[int, int] | None) -> None:
+        """Keep a damaged file under another name, unless another process has done that already."""
+        with contextlib.suppress(OSError):
+            if file is None or _identity(self._path) != file:
+                return
+            broken = self._path.with_suffix(".broken")
+            os.replace(self._path, broken)
+            for rest in ("-wal", "-shm"):
+                self._path.with_name(f"{self._path.name}{rest}").unlink(missing_ok=True)
+            _LOG.warning(
+                "ansible_bootstrap: %s was damaged and is kept as %s: %s", self._path, broken.name, self._lost
+            )
 
     def _prepared(self) -> sqlite3.Connection:
         database = sqlite3.connect(self._path, timeout=BUSY_SECONDS)
         try:
-            if _version(database) != _VERSION:
+            if _version(database) != self._version:
+                database.execute(
+                    "PRAGMA auto_vacuum = INCREMENTAL"
+                )  # only while there is nothing in the file
                 database.execute("BEGIN EXCLUSIVE")
-                if _version(database) != _VERSION:  # Not made by another process meanwhile.
+                if _version(database) != self._version:  # Not made by another process meanwhile.
                     for (table,) in database.execute(
                         "SELECT name FROM sqlite_master WHERE type = 'table'"
                     ).fetchall():
                         database.execute(f'DROP TABLE "{table}"')
-                    for statement in _SCHEMA.split(";\n"):
+                    for statement in self._schema.split(";\n"):
                         database.execute(statement)
+                    database.execute(f"PRAGMA user_version = {self._version}")
                 database.commit()
             # The file stays so. While others are at it, this fails at once, whatever the timeout: then with the next.
             with contextlib.suppress(sqlite3.OperationalError):
                 database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
+            database.execute("PRAGMA foreign_keys = ON")
         except BaseException:
             database.close()
             raise
@@ -182,3 +186,9 @@ class LedgerFile:
 
 def _version(database: sqlite3.Connection) -> int:
     return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return device and inode of what is there."""
+    status = path.stat()
+    return status.st_dev, status.st_ino

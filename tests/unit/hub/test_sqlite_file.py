@@ -1,0 +1,146 @@
+"""Whatever happens to a file of SQLite's: it is kept under another name, said once, and made anew by the next writer."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_bootstrap import cli, history, ledger, pending
+from ansible_bootstrap.history import History, RunRecord
+from ansible_bootstrap.ledger import Ledger, completed
+from ansible_bootstrap.pending import CleanupFile
+from ansible_bootstrap.places import Place
+from ansible_bootstrap.protocol import RoleFingerprint
+
+ALICE = Place("alice", "/volumes/alice", 1000, 100, "storage1")
+ROLES = (RoleFingerprint(role="user_dir", fingerprint="1", revised=True),)
+
+
+@dataclass
+class File:
+    path: Path
+    write: Callable[[], Any]
+    read: Callable[[], Any]
+    lost: str
+
+
+def _file(kind: str, state: Path) -> File:
+    if kind == "ledger":
+        books = Ledger(state)
+        return File(
+            state / ledger.FILE,
+            lambda: books.complete([completed(ALICE, "", ROLES)]),
+            lambda: books.look(ALICE),
+            "everybody is bootstrapped once more",
+        )
+    if kind == "history":
+        past = History(state)
+        record = RunRecord("r1", "bootstrap", "storage1", time.time(), 1)
+        return File(state / history.FILE, lambda: past.record(record), past.runs, "past runs are lost")
+    waiting = CleanupFile(state)
+    return File(
+        state / pending.FILE,
+        lambda: waiting.write({ALICE.work_key: ALICE}),
+        waiting.read,
+        "clean-ups that waited are lost",
+    )
+
+
+def _overwrite(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[4096:] = os.urandom(len(data) - 4096)
+    path.write_bytes(data)
+
+
+def _other_tables(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        for (table,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            database.execute(f"DROP TABLE {table}")
+        database.execute("CREATE TABLE other (x)")
+        database.execute(f"PRAGMA user_version = {version}")
+        database.commit()
+
+
+def _other_database(path: Path) -> None:
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE other (x)")
+        database.commit()
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "zero bytes": lambda path: path.write_bytes(b""),
+    "text": lambda path: path.write_text("this is no database " * 400),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:5000]),
+    "random bytes": _overwrite,
+    "other tables": _other_tables,
+    "another application's": _other_database,
+}
+SAID = {"text", "cut", "random bytes", "other tables"}
+"""What is more than an empty file of no version."""
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("kind", ["ledger", "history", "cleanups"])
+def test_a_damaged_file_heals(
+    kind: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "state"
+    file = _file(kind, state)
+    file.write()
+    assert file.read()
+    path = file.path
+    del file
+    gc.collect()  # the connection that it keeps
+    DAMAGE[damage](path)
+
+    file = _file(kind, state)
+    assert not file.read()
+    with contextlib.suppress(sqlite3.DatabaseError):
+        file.write()
+    file.write()
+    assert file.read()
+    said = [record for record in caplog.records if file.lost in record.message]
+    assert len(said) == (damage in SAID), caplog.text
+    assert all(record.levelno == logging.WARNING for record in said)
+    if damage in SAID:
+        assert file.path.with_suffix(".broken").exists()
+
+
+@pytest.mark.parametrize("kind", ["ledger", "history", "cleanups"])
+def test_only_the_write_finds_the_damage(kind: str, tmp_path: Path) -> None:
+    file = _file(kind, tmp_path / "state")
+    file.write()
+    DAMAGE["random bytes"](file.path)
+    with contextlib.suppress(sqlite3.DatabaseError):
+        file.write()
+    file.write()
+    assert file.read()
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "a directory"])
+def test_status_with_a_damaged_history(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = _file("history", tmp_path / "state")
+    file.write()
+    if damage == "a directory":
+        file.path.unlink()
+        file.path.mkdir()
+    else:
+        DAMAGE[damage](file.path)
+    config = tmp_path / "config.py"
+    config.write_text(f"c.AnsibleBootstrap.state_dir = {str(tmp_path / 'state')!r}\n")
+    assert cli.main(["status", "--config", str(config)]) == (2 if damage == "a directory" else 0)
+    assert "Traceback" not in capsys.readouterr().err
