@@ -88,3 +88,11 @@ def test_a_program_that_is_run_each_time_is_never_done(variables: dict[str, Any]
         ("tutorials", True),
         ("script", revised),
     ]
+
+
+def test_what_is_no_file_is_not_waited_at(site: Path) -> None:
+    """To read a FIFO would wait for a writer, and /dev/zero has no end."""
+    before = fingerprints(site)
+    os.mkfifo(site / "my_role/tasks/fifo")
+    (site / "my_role/tasks/zero").symlink_to("/dev/zero")
+    assert changed(before, fingerprints(site)) == {"my_role"}

@@ -173,3 +173,11 @@ def test_a_failure_says_where():
     assert _users.failure(user(), "no", "role_failed", role="x", task="y") == {
         "key": "alice", "name": "alice", "reason": "role_failed", "msg": "no", "role": "x", "task": "y",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "policy", [Policy(ROOT, uid=65534, gid=100), Policy(ROOT, uid="request", gid="request")]
+)
+def test_nobody_is_no_user(policy):
+    with pytest.raises(UserRefusedError, match="no user's"):
+        resolve_user(user("nobody", uid=65534, gid=None if policy.gid == 100 else 100), policy)

@@ -105,6 +105,20 @@ def test_without_root_a_hub_serves_its_own_uid(open_site, unprivileged, apply_pr
     shutil.rmtree(base)
 
 
+@pytest.mark.root
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_without_processes_or_threads_to_spare_it_is_a_sentence(open_site, unprivileged, apply_program, most):
+    program = type(apply_program)(open_site)
+    settings = program.settings_file(open_site.settings(roles=["user_dir"], uid="nss", gid="nss"))
+    subprocess.run(["chown", "-R", "54321", open_site.path], check=True)
+    open_site.path.chmod(0o755)
+    prefix = (*unprivileged, "prlimit", f"--nproc={most}")
+    answer = program.start(["alice"], argv=("--settings", str(settings)), prefix=prefix).answer()
+    assert answer.status != 0 and "Traceback" not in answer.log, answer
+    assert not answer.ok and (answer.events or answer.log), answer
+    shutil.rmtree("/tmp/ansible-bootstrap-54321", ignore_errors=True)
+
+
 def test_a_user_may_go_on_without_a_role_that_may_fail(site, apply_program):
     site.role("mirror", {"name": "Fetch", "ansible.builtin.fail": {"msg": "mirror is down"}})
     site.role("greet", say("hello", changed_when=True))
