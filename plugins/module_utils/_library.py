@@ -19,6 +19,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import stat
 import time
 from collections.abc import Callable
@@ -97,7 +98,11 @@ class Library:
         wanted = {self._read_index(name).get("sha256") for name in os.listdir(self._index)}
         for name in os.listdir(self._trees):
             if name.split("-")[0] not in wanted:
-                self._discard(self._trees, name)
+                # Under another name, for what is half removed must not be found as a tree.
+                fresh = secrets.token_hex(8)
+                with contextlib.suppress(OSError):
+                    os.rename(name, fresh, src_dir_fd=self._trees, dst_dir_fd=self._work)
+                    self._discard(self._work, fresh)
 
     def _discard(self, directory: int, name: str) -> None:
         """Remove a download or a tree; what cannot be removed is left to the next run."""

@@ -35,7 +35,7 @@ from ._names import STATE_DIRECTORY
 from ._trees import discard
 
 SWEEP_SECONDS = 2.0
-"""For all that killed runs left, before the work of a batch begins."""
+"""For all that killed runs left, before the work of a batch begins; and for one stage that is in the way."""
 
 _STAGE = re.compile(r"[0-9a-f]{64}-[0-9]+(-[0-9a-f]{8})?\Z")
 
@@ -124,17 +124,19 @@ class State:
         put_draft(self.records, f"{name}.json")
 
     def clear(self, stage: str) -> list[str]:
-        """Remove a stage, whose lock is held; where something is left of it, make room for another.
+        """Make room for a stage, whose lock is held, and remove the one that is there.
 
         Returns:
-            Notes for the admin, if something is left.
+            Notes for the admin, if something of it is left.
         """
-        uid = int(stage.split("-")[1])
-        why = discard(self.stage, stage, uid)
+        left = f"{stage}-{secrets.token_hex(4)}"
+        try:
+            os.rename(stage, left, src_dir_fd=self.stage, dst_dir_fd=self.stage)
+        except FileNotFoundError:
+            return []
+        why = discard(self.stage, left, int(stage.split("-")[1]), SWEEP_SECONDS)
         if why is None:
             return []
-        left = f"{stage}-{secrets.token_hex(4)}"
-        os.rename(stage, left, src_dir_fd=self.stage, dst_dir_fd=self.stage)
         return [f"something is left in {STATE_DIRECTORY}/stage/{left}: {why}; the next run tries again"]
 
     def sweep(self) -> None:
@@ -146,12 +148,13 @@ class State:
             if time.monotonic() >= until:
                 return
             home, uid = name.split("-")[:2]
-            lock = self.lock(home)
-            try:
-                if lock.acquire():
-                    discard(self.stage, name, int(uid), until - time.monotonic())
-            finally:
-                lock.close()
+            with contextlib.suppress(OSError):  # no descriptor, no space for a lock
+                lock = self.lock(home)
+                try:
+                    if lock.acquire():
+                        discard(self.stage, name, int(uid), until - time.monotonic())
+                finally:
+                    lock.close()
 
 
 class Records:

@@ -14,6 +14,8 @@ says that all is well. What it left is told by owner and mode:
   working directory there: what is removed is removed as ``_trees.discard`` does it.
 * root's and open, and recorded as begun: only the last chown is missing. The user may have written to
   the files in it already, so that chown is all that is done.
+* root's and shut, recorded as begun, with something else in it: its user had a working directory in it when it was
+  taken back, and has worked on. It is given back as it is.
 * anything else is left as it is, with a message.
 
 The helper inherits the home's lock, so no other run of ours looks at a home that is still being made. A login
@@ -67,7 +69,7 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
                 _check_account(claim.home)
                 state = _look(storage, claim, skeleton, mode)
                 if state != "present":
-                    if state != "finished":
+                    if state not in ("finished", "worked"):
                         _check_acl(storage, claim.home, mode)
                     making.append((claim, state))
                 elif _began(claim):
@@ -101,7 +103,7 @@ def _make(
         if claim.error is not None:
             continue
         with claim.alone():
-            if state == "finished":
+            if state in ("finished", "worked"):
                 _give(storage, claim.home, options.mode)
             else:
                 if state == "partial":
@@ -175,12 +177,13 @@ def _check_acl(storage: Storage, home: Home, mode: int) -> None:
         )
 
 
-def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:
+def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:  # noqa: PLR0911, PLR0912
     """Say what there is in a home's place.
 
     Returns:
         ``absent``; ``present``, the user's; ``leftover``, an empty directory of root's; ``partial``, to be
-        made anew; or ``finished`` but for the last chown.
+        made anew; ``finished`` but for the last chown; or ``worked`` in by its user, who had a working directory
+        in it when it was taken back.
 
     Raises:
         StorageError: anything else, which is left as it is.
@@ -217,6 +220,9 @@ def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:
                         f"run again in {SETTLED:g} s"
                     )
                 return "partial"
+            if _began(claim):
+                claim.notes.append(f"its user has worked in it ({other}), so it is given back as it is")
+                return "worked"
             why = f"belongs to root, and in it {other}"
         raise StorageError(
             f"{printable(home.directory)} {why}: left as it is; look at it, then chown or move it"
@@ -243,8 +249,7 @@ def _clear(storage: Storage, claim: Claim, state: str, skeleton: int) -> None:
             if other is not None:
                 rename_directory(storage.state.stage, home.stage, parent, name)
                 raise StorageError(
-                    f"{printable(home.directory)} belongs to root, and in it {other}: left as it is; look at it, "
-                    "then chown or move it"
+                    f"{printable(home.directory)} was changed at this moment ({other}): run again"
                 )
     except OSError as error:
         if error.errno == errno.ENOTEMPTY:

@@ -143,7 +143,10 @@ def test_a_half_made_home_that_is_taken_back(
         assert not second["failed"] and not second["changed"], second
         assert sorted(os.listdir(home)) == sorted(os.listdir(skeleton))
     else:
-        assert "left as it is" in first["msg"] and "left as it is" in second["msg"], (first, second)
+        assert "run again" in first["msg"], first
+        assert not second["failed"] and "given back" in " ".join(second["notes"]), second
+        assert home.stat().st_uid == alice["uid"]
+        assert not ensure(alice, options=options)[0]["changed"]
 
 
 @pytest.mark.parametrize("whose", ["alice", "bob"])
