@@ -427,7 +427,7 @@ class Dispatcher:
                 if flight.operation == "bootstrap" or await self._cleanups.may_begin(
                     flight.cleanups.values()
                 ):
-                    await self._run(host, flight)
+                    await self._begin(host, flight)
             finally:
                 self._landed(host, flight)
             # Whom another run releases only queues behind those whom this one has released.
@@ -438,6 +438,16 @@ class Dispatcher:
             raise
         finally:
             self._rested(host)
+
+    async def _begin(self, host: HostQueue, flight: Flight) -> None:
+        if len(flight.works) == 1 or self._health.down(host.name) is None:
+            await self._run(host, flight)
+            return
+        # It was found down between the boarding and now: one user tries, not all of these.
+        flight.error = self._health.refusal(host.name)
+        flight.land()
+        self._cleanups.put_back(flight.cleanups.values())
+        self._call(self._record, flight.record)
 
     async def _run(self, host: HostQueue, flight: Flight) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
@@ -118,7 +119,9 @@ class Flight:
         self._diff = diff
         self._log = log
         self._settled = settled
-        self._began = self._last_sign = time.monotonic()
+        self._began = time.monotonic()
+        self._last_sign = math.inf
+        """By ``time.monotonic``; a run that has not begun (its clean-up waits for the ledger) is not quiet."""
         self._limit = 0.0
         self._process: Run | None = None
         self._roles: tuple[str, ...] = ()
