@@ -7,7 +7,9 @@ here, not by the kernel, and each of them is judged too: whoever owns a link dec
 write to a directory decides what its names are.
 
 A step is trusted if root or this process's account owns it and nobody else can write to it. A sticky directory such
-as ``/tmp`` may be passed, for nobody can replace there what another account owns; it may not be the end of a way.
+as ``/tmp`` may be passed, for nobody can replace there what another account owns; it may not be the end of a way. A
+process that is not root may pass what only a group of its own can write: a volume of Kubernetes (``fsGroup``) is so,
+and such a process has nobody's rights but its own to lose.
 """
 
 from __future__ import annotations
@@ -49,7 +51,13 @@ def judge(path: str, status: os.stat_result, *, passed: bool) -> Iterator[Fault]
         option = "-h " if link else ""
         yield Fault(f"belongs to uid {status.st_uid}, who could change it", f"chown {option}root {quoted}")
     sticky = passed and stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
-    if status.st_mode & 0o022 and not link and not sticky:
+    ours = (
+        passed
+        and os.geteuid() != 0
+        and not status.st_mode & 0o002
+        and status.st_gid in {os.getegid(), *os.getgroups()}
+    )
+    if status.st_mode & 0o022 and not link and not sticky and not ours:
         who = "everybody" if status.st_mode & 0o002 else f"group {status.st_gid}"
         yield Fault(f"is writable by {who}", f"chmod go-w {quoted}")
 

@@ -135,6 +135,18 @@ def test_a_sticky_directory_is_passed_but_is_no_end(site: Path) -> None:
         open_directory(str(site), "skeleton")
 
 
+@pytest.mark.root
+def test_a_group_of_its_own_may_write_above_what_is_no_roots(root: Path, as_user: Callable[..., Any]) -> None:
+    """A volume of Kubernetes is root's, and its group's (``fsGroup``) to write; the hub is not root there."""
+    os.chown(root, 0, STRANGER)
+    root.chmod(0o2775)
+    (root / "hub").mkdir(mode=0o700)
+    os.chown(root / "hub", STRANGER, STRANGER)
+    as_user(STRANGER, lambda: str(ensure_state_dir(root / "hub")))
+    with pytest.raises(SettingsError, match="writable by group"):
+        ensure_state_dir(root / "hub")
+
+
 def test_nothing_is_made_below_what_is_refused(site: Path) -> None:
     site.chmod(0o775)
     with pytest.raises(SettingsError, match="chmod go-w"):
