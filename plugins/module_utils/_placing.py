@@ -99,9 +99,16 @@ def reveal(home: int, placings: Sequence[Placing]) -> Found:
             with contextlib.suppress(OSError):
                 remove_tree(home, placing.stage)
         except (StorageError, OSError) as error:
-            # The stage stays: one that is gone was put in its place.
+            # The stage stays until that is recorded (:func:`drop`): one that is gone was put in its place.
             found[placing.name] = {"error": _sentence(error)}
     return found
+
+
+def drop(home: int, stages: Sequence[str]) -> None:
+    """Remove stages that could not be put in their places; what cannot be removed is left to the next run."""
+    for name in stages:
+        with contextlib.suppress(OSError, StorageError):
+            remove_tree(home, name)
 
 
 def _occupied(home: int, dest: Sequence[str]) -> bool:

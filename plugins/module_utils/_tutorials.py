@@ -30,7 +30,7 @@ from ._files import sync
 from ._homes import look
 from ._library import Library, Tree
 from ._names import STATE_DIRECTORY
-from ._placing import Found, Placing, look_at, reveal, stage
+from ._placing import Found, Placing, drop, look_at, reveal, stage
 from ._report import Report
 from ._sources import Source, check_path, parse_sources
 from ._storage import Storage
@@ -316,14 +316,15 @@ def _reveal(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options:
     revealed = _for_each(storage, jobs, reveal, options, _placing)
     _sync(storage, [job for job, _ in revealed], elsewhere=True)
     news = []
+    stages: dict[int, tuple[_Job, list[str]]] = {}
     for job, found in revealed:
         entries: Entries = {}
         for source in list(job.wanted):
             says = found[source.name]
             dest = "/".join(source.dest)
             if "error" in says:
-                # The stage is gone, and not because it was put in its place.
                 entries[source.name] = {**job.entry(source), "state": "copying"}
+                stages.setdefault(job.home, (job, []))[1].append(job.entry(source)["stage"])
                 job.fail(source, says["error"])
             elif says["is"] == "exists":
                 entries[source.name] = {"state": "kept", "dest": dest}
@@ -334,6 +335,13 @@ def _reveal(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options:
                 _changed(job.claim, source)
         news.append((job, entries))
     _record(storage, news)
+    tasks = [
+        _as_user.Task(
+            job.claim.home.uid, job.claim.home.gid, home, partial(drop, home, names), job.claim.keep
+        )
+        for home, (job, names) in stages.items()
+    ]
+    _as_user.run_all(tasks, options.child_timeout, storage.patience)
 
 
 def _for_each(
