@@ -155,6 +155,8 @@ def load_settings(path: Path = SYSTEM_FILE, *, private: bool = False) -> ApplySe
     """
     if not path.is_absolute():
         raise SettingsError(f"{path}: not an absolute path")
+    if path.is_symlink():
+        raise SettingsError(f"{path}: is a symbolic link: name the file itself")
     try:
         way, _real = open_way(str(path), "settings file", missing="see the README's section on settings")
     except StorageError as error:

@@ -91,14 +91,16 @@ def test_the_embedded_hubs_file_is_nobody_elses_to_read(tmp_path, mode):
         load_settings(path, private=True)
 
 
-def test_no_fifo_no_relative_path(tmp_path, monkeypatch):
+def test_no_link_no_fifo_no_relative_path(tmp_path, monkeypatch):
     path = tmp_path / "settings.yml"
     path.write_text("storage_root: /volumes")
     path.chmod(0o600)
+    link = tmp_path / "link.yml"
+    link.symlink_to(path)
     fifo = tmp_path / "fifo.yml"
     os.mkfifo(fifo, 0o600)
     monkeypatch.chdir(tmp_path)
-    for wrong in (fifo, tmp_path, tmp_path / "absent.yml", path.relative_to(tmp_path)):
+    for wrong in (link, fifo, tmp_path, tmp_path / "absent.yml", path.relative_to(tmp_path)):
         with pytest.raises(SettingsError):
             load_settings(wrong, private=True)
 
