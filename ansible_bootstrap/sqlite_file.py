@@ -1,4 +1,4 @@
-"""A file of SQLite below ``state_dir``; made, emptied or moved aside as need be.
+"""A file of SQLite below ``state_dir``; made, or moved aside and made anew, as need be.
 
 In WAL mode, so that looking somebody up never waits for a hub, a command line or a killed one of either that was
 writing. Every transaction is synced: an entry that was forgotten must not come back after a power cut.
@@ -36,16 +36,21 @@ _OTHER_TABLES: Final = ("no such table", "no such column", "has no column named"
 _LOG = logging.getLogger(__name__)
 
 
+class _OtherVersionError(sqlite3.DatabaseError):
+    """The file has tables, and they are not those of our version."""
+
+
 class SqliteFile:
     """Connections to it. Every call blocks on the disk; several threads and processes may use it at once.
 
-    A file that is damaged is kept under another name, and the next writer begins a new one.
+    A file that is damaged, or has another version's tables, is kept under another name, and the next writer begins
+    a new one.
 
     Args:
         path: of the file, which is made with mode 0600; its directory with 0700 if there is none.
         schema: the statements that make its tables.
-        version: of the schema; a file of another is emptied by the next writer, and reads as empty until then.
-        lost: what is lost with a damaged file, for the log.
+        version: of the schema; a file of another reads as empty until the next writer has moved it aside.
+        lost: what is lost with such a file, for the log.
     """
 
     def __init__(self, path: Path, schema: str, version: int, lost: str) -> None:
@@ -126,7 +131,7 @@ class SqliteFile:
             raise
 
     def _whole(self) -> sqlite3.Connection:
-        """Return a connection to a file with our tables; a broken one is moved aside, another version's emptied."""
+        """Return a connection to a file with our tables; one that is damaged or another version's is moved aside."""
         file = _identity(self._path)
         try:
             return self._prepared()
@@ -140,11 +145,13 @@ class SqliteFile:
     def _is_damage(self, error: BaseException) -> bool:
         if not isinstance(error, sqlite3.DatabaseError):
             return False
+        if isinstance(error, _OtherVersionError):
+            return True
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         return code in _NO_DATABASE or any(text in str(error) for text in _OTHER_TABLES)
 
     def _set_aside(self, file: tuple[int, int] | None) -> None:
-        """Keep a damaged file under another name, unless another process has done that already."""
+        """Keep a file that is not ours under another name, unless another process has done that already."""
         with contextlib.suppress(OSError):
             if file is None or _identity(self._path) != file:
                 return
@@ -153,7 +160,10 @@ class SqliteFile:
             for rest in ("-wal", "-shm"):
                 self._path.with_name(f"{self._path.name}{rest}").unlink(missing_ok=True)
             _LOG.warning(
-                "ansible_bootstrap: %s was damaged and is kept as %s: %s", self._path, broken.name, self._lost
+                "ansible_bootstrap: %s was damaged, or of another version, and is kept as %s: %s",
+                self._path,
+                broken.name,
+                self._lost,
             )
 
     def _prepared(self) -> sqlite3.Connection:
@@ -165,10 +175,8 @@ class SqliteFile:
                 )  # only while there is nothing in the file
                 database.execute("BEGIN EXCLUSIVE")
                 if _version(database) != self._version:  # Not made by another process meanwhile.
-                    for (table,) in database.execute(
-                        "SELECT name FROM sqlite_master WHERE type = 'table'"
-                    ).fetchall():
-                        database.execute(f'DROP TABLE "{table}"')
+                    if database.execute("SELECT 1 FROM sqlite_master").fetchone():
+                        raise _OtherVersionError
                     for statement in self._schema.split(";\n"):
                         database.execute(statement)
                     database.execute(f"PRAGMA user_version = {self._version}")
