@@ -2,13 +2,15 @@
 
 A directory goes by name. A user who is deleted in the hub and made again may be somebody else, and so may one who was
 given a name that another had before a rename. The hub's row of the user tells: its id and the time at which it was made
-(both, for SQLite uses an id again). A hub whose whole database was replaced has only users that are newer than what we
-remember, and then nobody is refused.
+(both, for SQLite uses an id again).
+
+A hub whose whole database was replaced must refuse nobody. It is still the same database if one of its users is older
+than what we remember of this one, or if this one's old id is gone from it while later ones are there.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 
 from ansible_bootstrap.errors import RefusedError
@@ -35,7 +37,7 @@ def check_person(core: Core, user: Any) -> None:
     if known is not None and known[0] == person:
         return
     if known is not None:
-        if _oldest(orm_user) < known[1]:
+        if _same_database(orm_user, *known):
             raise RefusedError(
                 f"{user.name!a} was deleted in the hub and made again, or has a name that another user had: if it is "
                 f"the same person, `ansible-bootstrap accept {user.name!a}`; if not, move the old directory away "
@@ -47,10 +49,14 @@ def check_person(core: Core, user: Any) -> None:
     core.books.note_person(user.name, person)
 
 
-def _oldest(orm_user: Any) -> float:
-    """Return when the oldest user of the hub's database was made, in seconds since the epoch."""
+def _same_database(orm_user: Any, person: str, at: float) -> bool:
+    """Whether the hub's database is the one in which that person was noted at that time (as ``time.time``)."""
     from jupyterhub.orm import User  # noqa: PLC0415 - heavy, and loaded wherever there is a hub
     from sqlalchemy import func, inspect  # noqa: PLC0415
 
-    oldest: datetime = inspect(orm_user).session.query(func.min(User.created)).scalar()
-    return oldest.replace(tzinfo=UTC).timestamp()
+    session = inspect(orm_user).session
+    oldest, latest = session.query(func.min(User.created), func.max(User.id)).one()
+    old = int(person.split(maxsplit=1)[0])
+    return bool(
+        oldest.replace(tzinfo=UTC).timestamp() < at or (latest > old and session.get(User, old) is None)
+    )

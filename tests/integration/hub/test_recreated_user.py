@@ -62,6 +62,20 @@ async def test_a_user_who_was_deleted_and_made_again(
         assert await _start(api, "zoe") == 503
 
 
+async def test_the_oldest_user_of_a_hub_is_no_exception(
+    start_hub: Callable[..., RunningHub], own: FakeApply
+) -> None:
+    hub = start_hub(apply_command=own.command)
+    async with hub.api() as api:
+        await api.create("alice")
+        assert await _start(api, "alice") == 201
+        await _recorded(hub, "alice")
+        await api.create("bob")
+        (await api.client.delete("/users/alice")).raise_for_status()
+        await api.create("alice")
+        assert await _start(api, "alice") == 503
+
+
 async def test_a_hub_whose_database_was_replaced_refuses_nobody(
     start_hub: Callable[..., RunningHub], own: FakeApply
 ) -> None:
