@@ -20,12 +20,19 @@ class Module(Protocol):
     """What is used of ``ansible.module_utils.basic.AnsibleModule``, which nothing here imports."""
 
     _diff: bool
+    params: dict[str, Any]
+    check_mode: bool
 
     def exit_json(self, **result: Any) -> Any:
         """End well."""
 
     def fail_json(self, **result: Any) -> Any:
         """End as failed."""
+
+
+def common(module: Module) -> dict[str, Any]:
+    """Return what the work of every role takes: the arguments of :data:`ARGUMENTS`, and ``check``."""
+    return {"check": module.check_mode, **{name: module.params[name] for name in ARGUMENTS}}
 
 
 @dataclass

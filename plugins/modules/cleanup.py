@@ -81,7 +81,7 @@ users:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _cleanup
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS, common
 
 
 def main() -> None:
@@ -96,15 +96,7 @@ def main() -> None:
         no_log=True,  # thousands of users need no line in the system log; it hides no result
     )
     given = module.params
-    report = _cleanup.clean(
-        given["users"],
-        given["root"],
-        given["uid_min"],
-        given["paths"],
-        given["child_timeout"],
-        check=module.check_mode,
-        patience=given["patience"],
-    )
+    report = _cleanup.clean(paths=given["paths"], child_timeout=given["child_timeout"], **common(module))
     report.end(module)
 
 

@@ -84,7 +84,7 @@ users:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _system_homes
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._mkhomedir_helper import Options
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS, common
 
 
 def main() -> None:
@@ -102,14 +102,7 @@ def main() -> None:
     )
     given = module.params
     options = Options(given["umask"], given["skeleton"], given["helper"], given["timeout"])
-    report = _system_homes.ensure(
-        given["users"],
-        given["root"],
-        given["uid_min"],
-        options,
-        check=module.check_mode,
-        patience=given["patience"],
-    )
+    report = _system_homes.ensure(options=options, **common(module))
     report.end(module)
 
 

@@ -90,7 +90,7 @@ users:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _scripts
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS, common
 
 
 def main() -> None:
@@ -110,14 +110,7 @@ def main() -> None:
     options = _scripts.Options(
         given["path"], given["as"] == "root", given["when"] == "always", given["timeout"]
     )
-    report = _scripts.run(
-        given["users"],
-        given["root"],
-        given["uid_min"],
-        options,
-        check=module.check_mode,
-        patience=given["patience"],
-    )
+    report = _scripts.run(options=options, **common(module))
     report.end(module)
 
 

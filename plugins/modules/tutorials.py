@@ -97,7 +97,7 @@ fetched:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _tutorials
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS, common
 
 
 def main() -> None:
@@ -117,14 +117,7 @@ def main() -> None:
     options = _tutorials.Options(
         given["sources"], given["child_timeout"], given["fetch_timeout"], given["max_bytes"]
     )
-    report = _tutorials.place(
-        given["users"],
-        given["root"],
-        given["uid_min"],
-        options,
-        check=module.check_mode,
-        patience=given["patience"],
-    )
+    report = _tutorials.place(options=options, **common(module))
     report.end(module)
 
 

@@ -86,7 +86,7 @@ users:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _homes
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS, common
 
 
 def main() -> None:
@@ -107,14 +107,7 @@ def main() -> None:
     options = _homes.Options(
         given["mode"], given["skeleton"], given["enforce_mode"], given["child_timeout"], given["adopt_empty"]
     )
-    report = _homes.ensure(
-        given["users"],
-        given["root"],
-        given["uid_min"],
-        options,
-        check=module.check_mode,
-        patience=given["patience"],
-    )
+    report = _homes.ensure(options=options, **common(module))
     report.end(module)
 
 
