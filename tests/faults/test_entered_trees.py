@@ -188,6 +188,10 @@ def test_a_stage_with_a_great_many_names_holds_up_nobody(
     for path in (stage, stage / "many"):
         os.chown(path, alice["uid"], alice["gid"])
     monkeypatch.setattr(_state, "SWEEP_SECONDS", 0.05)
+    report = _homes.ensure([alice], str(root), 1000, _homes.Options(), check=False)
+    assert not report.users[0]["failed"], report.users
+    assert "something is left" in report.users[0]["notes"][0], "all was removed before alice was served"
+    (stage,) = stage.parent.iterdir()
     runs = 0
     while stage.exists():
         runs += 1

@@ -403,6 +403,34 @@ async def test_clean_ups_wait_for_a_storage_host_that_is_down(
     assert not hub.dispatcher._hosts
 
 
+async def test_a_clean_up_that_waits_for_the_ledger_is_not_begun_on_a_host_that_went_down_meanwhile(
+    log: Lines, clock: Clock
+) -> None:
+    ledger, asked = asyncio.Event(), asyncio.Event()
+
+    async def forget(_: Any) -> None:
+        asked.set()
+        await ledger.wait()
+
+    kept: dict[Any, Any] = {}
+    hub = Hub(log, forget=forget, keep=kept.__setitem__)
+    spawns = [hub.spawn(name, storage_host="s1") for name in ("mallory", "trudy", "bob")]
+    run = await hub.run(1)
+    run.settle("bob")
+    run.settle("mallory", "trudy", **HANGS)
+    run.end()
+    alone = await hub.run(2)
+    for name in ("alice", "carol"):
+        hub.dispatcher.cleanup(Place(name, storage_host="s1"), never)
+    await asyncio.wait_for(asked.wait(), 3)
+    alone.end(UnreachableError("no route to host"))
+    assert [await answer(spawn) for spawn in spawns] == ["unreachable", "unreachable", "ok"]
+    ledger.set()
+    await landed(hub, 3)
+    assert len(hub.runs) == 2, "the clean-up of two began on a host that is down"
+    assert sum(place is not None for place in kept.values()) == 2
+
+
 async def test_runs_give_up_on_a_storage_host_only_after_so_many_tries(log: Lines, clock: Clock) -> None:
     """As a roster's: a moment of trouble must not fail thousands who wait."""
     hub = Hub(log, tries=3)
@@ -439,6 +467,26 @@ async def test_storage_hosts_that_hang_do_not_starve_one_that_works(log: Lines, 
     for run in hub.runs:
         run.succeed()
     assert [await answer(spawn) for spawn in hanging] == ["ok"] * 2
+
+
+async def test_a_clean_up_that_waits_for_the_ledger_keeps_its_slot(log: Lines, clock: Clock) -> None:
+    ledger, asked = asyncio.Event(), asyncio.Event()
+
+    async def forget(_: Any) -> None:
+        asked.set()
+        await ledger.wait()
+
+    hub = Hub(log, max_runs=1, forget=forget)
+    hub.dispatcher.cleanup(Place("alice", storage_host="s1"), never)
+    await asyncio.wait_for(asked.wait(), 3)
+    hub.wait(clock, QUIET_SECONDS)
+    bob = hub.spawn("bob", storage_host="s2")
+    await hub.settled()
+    assert not hub.runs, "what has not begun counted as a run that gives no sign"
+    ledger.set()
+    (await hub.run(1)).succeed()
+    (await hub.run(2)).succeed()
+    assert await answer(bob) == "ok"
 
 
 async def test_there_is_a_most_of_all_runs(log: Lines, clock: Clock) -> None:

@@ -515,6 +515,23 @@ def test_a_tutorial_that_was_thrown_away_before_it_was_noted_stays_away(
         assert not (root / "alice/course").exists()
 
 
+@pytest.mark.root
+def test_a_revision_that_is_half_removed_is_never_served(
+    root: Path, make_user: MakeUser, tmp_path: Path
+) -> None:
+    source = tmp_path / "course.zip"
+    revisions = [zipped(**{f"f{number}": text for number in range(6)}) for text in ("one", "two")]
+    wanted = [{"name": "course", "path": str(source), "strip_components": 1}]
+    for number, name in enumerate(("alice", "bob", "carol", "dave")):
+        source.write_bytes(revisions[number % 2])
+        (result,) = place(root, wanted, make_user(name, home=True))
+        assert result["changed"], result
+        assert len(os.listdir(root / name / "course")) == 6
+        for tree in (root / ".ansible_bootstrap/cache").glob("[tw]*/*/f0"):
+            subprocess.run(["chattr", "+i", str(tree)], check=True)
+    subprocess.run(["chattr", "-R", "-i", str(root / ".ansible_bootstrap/cache")], check=True)
+
+
 def test_what_cannot_be_removed_from_the_cache_is_nobodys_trouble(
     root: Path, make_user: MakeUser, tmp_path: Path
 ) -> None:
