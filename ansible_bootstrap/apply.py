@@ -5,10 +5,10 @@ the playbook, and writes events to stdout and its log to stderr. It trusts nothi
 takes nothing from its environment or working directory, and knows one argument, ``--settings FILE``,
 for a hub that is the same user; whoever puts it behind sudo or ssh fixes its arguments there.
 
-**Spare.** With ``--settings FILE --warm`` it serves no request, but imports what that takes and forks, whenever it is
-told to, a program that does (``zygote.py``). Such a program makes an engine ready (``warm.py``) and waits for its
-request without limit; the end of stdin then means that it is not needed. The settings are read again when the request
-has come, and nothing else is different.
+**Spare.** With ``--settings FILE --spare`` it waits for its request without limit, and has started a run meanwhile that
+waits too (``runner.py``). The end of stdin then means that it is not needed. The settings are read again when the
+request has come. Where they have changed, or the request asks for something else than the run was started for, the
+waiting run is thrown away and another one started; where the installation has changed, the program starts anew.
 
 **Stop protocol.** stdin stays open while the caller wants the run. Its end (also by the caller's
 death), SIGTERM, SIGINT or SIGHUP stops the run: every descendant gets TERM, a second later KILL,
@@ -19,15 +19,17 @@ and only then does this program exit.
 
 from __future__ import annotations
 
+import array
 import contextlib
+import fcntl
 import functools
-import gc
 import json
 import os
 import resource
 import select
 import signal
 import sys
+import termios
 import threading
 import time
 import traceback
@@ -37,15 +39,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
 
-from . import runner, zygote
+from . import runner
 from .boundary import enforce_boundary
-from .descendants import reap_orphans
+from .descendants import end_descendants, reap_orphans
 from .errors import AnsibleBootstrapError, Reason, RefusedError
-from .fingerprints import describe, short_name
+from .fingerprints import describe, installed, short_name
 from .inherited import replace_limits, replace_share
 from .keeper import keep
 from .protocol import (
     MAX_REQUEST_BYTES,
+    SPARE,
     Accepted,
     Described,
     End,
@@ -64,11 +67,8 @@ from .protocol import (
 from .run_directory import run_directory
 from .settings import SYSTEM_FILE, ApplySettings, RoleSetting, load_settings
 from .slots import take_slot
-from .standby import Standby, installed
 from .storage._errors import StorageError
 from .storage._priority import step_back
-from .warm import Engine, Imported, import_ansible
-from .zygote import WARM
 
 EXIT_OK: Final = 0
 EXIT_SOME_FAILED: Final = 1
@@ -83,7 +83,6 @@ STRANGERS_REQUEST_TIMEOUT: Final = 10.0
 WRITE_TIMEOUT: Final = 30.0
 """Seconds without progress after which a caller that does not read counts as gone."""
 
-_PROGRAM: Final = ("-m", "ansible_bootstrap.apply")
 _POLL: Final = 0.005
 _RUNNER_GRACE: Final = 1.0
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -92,52 +91,18 @@ _TERMINAL_SIGNALS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve one request, or have others do so, and return the exit status."""
+    """Serve one request and return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    spare, argv = argv[2:] == [SPARE], argv[:2] if argv[2:] == [SPARE] else argv
     _harden()
-    return _be_zygote(argv[:2]) if argv[2:] == [WARM] else _keep(functools.partial(_serve_one, argv))
-
-
-def _keep(serve: Callable[[Callable[[], None]], int]) -> int:
     try:
-        return keep(serve, _STOP_SIGNALS, log, fault=EXIT_FAULT)
+        return keep(functools.partial(_serve_one, argv, spare), _STOP_SIGNALS, log, fault=EXIT_FAULT)
     except (OSError, StorageError) as error:
         log(f"no request can be served: {error}")
         return EXIT_FAULT
 
 
-def _be_zygote(argv: list[str]) -> int:
-    """Import everything, and fork programs that serve a request each."""
-    if not sys.flags.utf8_mode:  # as the interpreter of ansible-playbook is, by its environment
-        os.execv(sys.executable, [sys.executable, "-I", "-X", "utf8", *_PROGRAM, *argv, WARM])  # noqa: S606
-    try:
-        _heed_stops()
-        before, imported = installed(), None
-        try:
-            imported = import_ansible(_settings(argv))
-        except (Exception, SystemExit) as error:  # where something is missing, Ansible exits
-            log(f"runs start cold: {error}")
-        gc.collect()
-        gc.freeze()  # what is here now is not looked at again in what is forked, so its pages stay shared
-        zygote.serve(lambda: _be_spare(argv, imported, before), lambda: installed() != before, log)
-    except _Stopped as stop:
-        log(f"stopped: {stop}")
-        return EXIT_STOPPED
-    except OSError as error:
-        log(f"no programs are forked ahead: {error}")
-        return EXIT_FAULT
-    return EXIT_OK
-
-
-def _be_spare(argv: list[str], imported: Imported | None, before: Sequence[tuple[str, int]]) -> int:
-    _harden()
-    standby = Standby(log, imported, before)
-    return _keep(functools.partial(_serve_one, argv, standby=standby, warm=True))
-
-
-def _serve_one(
-    argv: list[str], end: Callable[[], None], *, standby: Standby | None = None, warm: bool = False
-) -> int:
+def _serve_one(argv: list[str], spare: bool, end: Callable[[], None]) -> int:
     """Serve one request and return the exit status; ``end`` ends all that was started for it."""
     try:
         _heed_stops()
@@ -145,15 +110,13 @@ def _serve_one(
             _replace_the_callers_limits()
         take_slot()
         with contextlib.ExitStack() as held:
-            standby = held.enter_context(standby or Standby(log))
+            ahead = held.enter_context(_Ahead(argv)) if spare else None
             held.callback(_ignore_stops)  # it ends by then
-            if warm and not standby.wait(
-                functools.partial(_settings, argv), [sys.executable, "-I", *_PROGRAM, *argv]
-            ):
+            if ahead is not None and not ahead.wait():
                 return EXIT_OK
             settings = _settings(argv)
             request = parse_request(_read_line(0, REQUEST_TIMEOUT if argv else STRANGERS_REQUEST_TIMEOUT))
-            return _serve(settings, request, standby, end)
+            return _serve(settings, request, ahead, end)
     except AnsibleBootstrapError as error:
         with contextlib.suppress(
             OSError, _Stopped
@@ -164,6 +127,87 @@ def _serve_one(
         return _conclude(f"stopped: {stop}", EXIT_STOPPED)
     except Exception:
         return _conclude(traceback.format_exc(), EXIT_FAULT)
+
+
+class _Ahead:
+    """The run of a spare program, started before there is a request; or why there is none."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self._argv = argv
+        self._installed = installed()
+        self._settings: ApplySettings | None = None
+        self._run: runner.PlaybookRun | None = None
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> _Ahead:
+        try:
+            settings = _settings(self._argv)
+            if settings.inventory:
+                raise OSError("with an inventory, which may change, no run is started ahead")
+            directory = self._held.enter_context(run_directory(f"spare-{uuid.uuid4().hex[:12]}"))
+            run = runner.PlaybookRun(settings, "bootstrap", directory, waits=True)
+            run.start()
+        except (AnsibleBootstrapError, OSError, RuntimeError) as error:  # said again if a request meets it
+            log(f"the next run starts cold: {getattr(error, 'details', None) or error}")
+        else:
+            self._settings, self._run = settings, run
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._drop()
+
+    def wait(self) -> bool:
+        """Wait without limit; return whether there is a request to be read."""
+        while not select.select([0], [], [], None)[0]:
+            pass
+        if not _can_be_read(0):
+            return False
+        if installed() != self._installed:
+            self._drop()
+            os.execv(  # noqa: S606 - as _harden() will find it, nothing is inherited
+                sys.executable, [sys.executable, "-I", "-m", "ansible_bootstrap.apply", *self._argv]
+            )
+        return True
+
+    def take(self, settings: ApplySettings, request: Request, storage_host: str) -> runner.PlaybookRun | None:
+        """Return the run if it is what such a request would have started."""
+        run = self._run
+        if run is None:
+            return None
+        if settings != self._settings:
+            why = "the settings have changed since it was started"
+        elif (request.operation, storage_host, request.check or request.diff) != (
+            "bootstrap",
+            "localhost",
+            False,
+        ):
+            why = "the request needs another"
+        elif not run.is_alive():
+            why = f"it ended while it waited: {run.fault or _last_words(run.directory)}"
+        else:
+            return run
+        log(f"this run starts cold, for the one that waited could not be used: {why}")
+        self._drop()
+        return None
+
+    def _drop(self) -> None:
+        run, self._run = self._run, None
+        try:
+            if run is not None:
+                run.cancel()
+                end_descendants(grace=0)  # nothing has been done yet
+                run.join(_RUNNER_GRACE)
+        finally:
+            self._held.close()
+
+
+def _can_be_read(descriptor: int) -> bool:
+    """Tell a descriptor that has something to say from one at its end."""
+    count = array.array("i", [0])
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(descriptor, termios.FIONREAD, count)
+        return count[0] > 0
+    return True  # no pipe, socket or file: to be found out by reading
 
 
 def _conclude(text: str, status: int) -> int:
@@ -180,7 +224,7 @@ def log(text: str) -> None:
             _write(2, f"{safe}\n".encode("utf-8", "backslashreplace"))
 
 
-def _serve(settings: ApplySettings, request: Request, standby: Standby, end: Callable[[], None]) -> int:
+def _serve(settings: ApplySettings, request: Request, ahead: _Ahead | None, end: Callable[[], None]) -> int:
     if request.operation == "describe":
         _emit(Described(roles=describe(settings)))
         return EXIT_OK
@@ -192,18 +236,30 @@ def _serve(settings: ApplySettings, request: Request, standby: Standby, end: Cal
     if request.operation == "bootstrap":
         fingerprints = describe(settings)
         roles = _left(settings.roles, fingerprints, request.done)
+    started = ahead.take(settings, request, storage_host) if ahead is not None and roles and users else None
     names = tuple(short_name(role) for role in roles)
     _emit(Accepted(run=run, storage_host=storage_host, roles=names, fingerprints=fingerprints))
     batch = _Batch(run, storage_host, users)
     for outcome in refused:
         batch.finish(outcome.model_copy(update={"run": run, "storage_host": storage_host}))
-    if roles and users:
-        ready = standby.directory
-        with contextlib.nullcontext(ready) if ready else run_directory(run) as directory:
-            _run(settings, request, roles, batch, directory, end=end, engine=standby.engine)
-    else:
+    if not roles or not users:
         batch.nothing_left()
-    return batch.end()
+        return batch.end()
+    batch.ways.add("spare" if started else "cold")
+    with contextlib.ExitStack() as held:
+        if started is None:
+            started = runner.PlaybookRun(
+                settings,
+                request.operation,
+                held.enter_context(run_directory(run)),
+                storage_host=storage_host,
+                check=request.check,
+                diff=request.diff,
+            )
+        _run(started, roles, batch, end)
+        status = batch.end()
+        started.join(_RUNNER_GRACE)  # it writes into the directory that is to be removed
+    return status
 
 
 def _left(
@@ -218,62 +274,35 @@ def _left(
 
 
 def _run(
-    settings: ApplySettings,
-    request: Request,
-    roles: Sequence[RoleSetting],
-    batch: _Batch,
-    directory: Path,
-    *,
-    end: Callable[[], None],
-    engine: Engine | None,
+    run: runner.PlaybookRun, roles: Sequence[RoleSetting], batch: _Batch, end: Callable[[], None]
 ) -> None:
-    """Run the playbook in a thread; meanwhile pass its outcomes on and watch for the stop."""
-    over = threading.Event()
-    fault: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            runner.run_playbook(
-                settings,
-                request.operation,
-                roles,
-                list(batch.users.values()),
-                directory,
-                storage_host=batch.storage_host,
-                check=request.check,
-                diff=request.diff,
-                cancelled=over.is_set,
-                engine=engine,
-            )
-        except BaseException as error:
-            fault.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    lines = _Tail(runner.outcomes_file(directory))
+    """Let the run do it; meanwhile pass its outcomes on and watch for the stop."""
+    lines = _Tail(runner.outcomes_file(run.directory))
     try:
         try:
             _stop_on_end_of_stdin()
-            thread.start()
+            run.give(roles, list(batch.users.values()))
+            if not run.waits:
+                run.start()
         except RuntimeError:  # This account or machine has no thread to spare.
             batch.give_up("too many processes are running: no thread can be started; try again later")
             return
-        while thread.is_alive():
-            thread.join(_POLL)
-            reap_orphans(engine.pid if engine else None)
+        while run.is_alive() and not batch.over:
+            run.join(_POLL)
+            reap_orphans()
             batch.take(lines.read())
     finally:
         _ignore_stops()  # from here on it ends by itself, and at once
-        over.set()
+        run.cancel()
         end()
-        if thread.is_alive():
-            # It may have been about to start Ansible, and it writes into the directory to be removed.
-            thread.join(_RUNNER_GRACE)
+        if run.is_alive() and not batch.over:  # it may have been about to start Ansible
+            run.join(_RUNNER_GRACE)
             end()
     batch.take(lines.read())
-    if fault:
-        batch.give_up(f"ansible-runner: {fault[0]}")
+    if run.fault:
+        batch.give_up(f"ansible-runner: {run.fault}")
     elif batch.waiting:
-        batch.give_up(_last_words(directory))
+        batch.give_up(_last_words(run.directory))
 
 
 class _Batch:
@@ -286,6 +315,10 @@ class _Batch:
         self.waiting = dict(self.users)
         self.lost: tuple[Reason, str] | None = None
         """Why Ansible could not even begin the batch."""
+        self.ways: set[str] = set()
+        """How it was done, see :class:`End`."""
+        self.over = False
+        """Whether Ansible has nothing left to do but to clear up after itself."""
         self._start = time.monotonic()
         self._ok = 0
         self._failed = 0
@@ -303,6 +336,10 @@ class _Batch:
                 log(data["text"])
             elif kind == "lost":
                 self.lost = data["reason"], data["message"]
+            elif kind == "module":
+                self.ways.add(data["way"])
+            elif kind == "over":
+                self.over = True
             elif kind == "outcome" and data["key"] in self.waiting:
                 seconds = self._seconds()
                 self.finish(Outcome(run=self.run, storage_host=self.storage_host, seconds=seconds, **data))
@@ -355,7 +392,8 @@ class _Batch:
 
     def end(self) -> int:
         """Say that this was all; return the exit status."""
-        _emit(End(run=self.run, ok=self._ok, failed=self._failed))
+        way = "+".join(way for way in ("cold", "spare", "ansible", "worker") if way in self.ways)
+        _emit(End(run=self.run, ok=self._ok, failed=self._failed, way=way))
         return EXIT_SOME_FAILED if self._failed else EXIT_OK
 
 
@@ -409,7 +447,7 @@ def _settings(argv: list[str]) -> ApplySettings:
         case ["--settings", name]:
             return load_settings(Path(name), private=True)
         case _:
-            raise RefusedError("usage: python -I -m ansible_bootstrap.apply [--settings FILE]")
+            raise RefusedError("usage: python -I -m ansible_bootstrap.apply [--settings FILE [--spare]]")
 
 
 def _replace_the_callers_limits() -> None:

@@ -21,9 +21,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from .errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
-from .protocol import Described, End, Event, Refused, Request, parse_event
+from .protocol import SPARE, Described, End, Event, Refused, Request, parse_event
 from .spare import Spare
-from .zygote_client import Zygote
 
 TERM_SECONDS: Final = 4.0
 """From SIGTERM and the end of stdin to SIGKILL; the apply program needs about one second, and up to three where
@@ -55,7 +54,7 @@ class ApplyClient:
         argv: called before each run, returns the command line; may block, so it is awaited.
         log: gets the apply program's stderr, line by line, escaped.
         spare: keep one program waiting for the next run. Only for the embedded command, which knows
-            :data:`~ansible_bootstrap.zygote.WARM`.
+            :data:`~ansible_bootstrap.protocol.SPARE`.
         wanted: returns what a spare program is made for, to be compared; one that was made for something else is
             not used. Must not block.
     """
@@ -70,10 +69,10 @@ class ApplyClient:
     ) -> None:
         self._argv = argv
         self._log = log
-        self._spare = Spare(self._start_zygote, wanted, log) if spare else None
+        self._spare = Spare(self._start_spare, wanted, log) if spare else None
         self._alive: set[ApplyRun] = set()
 
-    def warm_up(self) -> None:
+    def prepare(self) -> None:
         """Have a spare program ready soon, if spares are kept; returns at once. To be called on the event loop."""
         if self._spare is not None:
             self._spare.prepare()
@@ -100,7 +99,7 @@ class ApplyClient:
             ApplyError: the program could not be started; the details say what to do.
             SettingsError: the command line could not be made.
         """
-        # What a description takes is no engine; that one is for somebody who waits.
+        # A description needs no run of Ansible; the one that was started ahead is for somebody who waits.
         spare = self._spare if request.operation != "describe" else None
         # A hub in a storm takes a tenth of a second for each turn of its loop: with a spare, nothing is awaited here.
         run = (await spare.take() if spare else None) or await self._launch(list(await self._argv()))
@@ -109,19 +108,16 @@ class ApplyClient:
             spare.prepare()
         return run
 
-    async def _start_zygote(self) -> Zygote:
-        return await Zygote.start(await self._argv(), self._launch, self._listener)
+    async def _start_spare(self) -> ApplyRun:
+        return await self._launch([*(await self._argv()), SPARE])
 
-    def _listener(self) -> ApplyRun:
-        return ApplyRun(self._log, self._alive)
-
-    async def _launch(self, argv: Sequence[str], stdin: int = asyncio.subprocess.PIPE) -> ApplyRun:
+    async def _launch(self, argv: Sequence[str]) -> ApplyRun:
         loop = asyncio.get_running_loop()
         try:
             _, run = await loop.subprocess_exec(
-                self._listener,
+                lambda: ApplyRun(self._log, self._alive),
                 *argv,
-                stdin=stdin,
+                stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
@@ -214,7 +210,13 @@ class ApplyRun(asyncio.SubprocessProtocol):
 
     def lives(self) -> bool:
         """Whether it can be given its request; also sees an end that the event loop has not heard of yet."""
-        return not self._exited and not self._stopping and bool(self._transport.lives())
+        if self._exited or self._stopping:
+            return False
+        with contextlib.suppress(ChildProcessError):
+            return (
+                os.waitid(os.P_PID, self._transport.get_pid(), os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+            )
+        return False
 
     def dismiss(self) -> None:
         """End a program that has no request yet, and return at once: the end of stdin tells it."""

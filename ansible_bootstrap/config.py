@@ -137,12 +137,11 @@ class AnsibleBootstrap(SingletonConfigurable):
         """,
     ).tag(config=True)
 
-    warm = Bool(
+    spare = Bool(
         True,
         help="""
-        Keep one apply program ready, forked from one that has imported everything, so that a run begins at once;
-        together they take about 80 MB of memory.
-        Only for the default ``apply_command``. Default: True.
+        Keep one apply program waiting that has started Ansible already, so that a run begins at once. It takes about
+        80 MB of memory. Only for the default ``apply_command``, and without an ``inventory``. Default: True.
         """,
     ).tag(config=True)
 

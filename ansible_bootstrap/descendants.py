@@ -63,16 +63,12 @@ def end_descendants(group: Group | None = None, grace: float = 1.0) -> None:
     step_back()
 
 
-def reap_orphans(besides: int | None) -> None:
-    """Collect orphans that have ended; they fall to the main thread, which calls this.
-
-    Args:
-        besides: a child that the main thread has forked itself, and that another waits for.
-    """
+def reap_orphans() -> None:
+    """Collect orphans that have ended; they fall to the main thread, which calls this."""
     with suppress(ChildProcessError):
         for _ in range(_MOST_ORPHANS):
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | _WNOTHREAD)
-            if ended is None or ended.si_pid == besides:
+            if ended is None:
                 return
             os.waitpid(ended.si_pid, os.WNOHANG)
         get_ahead()  # they come faster than they are collected

@@ -13,9 +13,13 @@ run each time says ``revised=False``: whoever keeps fingerprints must not take a
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
+import site
 import stat
+import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -101,3 +105,23 @@ def _content(path: Path) -> str:
 def _hash(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def installed() -> list[tuple[str, int]]:
+    """Return when what this program and its run are made of was last changed.
+
+    Of other packages the directory tells: one that comes, goes or is replaced by another version changes it.
+    """
+    ansible = importlib.util.find_spec("ansible")
+    files = [Path(sys.executable), Path(sysconfig.get_path("stdlib")), *map(Path, site.getsitepackages())]
+    files += [Path(ansible.origin).with_name("release.py")] if ansible and ansible.origin else []
+    for root in (Path(__file__).parent, COLLECTION_DIRECTORY / "plugins", COLLECTION_DIRECTORY / "playbooks"):
+        files += (path for path in root.rglob("*") if path.suffix in (".py", ".yml"))
+    return sorted((str(file), _changed(file)) for file in files)
+
+
+def _changed(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0

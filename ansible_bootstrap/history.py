@@ -46,7 +46,7 @@ RunOutcome = Literal["ok", "partial", "failed", "abandoned"]
 _NOT_THE_USERS: Final[frozenset[Reason]] = frozenset({"settings", "unreachable", "timeout", "apply_failed"})
 """Where the only user of a run fails for one of these, it is the run that failed."""
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 _SCHEMA: Final = """
 CREATE TABLE runs (
     number INTEGER PRIMARY KEY,
@@ -60,6 +60,7 @@ CREATE TABLE runs (
     checked INTEGER NOT NULL,   -- whether it only predicted
     outcome TEXT NOT NULL,
     fetched INTEGER NOT NULL,
+    way TEXT NOT NULL,          -- protocol.End
     error TEXT NOT NULL
 );
 CREATE INDEX runs_started ON runs (started);
@@ -99,6 +100,8 @@ class RunRecord:
     """Seconds by role."""
     fetched: int = 0
     """How many sources were fetched from elsewhere."""
+    way: str = ""
+    """How it was done, as in ``protocol.End``; empty for one that broke off."""
     abandoned: bool = False
     """Whether it was stopped because nobody waited any more: that is nobody's failure."""
 
@@ -143,6 +146,7 @@ class RunSummary:
     check: bool
     outcome: RunOutcome
     fetched: int
+    way: str
     error: str
     """Why it failed as a whole, if it did."""
 
@@ -192,7 +196,7 @@ class History:
         """
         with self._file.writing() as database:
             number = database.execute(
-                f"INSERT INTO runs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+                f"INSERT INTO runs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
                 (
                     run.run,
                     run.operation,
@@ -204,6 +208,7 @@ class History:
                     run.check,
                     run.outcome,
                     run.fetched,
+                    run.way,
                     run.why[:MAX_MESSAGE],
                 ),
             ).lastrowid

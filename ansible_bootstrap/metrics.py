@@ -29,6 +29,9 @@ OPERATIONS: Final = ("bootstrap", "cleanup")
 WAYS: Final = ("known", "run", "failed", "cancelled", "observed")
 """How a hook ended: the user had everything, waited for a run, was refused; the user gave up; it held nobody up."""
 
+RUN_WAYS: Final = ("cold", "spare", "ansible", "worker")
+"""How a run was done, see ``protocol.End``."""
+
 SITE_ROLE: Final = "site"
 MAX_HOSTS: Final = 200
 OTHER_HOSTS: Final = "other"
@@ -77,6 +80,8 @@ class Metrics:
         for role, seconds in run.roles.items():
             numbers.role_duration.labels(_role(role)).observe(seconds)
         numbers.fetches.inc(run.fetched)
+        for way in set(run.way.split("+")) & set(RUN_WAYS):
+            numbers.ways.labels(way).inc()
 
     def hook(self, way: str, seconds: float) -> None:
         """Count a hook that has ended, in one of :data:`WAYS`."""
@@ -205,6 +210,11 @@ class _Numbers:
         )
         self.logins = counter("logins_prepared_total", "Logins at which the work was begun.")
         self.fetches = counter("fetches_total", "Archives of tutorials that were downloaded.")
+        self.ways = counter(
+            "run_ways_total",
+            "Runs by how they were done: Ansible started cold or ahead (spare); modules in its worker or as any other.",
+            "way",
+        )
         self.hosts = _Hosts(self._begin_host)
         self.queue = _Queue(self.hosts)
         registry.register(self.queue)
@@ -221,6 +231,8 @@ class _Numbers:
         for role in (*BUILT_IN_ROLES, SITE_ROLE):
             self.role_duration.labels(role)
             self.continued.labels(role)
+        for way in RUN_WAYS:
+            self.ways.labels(way)
         for way in WAYS:
             self.hook_duration.labels(way)
 

@@ -36,6 +36,9 @@ from pydantic import (
 from .errors import Reason, RefusedError
 from .storage._names import check_directory, check_group, check_host, check_key, check_name
 
+SPARE: Final = "--spare"
+"""Argument of the apply program that has it start Ansible ahead, and wait for its request without limit."""
+
 MAX_REQUEST_BYTES: Final = 16 * 1024 * 1024
 """A request line longer than this is refused unread. 10,000 users are about 3 MiB."""
 
@@ -215,6 +218,9 @@ class End(_Wire):
     run: str
     ok: int
     failed: int
+    way: str = ""
+    """How it was done: ``spare`` (Ansible was started ahead) or ``cold``; ``worker``, ``ansible`` or both (how the
+    modules of built-in roles ran). Like ``spare+worker``; empty: nothing was left to do."""
 
 
 Event = Accepted | RoleStarted | Fetched | OutcomeEvent | Refused | Described | End

@@ -1,4 +1,4 @@
-"""What a run's events say of its roles, for the run's record: how long each took, how much was fetched."""
+"""What a run's events say of its roles, for the run's record: how long each took, what was fetched, how it was done."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class RoleClock:
                 self._record.fetched += event.count
             case End():
                 self.stop()
+                self._record.way = event.way
 
     def stop(self) -> None:
         """The run has ended, however."""

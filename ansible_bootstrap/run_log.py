@@ -39,6 +39,7 @@ def log_run(log: logging.Logger, record: RunRecord) -> None:
         seconds=f"{record.seconds:.2f}",
         roles=roles,
         fetched=str(record.fetched),
+        way=record.way,
     )
 
 

@@ -3,6 +3,14 @@
 ansible-runner gives the run its process, terminal and artifacts. It is trusted with nothing else:
 its events are parsed out of what tasks print, and printed text can forge them, so who converged is
 read from the file of the ``outcomes`` callback instead.
+
+A run may be started before there is a request. Half of a small run is Ansible's start: the interpreter, the imports,
+the configuration, the playbook. A run that *waits* has all of that behind it when the request comes. It stops before
+its first task, in the ``outcomes`` callback, and reads from a pipe; nothing polls meanwhile. Which users and roles the
+request names, the action ``batch`` reads from a file, in every run.
+
+Rejected: to fork a process that has imported Ansible already. It starts faster, and needs private names of ansible-core
+and ansible-runner for that. To wait in the action ``batch``: Ansible looks 200 times a second whether a task has ended.
 """
 
 from __future__ import annotations
@@ -10,18 +18,15 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import shutil
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from . import __path__ as _package_path
 from .protocol import Operation, User
 from .settings import ApplySettings, RoleSetting
-
-if TYPE_CHECKING:
-    from .warm import Engine
 
 PLAYBOOKS: Final[dict[Operation, str]] = {
     "bootstrap": "ansible_bootstrap.jupyterhub.bootstrap",
@@ -71,77 +76,107 @@ def scrubbed_environment() -> dict[str, str]:
     }
 
 
-def run_playbook(
-    settings: ApplySettings,
-    operation: Operation,
-    roles: Sequence[RoleSetting],
-    users: list[User],
-    directory: Path,
-    *,
-    storage_host: str,
-    check: bool,
-    diff: bool,
-    cancelled: Callable[[], bool] = lambda: False,
-    engine: Engine | None = None,
-) -> int:
-    """Run the playbook of ``operation`` for a batch and return ansible-playbook's exit status.
+class PlaybookRun:
+    """One run of ``ansible-playbook``, in a thread of this process.
 
     Args:
         settings: the admin's.
         operation: ``bootstrap`` or ``cleanup``.
-        roles: of the settings' roles for it, those to apply.
-        users: the batch, validated.
         directory: the run's own, mode 0700; holds everything that Ansible writes here.
         storage_host: a host of the inventory.
         check: predict only.
         diff: have differences written to the outcomes file.
-        cancelled: asked before Ansible starts, and then now and again whether to end it.
-        engine: an ``ansible-playbook`` that waits in this directory.
+        waits: start before there is a request, and wait for it.
 
     Raises:
         OSError: the directory cannot be written (a full disk, say).
     """
-    import ansible_runner  # noqa: PLC0415 - 0.1 s that a refused request need not pay
 
-    if cancelled():
-        return 1
-    if engine is not None:
-        _start_with(engine)
-    forks = settings.forks if storage_host == "localhost" else min(settings.forks, _MAX_SSH_FORKS)
-    result = ansible_runner.run(
-        **_arguments(settings, operation, directory),
-        extravars=_extra_vars(settings, roles, users, storage_host),
-        cmdline=" ".join([*(["--check"] if check else []), *(["--diff"] if diff else [])]) or None,
-        forks=forks,
-        # Given, runner leaves this process's signal handlers alone.
-        cancel_callback=cancelled,
-    )
-    return int(result.rc)
+    def __init__(
+        self,
+        settings: ApplySettings,
+        operation: Operation,
+        directory: Path,
+        *,
+        storage_host: str = "localhost",
+        check: bool = False,
+        diff: bool = False,
+        waits: bool = False,
+    ) -> None:
+        self.directory = directory
+        self.waits = waits
+        self.fault: BaseException | None = None
+        """Why Ansible could not be started, if so."""
+        self._request = directory / "request.json"
+        self._cancelled = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._go: int | None = None
+        pipe = directory / "go"
+        if waits:
+            os.mkfifo(pipe, 0o600)
+            # Both ends: nobody waits for the other to open it, and our death is its end.
+            self._go = os.open(pipe, os.O_RDWR | os.O_CLOEXEC)
+        self._arguments: dict[str, Any] = {
+            **_arguments(settings, operation, directory, pipe if waits else None),
+            "extravars": _extra_vars(settings, storage_host, self._request),
+            "cmdline": " ".join([*(["--check"] if check else []), *(["--diff"] if diff else [])]) or None,
+            "forks": settings.forks if storage_host == "localhost" else min(settings.forks, _MAX_SSH_FORKS),
+            # Given, runner leaves this process's signal handlers alone.
+            "cancel_callback": self._cancelled.is_set,
+        }
+
+    def start(self) -> None:
+        """Start it; returns at once.
+
+        Raises:
+            RuntimeError: this account or machine has no thread to spare.
+        """
+        self._thread.start()
+
+    def give(self, roles: Sequence[RoleSetting], users: Sequence[User]) -> None:
+        """Give it its request.
+
+        Args:
+            roles: of the settings' roles for the operation, those to apply.
+            users: the batch, validated.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        request = {
+            "roles": [role.model_dump(exclude_unset=True) for role in roles],
+            "users": [user.model_dump(mode="json") for user in users],
+        }
+        self._request.write_text(json.dumps(request))
+        if self._go is not None:
+            os.write(self._go, b"\n")
+
+    def cancel(self) -> None:
+        """Have it start nothing any more; its processes are the caller's to end."""
+        self._cancelled.set()
+
+    def is_alive(self) -> bool:
+        """Whether Ansible is at work, or about to start."""
+        return self._thread.is_alive()
+
+    def join(self, seconds: float) -> None:
+        """Wait for its end, up to so long."""
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        try:
+            import ansible_runner  # noqa: PLC0415 - 0.1 s that a refused request need not pay
+
+            if not self._cancelled.is_set():
+                ansible_runner.run(**self._arguments)
+        except BaseException as error:
+            self.fault = error
 
 
-def surroundings(settings: ApplySettings, directory: Path) -> tuple[dict[str, str], str]:
-    """Return the environment and the working directory that ``ansible-playbook`` gets in runs in this directory."""
-    import ansible_runner  # noqa: PLC0415
-
-    arguments = _arguments(settings, "bootstrap", directory)
-    config = ansible_runner.interface.init_runner(**arguments, cancel_callback=lambda: False).config
-    shutil.rmtree(directory / "env")  # where it would read this run's arguments in the next
-    return dict(config.env), str(config.cwd)
-
-
-def _start_with(engine: Engine) -> None:
-    """Have ansible-runner take the engine for its process; it starts no other before this program ends."""
-    import pexpect  # type: ignore[import-untyped]  # noqa: PLC0415
-
-    class Spawn(pexpect.spawn):  # type: ignore[misc]
-        def _spawnpty(self, args: list[bytes], **how: Any) -> Any:
-            return engine.take(args, **how) or super()._spawnpty(args, **how)
-
-    pexpect.spawn = Spawn
-
-
-def _arguments(settings: ApplySettings, operation: Operation, directory: Path) -> dict[str, Any]:
-    """Return what ansible-runner gets that does not depend on the request's users."""
+def _arguments(
+    settings: ApplySettings, operation: Operation, directory: Path, pipe: Path | None
+) -> dict[str, Any]:
+    """Return what ansible-runner gets that does not depend on the request."""
     (directory / "ansible.cfg").write_text(_CONFIGURATION)
     inventory = directory / "localhost.json"
     inventory.write_text(json.dumps(_LOCALHOST))
@@ -150,7 +185,7 @@ def _arguments(settings: ApplySettings, operation: Operation, directory: Path) -
         "ident": "run",
         "playbook": PLAYBOOKS[operation],
         "inventory": [str(inventory), *([settings.inventory] if settings.inventory else [])],
-        "envvars": _ansible_environment(settings, directory),
+        "envvars": _ansible_environment(settings, directory, pipe),
         "settings": {
             "pexpect_timeout": 1,
             "idle_timeout": 0,
@@ -169,17 +204,13 @@ def outcomes_file(directory: Path) -> Path:
     return directory / "outcomes"
 
 
-def _extra_vars(
-    settings: ApplySettings, roles: Sequence[RoleSetting], users: list[User], storage_host: str
-) -> dict[str, Any]:
+def _extra_vars(settings: ApplySettings, storage_host: str, request: Path) -> dict[str, Any]:
     optional: dict[str, Any] = {"bootstrap_gid": settings.gid} if settings.gid is not None else {}
-    if len(users) > 1:
-        optional["bootstrap_patience"] = _PATIENCE
     return {
         **settings.extra_vars,
         **optional,
-        "bootstrap_batch": [_unsafe(user.model_dump()) for user in users],
-        "bootstrap_roles": [role.model_dump(exclude_unset=True) for role in roles],
+        "bootstrap_patience": _PATIENCE,
+        "bootstrap_request": str(request),
         "bootstrap_root": settings.storage_root,
         "bootstrap_storage_host": storage_host,
         "bootstrap_task_timeout": settings.task_timeout,
@@ -190,20 +221,10 @@ def _extra_vars(
     }
 
 
-def _unsafe(value: Any) -> Any:
-    """Mark every string leaf as text that is never a template (around a dict the mark does not hold)."""
-    if isinstance(value, str):
-        return {"__ansible_unsafe": value}
-    if isinstance(value, dict):
-        return {key: _unsafe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_unsafe(item) for item in value]
-    return value
-
-
-def _ansible_environment(settings: ApplySettings, directory: Path) -> dict[str, str]:
+def _ansible_environment(settings: ApplySettings, directory: Path, pipe: Path | None) -> dict[str, str]:
     ours = Path(next(iter(_package_path))).parent
     return {
+        **({"ANSIBLE_BOOTSTRAP_GO": str(pipe)} if pipe is not None else {}),
         "ANSIBLE_BOOTSTRAP_OUTCOMES": str(outcomes_file(directory)),
         "ANSIBLE_CALLBACKS_ENABLED": "ansible_bootstrap.jupyterhub.outcomes",
         "ANSIBLE_COLLECTIONS_PATH": ":".join([str(ours), *settings.collections_path]),

@@ -1,8 +1,7 @@
 """Keeps one apply program waiting, so that the next run need not start one.
 
-A spare serves one run. It is forked from a process that has imported everything (``zygote.py``), and so takes next to
-no time and memory to make. Whatever is wrong with a spare is no reason for a run to fail: it is thrown away, and the
-run starts a program of its own.
+A spare serves one run, and has started Ansible before there is a request for it (``apply.py``). Whatever is wrong with
+a spare is no reason for a run to fail: it is thrown away, and the run starts a program of its own.
 """
 
 from __future__ import annotations
@@ -16,44 +15,43 @@ from .errors import AnsibleBootstrapError
 
 if TYPE_CHECKING:
     from .apply_client import ApplyRun
-    from .zygote_client import Zygote
 
-FORK_SECONDS: Final = 5.0
-"""For which a run waits for a spare that is just being forked."""
+START_SECONDS: Final = 5.0
+"""For which a run waits for the process of a spare that is just being started."""
 
 
 class Spare:
     """The one apply program that waits, if there is one.
 
     Args:
-        start: starts a zygote.
-        wanted: returns what a program is to be made for, as it is now.
+        start: starts one.
+        wanted: returns what a program is to be started for, as it is now.
         log: where it is said that there is none, and why.
     """
 
     def __init__(
-        self, start: Callable[[], Awaitable[Zygote]], wanted: Callable[[], object], log: logging.Logger
+        self, start: Callable[[], Awaitable[ApplyRun]], wanted: Callable[[], object], log: logging.Logger
     ) -> None:
         self._start = start
         self._wanted = wanted
         self._log = log
-        self._zygote: Zygote | None = None
         self._run: ApplyRun | None = None
         self._for: object = None
-        """What the zygote was made for, and with it the spare."""
+        """What it was started for."""
         self._making: asyncio.Task[None] | None = None
         self._closed = False
 
     def prepare(self) -> None:
-        """Make it now, unless it is there; returns at once."""
+        """Start it now, unless it is there; returns at once."""
         if not self._closed and self._run is None and self._making is None:
             self._making = asyncio.get_running_loop().create_task(self._make())
 
     async def take(self) -> ApplyRun | None:
         """Return the spare if it is as good as one that would be started now; it is the caller's then."""
-        if self._run is None and self._zygote is not None and self._making is not None:
-            # It will be there sooner than any other.
-            await asyncio.wait({self._making}, timeout=FORK_SECONDS)
+        if self._run is None and self._making is not None:
+            await asyncio.wait(
+                {self._making}, timeout=START_SECONDS
+            )  # it will be there sooner than any other
         run, self._run = self._run, None
         if run is None:
             return None
@@ -66,18 +64,18 @@ class Spare:
         return None
 
     def close(self) -> None:
-        """End it, and make none any more; returns at once."""
+        """End it, and start none any more; returns at once."""
         self._closed = True
         if self._making is not None:
             self._making.cancel()
         if self._run is not None:
             self._run.dismiss()
             self._run = None
-        self._drop_zygote()
 
     async def _make(self) -> None:
         try:
-            run = await self._fork()
+            run = await self._start()
+            self._for = self._wanted()  # now, for to start it writes its settings
         except (AnsibleBootstrapError, OSError) as error:
             # The next run will meet the same, and say it to those who wait for it.
             why = error.details or error.message if isinstance(error, AnsibleBootstrapError) else error
@@ -88,28 +86,8 @@ class Spare:
         self._run = run
         run.on_gone(lambda: self._lost(run))
 
-    async def _fork(self) -> ApplyRun:
-        if self._zygote is not None and self._for == self._wanted():
-            try:
-                return await self._zygote.fork()
-            except AnsibleBootstrapError:
-                pass  # It has been killed, or the installation has changed: another one will do.
-        self._drop_zygote()
-        zygote = await self._start()
-        self._zygote, self._for = zygote, self._wanted()  # Now, for to start it writes its settings.
-        try:
-            return await zygote.fork()
-        except BaseException:
-            self._drop_zygote()
-            raise
-
-    def _drop_zygote(self) -> None:
-        if self._zygote is not None:
-            self._zygote.close()
-            self._zygote = None
-
     def _lost(self, run: ApplyRun) -> None:
-        """It has ended while it waited. No other is made before the next run: that one would end as well."""
+        """It has ended while it waited. No other is started before the next run: that one would end as well."""
         if self._run is run:
             self._run = None
             self._log.warning("apply: the spare program ended while it waited: %s", run.last_words())

@@ -59,7 +59,7 @@ def print_past(name: str, past: Sequence[PastOutcome], *, as_json: bool) -> None
 
 
 def _runs(runs: Sequence[RunSummary]) -> Table:
-    table = Table("began", "run", "operation", "storage host", "users", "failed", "seconds", box=None)
+    table = Table("began", "run", "operation", "storage host", "users", "failed", "seconds", "way", box=None)
     for run in runs:
         failed = "all" if run.outcome == "failed" and run.failed == run.users else str(run.failed)
         table.add_row(
@@ -70,6 +70,7 @@ def _runs(runs: Sequence[RunSummary]) -> Table:
             str(run.users),
             f"[red]{failed}[/]" if run.failed else "0",
             f"{run.seconds:.1f}",
+            safe(run.way),
         )
     return table
 

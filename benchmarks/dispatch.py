@@ -65,9 +65,9 @@ async def ours(directory: Path, archive: Path, users: int) -> tuple[float, float
             landed.set()
 
     client = ApplyClient(
-        lambda: in_thread(config.apply_argv, timeout=10), log, spare=config.embedded and config.warm
+        lambda: in_thread(config.apply_argv, timeout=10), log, spare=config.embedded and config.spare
     )
-    client.warm_up()
+    client.prepare()
     await asyncio.sleep(PAUSE)
     dispatcher = Dispatcher(client, log, batch_size=config.batch_size, record=record)
     begin = time.monotonic()

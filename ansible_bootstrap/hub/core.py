@@ -65,7 +65,7 @@ class Core:
         self.client = ApplyClient(
             lambda: in_thread(config.apply_argv, timeout=SETTINGS_SECONDS),
             config.log,
-            spare=config.embedded and config.warm,
+            spare=config.embedded and config.spare and not (config.inventory or config.observing),
             wanted=config.spare_wanted,
         )
         self.fingerprints = CurrentFingerprints(self._describe, config.log)
@@ -236,6 +236,6 @@ def when_up(loop: asyncio.AbstractEventLoop) -> None:
 
 async def _make_ready(core: Core) -> None:
     """Pay before the first student comes for what the first would otherwise wait for."""
-    core.client.warm_up()
+    core.client.prepare()
     if core.remembers:
         await core.fingerprints.current()

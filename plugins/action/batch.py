@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 from ansible import constants
@@ -36,6 +38,9 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, task_vars)
         task_vars = task_vars or {}
         args = dict(self._task.args)
+        if path := args.pop("request", None):
+            # What is read is no template to Ansible, which knows whose text it may trust.
+            args.update(json.loads(Path(path).read_text("utf-8")))
         self._refuse_confusion(task_vars, args)
         try:
             host = _names.check_host(args.get("storage_host", "localhost"))

@@ -4,8 +4,8 @@
 
 from __future__ import annotations
 
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.plugin_utils.in_worker import InWorkerAction
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.plugin_utils.role_action import RoleAction
 
 
-class ActionModule(InWorkerAction):
+class ActionModule(RoleAction):
     """See the module's documentation."""

@@ -23,17 +23,37 @@ options:
     default: ""
     env:
       - name: ANSIBLE_BOOTSTRAP_OUTCOMES
+  go:
+    description: A FIFO from which one byte comes when the first task may begin. Without it, that is at once.
+    type: str
+    default: ""
+    env:
+      - name: ANSIBLE_BOOTSTRAP_GO
 author: the ansible_bootstrap contributors
 """
 
+import contextlib
+import importlib
 import json
 from typing import Any
 
 from ansible.plugins.callback import CallbackBase
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._plan import BUILT_IN_ROLES
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._priority import keep_back
 
 COLLECTION = "ansible_bootstrap.jupyterhub."
 MAX_MESSAGE = 2000
+
+_LOADED_AHEAD = (
+    "ansible.template",
+    "ansible.module_utils.basic",
+    *(
+        f"ansible_collections.{COLLECTION}plugins.action.{name}"
+        for name in ("batch", "outcome", *BUILT_IN_ROLES)
+    ),
+    *(f"ansible_collections.{COLLECTION}plugins.modules.{name}" for name in BUILT_IN_ROLES),
+)
+"""What tasks import. Ansible forks for each task, so what is here already is in all of them."""
 
 _NOTHING_SEEN = {
     "reason": "apply_failed",
@@ -65,11 +85,15 @@ class CallbackModule(CallbackBase):
         self._final: set[str] = set()
         self._last: dict[str | None, dict[str, str]] = {}
         self._role = ""
+        self._go = self.get_option("go")
 
     # What Ansible tells.
 
     def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
-        """Tell which role begins."""
+        """Wait before the first task, if there is no request yet; tell which role begins."""
+        if self._go:
+            _wait(self._go)
+            self._go = ""
         role = _role_of(task)
         if role and role != self._role and self._users:
             self._role = role
@@ -119,6 +143,7 @@ class CallbackModule(CallbackBase):
         for key in self._users:
             if key not in self._final:
                 self._fail(key, {})
+        self._write(type="over")
 
     # What we make of it.
 
@@ -136,6 +161,7 @@ class CallbackModule(CallbackBase):
                 self._note_change(user["key"], role)
             notes = self._notes.setdefault(user["key"], [])
             notes.extend(f"{role}: {note}" for note in user.get("notes") or [])
+        self._write(type="module", way="worker" if data.get("in_worker") else "ansible")
         if data.get("fetched"):
             self._write(type="fetched", role=role, count=data["fetched"])
 
@@ -208,6 +234,14 @@ class CallbackModule(CallbackBase):
     def _write(self, **line: Any) -> None:
         if self._file:
             self._file.write(json.dumps(line, default=str) + "\n")
+
+
+def _wait(pipe: str) -> None:
+    for name in _LOADED_AHEAD:
+        with contextlib.suppress(Exception):  # the task that needs it will say what is wrong
+            importlib.import_module(name)
+    with open(pipe, "rb", buffering=0) as go:
+        go.read(1)
 
 
 def _role_of(task: Any) -> str:

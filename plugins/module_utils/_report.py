@@ -20,8 +20,6 @@ class Module(Protocol):
     """What is used of ``ansible.module_utils.basic.AnsibleModule``, which nothing here imports."""
 
     _diff: bool
-    params: dict[str, Any]
-    check_mode: bool
 
     def exit_json(self, **result: Any) -> Any:
         """End well."""
@@ -30,9 +28,9 @@ class Module(Protocol):
         """End as failed."""
 
 
-def common(module: Module) -> dict[str, Any]:
+def common(given: dict[str, Any], check: bool) -> dict[str, Any]:
     """Return what the work of every role takes: the arguments of :data:`ARGUMENTS`, and ``check``."""
-    return {"check": module.check_mode, **{name: module.params[name] for name in ARGUMENTS}}
+    return {"check": check, **{name: given[name] for name in ARGUMENTS}}
 
 
 @dataclass
@@ -44,7 +42,7 @@ class Report:
     fetched: int = 0
 
     def as_result(self, *, diff: bool = False) -> dict[str, Any]:
-        """Return what the module returns; a ``msg`` in it means that somebody failed.
+        """Return what the module returns; it is ``failed`` if anybody has failed.
 
         Its arguments are not repeated (``invocation``): they are long, and a url may hold a token.
         """
@@ -57,6 +55,7 @@ class Report:
             result["diff"] = self.diff
         failed = [user for user in self.users if user["failed"]]
         if failed:
+            result["failed"] = True
             first = "; ".join(f"{user['key']}: {user['msg']}" for user in failed[:3])
             more = "; …" if len(failed) > 3 else ""
             result.update(msg=f"{len(failed)} of {len(self.users)} users failed: {first}{more}")
@@ -65,7 +64,7 @@ class Report:
     def end(self, module: Module) -> None:
         """End the module with these results: it fails if anybody has failed."""
         said = self.as_result(diff=module._diff)
-        leave = module.fail_json if "msg" in said else module.exit_json
+        leave = module.fail_json if said.pop("failed", False) else module.exit_json
         leave(**said)
 
 

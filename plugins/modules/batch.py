@@ -54,6 +54,11 @@ options:
     description: The one host whose storage is meant.
     type: str
     default: localhost
+  request:
+    description:
+      - A JSON file on the control node with C(users) and C(roles), which are used in place of O(users) and O(roles).
+        The apply program writes it.
+    type: path
 author: the ansible_bootstrap contributors
 attributes:
   check_mode:
@@ -112,6 +117,7 @@ def main() -> None:
             "uid_max": {"type": "int", "default": 2**32 - 2},
             "gid_min": {"type": "int", "default": 100},
             "storage_host": {"type": "str", "default": "localhost"},
+            "request": {"type": "path"},
         },
         supports_check_mode=True,
     )

@@ -79,25 +79,33 @@ users:
       type: bool
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _cleanup
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS, common
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import (
+    ARGUMENTS,
+    Report,
+    common,
+)
+
+ARGUMENT_SPEC = {
+    **ARGUMENTS,
+    "paths": {"type": "list", "elements": "raw", "default": []},
+    "child_timeout": {"type": "int", "default": 60},
+}
+
+
+def work(given: dict[str, Any], check: bool) -> Report:
+    """Do the work with validated arguments, or predict it."""
+    return _cleanup.clean(paths=given["paths"], child_timeout=given["child_timeout"], **common(given, check))
 
 
 def main() -> None:
     """Read the arguments, do the work, report."""
-    module = AnsibleModule(
-        argument_spec={
-            **ARGUMENTS,
-            "paths": {"type": "list", "elements": "raw", "default": []},
-            "child_timeout": {"type": "int", "default": 60},
-        },
-        supports_check_mode=True,
-        no_log=True,  # thousands of users need no line in the system log; it hides no result
-    )
-    given = module.params
-    report = _cleanup.clean(paths=given["paths"], child_timeout=given["child_timeout"], **common(module))
-    report.end(module)
+    # Thousands of users need no line in the system log; no_log hides no result.
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True, no_log=True)
+    work(module.params, module.check_mode).end(module)
 
 
 if __name__ == "__main__":

@@ -81,29 +81,37 @@ users:
       type: bool
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _system_homes
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._mkhomedir_helper import Options
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS, common
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import (
+    ARGUMENTS,
+    Report,
+    common,
+)
+
+ARGUMENT_SPEC = {
+    **ARGUMENTS,
+    "umask": {"type": "str", "default": "0077"},
+    "skeleton": {"type": "str", "default": "/etc/skel"},
+    "helper": {"type": "str", "default": ""},
+    "timeout": {"type": "int", "default": 60},
+}
+
+
+def work(given: dict[str, Any], check: bool) -> Report:
+    """Do the work with validated arguments, or predict it."""
+    options = Options(given["umask"], given["skeleton"], given["helper"], given["timeout"])
+    return _system_homes.ensure(options=options, **common(given, check))
 
 
 def main() -> None:
     """Read the arguments, do the work, report."""
-    module = AnsibleModule(
-        argument_spec={
-            **ARGUMENTS,
-            "umask": {"type": "str", "default": "0077"},
-            "skeleton": {"type": "str", "default": "/etc/skel"},
-            "helper": {"type": "str", "default": ""},
-            "timeout": {"type": "int", "default": 60},
-        },
-        supports_check_mode=True,
-        no_log=True,  # thousands of users need no line in the system log; it hides no result
-    )
-    given = module.params
-    options = Options(given["umask"], given["skeleton"], given["helper"], given["timeout"])
-    report = _system_homes.ensure(options=options, **common(module))
-    report.end(module)
+    # Thousands of users need no line in the system log; no_log hides no result.
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True, no_log=True)
+    work(module.params, module.check_mode).end(module)
 
 
 if __name__ == "__main__":

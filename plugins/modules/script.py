@@ -88,30 +88,38 @@ users:
       type: bool
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _scripts
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS, common
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import (
+    ARGUMENTS,
+    Report,
+    common,
+)
+
+ARGUMENT_SPEC = {
+    **ARGUMENTS,
+    "path": {"type": "str", "required": True},
+    "as": {"type": "str", "choices": ["user", "root"], "default": "user"},
+    "when": {"type": "str", "choices": ["once", "always"], "default": "once"},
+    "timeout": {"type": "int", "default": 60},
+}
+
+
+def work(given: dict[str, Any], check: bool) -> Report:
+    """Do the work with validated arguments, or predict it."""
+    options = _scripts.Options(
+        given["path"], given["as"] == "root", given["when"] == "always", given["timeout"]
+    )
+    return _scripts.run(options=options, **common(given, check))
 
 
 def main() -> None:
     """Read the arguments, do the work, report."""
-    module = AnsibleModule(
-        argument_spec={
-            **ARGUMENTS,
-            "path": {"type": "str", "required": True},
-            "as": {"type": "str", "choices": ["user", "root"], "default": "user"},
-            "when": {"type": "str", "choices": ["once", "always"], "default": "once"},
-            "timeout": {"type": "int", "default": 60},
-        },
-        supports_check_mode=True,
-        no_log=True,  # thousands of users need no line in the system log; it hides no result
-    )
-    given = module.params
-    options = _scripts.Options(
-        given["path"], given["as"] == "root", given["when"] == "always", given["timeout"]
-    )
-    report = _scripts.run(options=options, **common(module))
-    report.end(module)
+    # Thousands of users need no line in the system log; no_log hides no result.
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True, no_log=True)
+    work(module.params, module.check_mode).end(module)
 
 
 if __name__ == "__main__":

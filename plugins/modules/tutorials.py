@@ -95,30 +95,38 @@ fetched:
   type: int
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _tutorials
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import ARGUMENTS, common
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import (
+    ARGUMENTS,
+    Report,
+    common,
+)
+
+ARGUMENT_SPEC = {
+    **ARGUMENTS,
+    "sources": {"type": "list", "elements": "dict", "required": True},
+    "child_timeout": {"type": "int", "default": 60},
+    "fetch_timeout": {"type": "int", "default": 60},
+    "max_bytes": {"type": "int", "default": 2147483648},
+}
+
+
+def work(given: dict[str, Any], check: bool) -> Report:
+    """Do the work with validated arguments, or predict it."""
+    options = _tutorials.Options(
+        given["sources"], given["child_timeout"], given["fetch_timeout"], given["max_bytes"]
+    )
+    return _tutorials.place(options=options, **common(given, check))
 
 
 def main() -> None:
     """Read the arguments, do the work, report."""
-    module = AnsibleModule(
-        argument_spec={
-            **ARGUMENTS,
-            "sources": {"type": "list", "elements": "dict", "required": True},
-            "child_timeout": {"type": "int", "default": 60},
-            "fetch_timeout": {"type": "int", "default": 60},
-            "max_bytes": {"type": "int", "default": 2147483648},
-        },
-        supports_check_mode=True,
-        no_log=True,  # thousands of users need no line in the system log; it hides no result
-    )
-    given = module.params
-    options = _tutorials.Options(
-        given["sources"], given["child_timeout"], given["fetch_timeout"], given["max_bytes"]
-    )
-    report = _tutorials.place(options=options, **common(module))
-    report.end(module)
+    # Thousands of users need no line in the system log; no_log hides no result.
+    module = AnsibleModule(argument_spec=ARGUMENT_SPEC, supports_check_mode=True, no_log=True)
+    work(module.params, module.check_mode).end(module)
 
 
 if __name__ == "__main__":

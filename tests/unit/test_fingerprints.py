@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import site as python_site
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_bootstrap.fingerprints import describe
+from ansible_bootstrap.fingerprints import describe, installed
 from ansible_bootstrap.settings import ApplySettings
 
 
@@ -96,3 +97,16 @@ def test_what_is_no_file_is_not_waited_at(site: Path) -> None:
     os.mkfifo(site / "my_role/tasks/fifo")
     (site / "my_role/tasks/zero").symlink_to("/dev/zero")
     assert changed(before, fingerprints(site)) == {"my_role"}
+
+
+def test_a_package_that_is_replaced_is_another_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "site-packages"
+    (packages / "jinja2-3.0.dist-info").mkdir(parents=True)
+    os.utime(packages, (1, 1))  # so that no clock is too coarse to tell
+    monkeypatch.setattr(python_site, "getsitepackages", lambda: [str(packages)])
+    before = installed()
+    assert installed() == before
+    (packages / "jinja2-3.0.dist-info").rename(packages / "jinja2-3.1.dist-info")
+    assert installed() != before

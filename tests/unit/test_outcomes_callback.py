@@ -19,7 +19,7 @@ class Told:
     def __init__(self, path: Any) -> None:
         self.path = path
         self.callback = outcomes.CallbackModule()
-        self.callback.get_option = lambda name: str(path)
+        self.callback.get_option = lambda name: str(path) if name == "path" else ""
         self.callback.set_options()
         self.ok("batch", users=USERS, failures=[])
 
@@ -45,6 +45,11 @@ class Told:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
+        """All but how the modules ran, and that the run is over."""
+        return [line for line in self.all_lines if line["type"] not in ("module", "over")]
+
+    @property
+    def all_lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.path.read_text().splitlines()]
 
     def outcome(self, key: str) -> dict[str, Any]:
@@ -191,3 +196,17 @@ def test_nobody_else_has_fetched_anything(told):
     told.ok("ansible.builtin.get_url", "", "datasets", fetched=5)
     told.ok("evil.jupyterhub.tutorials", "", "datasets", users=[], fetched=5)
     assert told.lines == []
+
+
+def test_how_a_module_ran_and_the_end_of_the_run_are_told(told):
+    users = [{"key": "alice", "changed": False, "failed": False, "msg": "", "notes": []}]
+    told.ok("user_dir", "", OURS + "user_dir", users=users, in_worker=True)
+    told.ok("tutorials", "", OURS + "tutorials", users=users)
+    told.callback.v2_playbook_on_stats(None)
+    lines = [line for line in told.all_lines if line["type"] in ("module", "over")]
+    assert lines == [
+        {"type": "module", "way": "worker"},
+        {"type": "module", "way": "ansible"},
+        {"type": "over"},
+    ]
+    assert told.all_lines[-1] == {"type": "over"}, "whoever has no outcome yet gets one before"

@@ -16,11 +16,9 @@ Usage: ``python fake_apply.py CONTROL [--settings FILE]``. CONTROL is a JSON fil
 ``cleanup``      the same for clean-ups, which otherwise succeed at once
 ===============  ==============================================================================
 
-It appends one JSON line to CONTROL.log when a run begins (with pid, environment and users) and ends. With ``--warm`` it
-is a zygote (``ansible_bootstrap/zygote.py``), which says so in a line of its own, and forks spares: each says so, too, and
-waits for its request; the end of stdin is then a good end. A spare minds ``spare``: ``die`` (at once) or ``chatter``
-(speaks before it is asked); a zygote minds ``zygote``: ``die`` (at once), ``once`` (when it has forked a spare), or
-``slow``.
+It appends one JSON line to CONTROL.log when a run begins (with pid, environment and users) and ends. With ``--spare`` it
+says so in a line of its own and waits for its request; the end of stdin is then a good end. A spare minds ``spare``:
+``die`` (at once) or ``chatter`` (speaks before it is asked).
 """
 
 from __future__ import annotations
@@ -28,7 +26,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -42,11 +39,9 @@ def main() -> None:
     control: dict[str, Any] = json.loads(control_file.read_text())
     if control.get("ignore_term"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.argv[-1] == "--warm":
-        tell(control_file, "zygote")
-        fork_spares(control_file)
-        tell(control_file, "spare")
-        control = json.loads(control_file.read_text())
+    if sys.argv[-1] == "--spare":
+        with Path(f"{control_file}.log").open("a") as log:
+            log.write(json.dumps({"what": "spare", "pid": os.getpid(), "argv": sys.argv[2:]}) + "\n")
         if control.get("spare") == "die":
             print("the disk of /srv/secret is gone", file=sys.stderr, flush=True)
             os._exit(70)
@@ -141,44 +136,6 @@ def main() -> None:
         time.sleep(60)
     note("end")
     os._exit(0 if ok == len(users) else 1)
-
-
-def tell(control_file: Path, what: str) -> None:
-    with Path(f"{control_file}.log").open("a") as log:
-        log.write(json.dumps({"what": what, "pid": os.getpid(), "argv": sys.argv[2:]}) + "\n")
-
-
-def fork_spares(control_file: Path) -> None:
-    """Fork a spare for each message, and return in each of them."""
-    with socket.socket(fileno=os.dup(0)) as control:
-        while True:
-            do = json.loads(control_file.read_text()).get("zygote")
-            if do == "die":
-                print("there is no room for a zygote", file=sys.stderr, flush=True)
-                os._exit(70)
-            line, standard, _, _ = socket.recv_fds(control, 16, 3)
-            if not line:
-                os._exit(0)
-            if do == "slow":
-                time.sleep(0.5)
-            pid = os.fork()
-            if pid == 0:
-                os.setsid()
-                for number, given in enumerate(standard):
-                    os.dup2(given, number)
-                    os.close(given)
-                return
-            pidfd = os.pidfd_open(pid)
-            socket.send_fds(control, [b"%d" % pid], [pidfd])
-            for number in (*standard, pidfd):
-                os.close(number)
-            threading.Thread(target=os.waitpid, args=(pid, 0), daemon=True).start()
-            if do == "once":
-                while f'"pid": {pid}' not in Path(f"{control_file}.log").read_text():
-                    time.sleep(
-                        0.01
-                    )  # Until it has a session of its own, for what is left of this one is killed.
-                os._exit(0)
 
 
 main()

@@ -20,7 +20,7 @@ def record(**fields: object) -> RunRecord:
 
 
 def test_a_run_is_one_line(log: Lines) -> None:
-    run = record(seconds=1.234, roles={"user_dir": 0.307, "tutorials": 0.8}, fetched=1)
+    run = record(seconds=1.234, roles={"user_dir": 0.307, "tutorials": 0.8}, fetched=1, way="spare+worker")
     run.outcomes = [
         Outcome(key="alice", name="alice", status="ok", changed=("user_dir",)),
         Outcome(key="bob", name="bob", status="failed", reason="role_failed"),
@@ -28,7 +28,7 @@ def test_a_run_is_one_line(log: Lines) -> None:
     log_run(log.logger, run)
     assert log.lines == [
         "ansible_bootstrap: run=r1 operation=bootstrap storage_host=s1 check=false abandoned=false users=2 ok=1 failed=1 changed=1"
-        " seconds=1.23 roles=user_dir:0.31,tutorials:0.80 fetched=1"
+        " seconds=1.23 roles=user_dir:0.31,tutorials:0.80 fetched=1 way=spare+worker"
     ]
     assert log.records[0].levelno == logging.INFO
 
@@ -91,4 +91,4 @@ def test_nothing_hostile_makes_another_line_or_key(log: Lines, text: str) -> Non
         "changed",
         "notes",
     ]
-    assert len(keys[1]) == len(set(keys[1])) == 12
+    assert len(keys[1]) == len(set(keys[1])) == 13

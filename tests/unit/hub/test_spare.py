@@ -63,13 +63,13 @@ async def hub(apply: FakeApply, log: Lines) -> Any:
 
 
 async def test_the_spare_serves_the_run_and_another_takes_its_place(hub: Hub) -> None:
-    hub.client.warm_up()
+    hub.client.prepare()
     first = await hub.ready(1)
     assert await hub.run() == first
     second = await hub.ready(2)
     assert await hub.run() == second != first
     assert hub.ok == 2
-    assert [note["argv"] for note in hub.apply.noted("spare")[:2]] == [["--warm"]] * 2
+    assert [note["argv"] for note in hub.apply.noted("spare")[:2]] == [["--spare"]] * 2
 
 
 async def test_without_a_spare_a_run_starts_its_own_and_asks_for_a_spare(hub: Hub) -> None:
@@ -82,7 +82,7 @@ async def test_without_a_spare_a_run_starts_its_own_and_asks_for_a_spare(hub: Hu
 async def test_by_default_there_is_none(apply: FakeApply, log: Lines) -> None:
     hub = Hub(apply, log)
     hub.client = ApplyClient(hub._argv, log.logger)
-    hub.client.warm_up()
+    hub.client.prepare()
     await hub.run()
     await hub.run()
     hub.client.close()
@@ -91,7 +91,7 @@ async def test_by_default_there_is_none(apply: FakeApply, log: Lines) -> None:
 
 async def test_asked_for_twice_there_is_one(hub: Hub) -> None:
     for _ in range(3):
-        hub.client.warm_up()
+        hub.client.prepare()
     first = await hub.ready()
     assert await hub.run() == first
     await hub.ready(2)
@@ -99,18 +99,18 @@ async def test_asked_for_twice_there_is_one(hub: Hub) -> None:
 
 
 async def test_a_spare_of_another_command_line_is_thrown_away(hub: Hub) -> None:
-    hub.client.warm_up()
+    hub.client.prepare()
     spare = await hub.ready()
     hub.argv = [*hub.apply.command, "--settings", "/elsewhere"]
     assert await hub.run() != spare
     await until(lambda: not is_alive(spare))
     assert await hub.ready(2) == await hub.run()
-    assert hub.apply.noted("spare")[1]["argv"] == ["--settings", "/elsewhere", "--warm"]
+    assert hub.apply.noted("spare")[1]["argv"] == ["--settings", "/elsewhere", "--spare"]
 
 
 async def test_a_spare_that_dies_is_told_of_and_the_next_run_starts_its_own(hub: Hub, log: Lines) -> None:
     hub.apply.do(spare="die")
-    hub.client.warm_up()
+    hub.client.prepare()
     await until(lambda: any("ended while it waited" in line for line in log.lines))
     assert any("the disk of /srv/secret is gone" in line for line in log.lines)
     assert len(hub.apply.noted("spare")) == 1, "one that dies is not started again and again"
@@ -122,7 +122,7 @@ async def test_a_spare_that_dies_is_told_of_and_the_next_run_starts_its_own(hub:
 
 async def test_a_spare_that_is_killed_at_the_last_moment_is_not_used(hub: Hub) -> None:
     """The event loop has not heard of its end yet."""
-    hub.client.warm_up()
+    hub.client.prepare()
     spare = await hub.ready()
     await until(lambda: hub.client._spare and hub.client._spare._run)
     os.kill(spare, 9)
@@ -134,7 +134,7 @@ async def test_a_spare_that_is_killed_at_the_last_moment_is_not_used(hub: Hub) -
 
 async def test_a_spare_that_speaks_before_it_is_asked_is_not_believed(hub: Hub, log: Lines) -> None:
     hub.apply.do(spare="chatter")
-    hub.client.warm_up()
+    hub.client.prepare()
     spare = await hub.ready()
     await until(lambda: not is_alive(spare))
     await until(lambda: any("speaks before it is asked" in line for line in log.lines))
@@ -144,7 +144,7 @@ async def test_a_spare_that_speaks_before_it_is_asked_is_not_believed(hub: Hub, 
 
 
 async def test_a_description_leaves_the_spare_to_those_who_wait(hub: Hub) -> None:
-    hub.client.warm_up()
+    hub.client.prepare()
     spare = await hub.ready()
     events: list[Event] = []
     run = await hub.client.start(Request(operation="describe", users=[]), events.append, limit=20)
@@ -155,7 +155,7 @@ async def test_a_description_leaves_the_spare_to_those_who_wait(hub: Hub) -> Non
 
 async def test_no_spare_is_no_failure_of_anything(hub: Hub, log: Lines) -> None:
     hub.fails = True
-    hub.client.warm_up()
+    hub.client.prepare()
     await until(lambda: any("no spare program was started" in line for line in log.lines))
     hub.fails = False
     await hub.run()
@@ -163,63 +163,33 @@ async def test_no_spare_is_no_failure_of_anything(hub: Hub, log: Lines) -> None:
 
 
 async def test_closing_ends_the_spare_quietly_and_starts_none_any_more(hub: Hub, log: Lines) -> None:
-    hub.client.warm_up()
+    hub.client.prepare()
     spare = await hub.ready()
     hub.client.close()
     await until(lambda: not is_alive(spare))
-    hub.client.warm_up()
+    hub.client.prepare()
     await hub.run()
     assert len(hub.apply.noted("spare")) == 1
     assert not log.lines
 
 
 async def test_closing_while_it_is_being_started(hub: Hub) -> None:
-    hub.client.warm_up()
+    hub.client.prepare()
     await asyncio.sleep(0)
     hub.client.close()
     await hub.run()
     await until(lambda: not any(is_alive(note["pid"]) for note in hub.apply.noted("spare")))
 
 
-async def test_spares_come_from_one_zygote(hub: Hub) -> None:
-    hub.client.warm_up()
-    for number in (1, 2, 3):
-        await hub.ready(number)
-        await hub.run()
-    assert len(hub.apply.noted("zygote")) == 1
-
-
-async def test_another_zygote_takes_the_place_of_one_that_has_gone(hub: Hub, log: Lines) -> None:
-    """Killed, or because the installation has changed."""
-    hub.apply.do(zygote="once")
-    hub.client.warm_up()
-    first = await hub.ready(1)
-    assert await hub.run() == first, "what it has forked is not harmed"
-    await hub.ready(2)
-    assert len(hub.apply.noted("zygote")) == 2
-    assert not log.lines
-
-
-async def test_without_a_zygote_runs_start_as_ever(hub: Hub, log: Lines) -> None:
-    hub.apply.do(zygote="die")
-    hub.client.warm_up()
-    await until(lambda: any("no spare program was started" in line for line in log.lines))
-    assert any("there is no room for a zygote" in line for line in log.lines)
-    await hub.run()
-    assert hub.ok == 1
-
-
-async def test_a_run_that_comes_while_its_spare_is_forked_waits_for_that(hub: Hub) -> None:
-    hub.apply.do(zygote="slow")
-    hub.client.warm_up()
-    await hub.ready(1)
-    for _ in range(3):
-        pid = await hub.run()  # Its spare is forked from when the one before began, which is over sooner.
-        assert pid in {note["pid"] for note in hub.apply.noted("spare")}
+async def test_a_run_that_comes_while_its_spare_is_started_takes_that(hub: Hub) -> None:
+    hub.client.prepare()
+    await asyncio.sleep(0)
+    pid = await hub.run()
+    assert pid == hub.apply.noted("spare")[0]["pid"]
 
 
 async def test_a_request_larger_than_a_pipe_arrives_whole(hub: Hub) -> None:
-    hub.client.warm_up()
+    hub.client.prepare()
     await hub.ready()
     names = [f"u{number}" for number in range(400)]
     users = [
@@ -236,39 +206,12 @@ async def test_a_hub_with_more_than_a_thousand_descriptors_uses_its_spare(hub: H
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     held = [os.open("/", os.O_RDONLY) for _ in range(1100)]
     try:
-        hub.client.warm_up()
+        hub.client.prepare()
         assert await hub.ready() == await hub.run()
     finally:
         for number in held:
             os.close(number)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-async def test_no_descriptors_for_a_spare_cost_none_and_no_run(
-    hub: Hub, log: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub.client.warm_up()
-    await hub.ready()
-    await until(lambda: hub.client._spare and hub.client._spare._run)
-    make, made = os.pipe, []
-
-    def pipe() -> tuple[int, int]:
-        if len(made) % 2:
-            raise OSError(24, "Too many open files")
-        made.append(make())
-        return made[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr("ansible_bootstrap.zygote_client.os.pipe", pipe)
-        before = len(os.listdir("/proc/self/fd"))
-        run = await hub.client.start(REQUEST, hub.events.append, limit=20)
-        await until(lambda: any("no spare program" in line for line in log.lines))
-        await run.finish()
-    assert hub.ok == 1
-    for number in made[0]:
-        with pytest.raises(OSError):
-            os.fstat(number)
-    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 async def test_a_run_is_over_with_its_last_line_and_the_next_may_begin(hub: Hub) -> None:
@@ -281,18 +224,18 @@ async def test_a_run_is_over_with_its_last_line_and_the_next_may_begin(hub: Hub)
 
 async def test_a_spare_that_is_killed_in_its_run_is_told_of(hub: Hub) -> None:
     hub.apply.do(delay=20)
-    hub.client.warm_up()
+    hub.client.prepare()
     spare = await hub.ready()
     run = await hub.client.start(REQUEST, hub.events.append, limit=20)
     await until(lambda: hub.apply.runs)
     os.kill(spare, 9)
-    with pytest.raises(ApplyError, match="ended before its last line"):
+    with pytest.raises(ApplyError, match="before its last line"):
         await run.finish()
 
 
 async def test_stopping_a_run_on_a_spare_is_stopping_a_run(hub: Hub) -> None:
     hub.apply.do(behave="hang")
-    hub.client.warm_up()
+    hub.client.prepare()
     spare = await hub.ready()
     run = await hub.client.start(REQUEST, hub.events.append, limit=0.3)
     with pytest.raises(Exception, match="stopped after"):
@@ -306,7 +249,7 @@ def test_with_the_hub_killed_the_spare_is_gone(apply: FakeApply) -> None:
         from ansible_bootstrap.apply_client import ApplyClient
         async def argv(): return {apply.command!r}
         async def main():
-            ApplyClient(argv, logging.getLogger(), spare=True).warm_up()
+            ApplyClient(argv, logging.getLogger(), spare=True).prepare()
             await asyncio.sleep(600)
         asyncio.run(main())
     """

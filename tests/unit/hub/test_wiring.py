@@ -347,7 +347,7 @@ async def test_where_the_last_server_had_its_storage_is_told_by_the_present_sett
 
 @pytest.mark.parametrize(
     ("more", "spare"),
-    [({"storage_root": "/v"}, True), ({"storage_root": "/v", "warm": False}, False), (None, False)],
+    [({"storage_root": "/v"}, True), ({"storage_root": "/v", "spare": False}, False), (None, False)],
 )
 async def test_only_the_embedded_program_is_kept_ready_and_only_if_the_admin_wants_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Hub, more: dict[str, Any] | None, spare: bool
@@ -370,11 +370,11 @@ async def test_only_the_embedded_program_is_kept_ready_and_only_if_the_admin_wan
 async def test_a_hub_that_is_up_makes_ready_before_the_first_user_comes(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    warmed: list[bool] = []
+    prepared: list[bool] = []
     made = core.make_core(hub.config, None)
-    monkeypatch.setattr(made.client, "warm_up", lambda: warmed.append(True))
+    monkeypatch.setattr(made.client, "prepare", lambda: prepared.append(True))
     await core._make_ready(made)
-    assert warmed == [True]
+    assert prepared == [True]
     assert [role.fingerprint for role in made.fingerprints._known or ()] == ["1"]
 
 
