@@ -17,10 +17,11 @@ test: $(VENV)/.installed-test ## Run the tests
 test-full: $(VENV)/.installed-test ## Run the tests, the slow ones too
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.installed-lint ## Run ruff, mypy, yamllint and ansible-lint
+lint: $(VENV)/.installed-lint ## Run ruff, mypy, import-linter, yamllint and ansible-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/yamllint --strict .
 	$(BIN)/ansible-lint --offline --profile production
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from .hub import post_stop_hook as post_stop_hook
     from .hub import pre_spawn_hook as pre_spawn_hook
     from .hub import setup as setup
-    from .places import Place as Place
-    from .places import resolve as resolve
+    from .place import Place as Place
+    from .places.resolve import resolve as resolve
 
 _HOME = {
     "AnsibleBootstrap": "config",
@@ -36,7 +36,7 @@ _HOME = {
     "ApplyError": "errors",
     "BootstrapError": "hub",
     "DeadlineError": "errors",
-    "Place": "places",
+    "Place": "place",
     "RefusedError": "errors",
     "RoleFailedError": "errors",
     "SettingsError": "errors",
@@ -46,7 +46,7 @@ _HOME = {
     "post_auth_hook": "hub",
     "post_stop_hook": "hub",
     "pre_spawn_hook": "hub",
-    "resolve": "places",
+    "resolve": "places.resolve",
     "setup": "hub",
 }
 """Each public name and the module that it lives in."""

@@ -13,6 +13,7 @@ Two kinds live here side by side, because an admin has one configuration file:
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import stat
@@ -24,11 +25,10 @@ from typing import Any, Final
 from traitlets import Bool, Callable, Dict, Enum, Float, Int, List, TraitType, Unicode, Union, default
 from traitlets.config import SingletonConfigurable
 
-from .errors import SettingsError
-from .ledger import digest
-from .protocol import MAX_USERS
-from .settings import make_settings, settings_name
-from .state import default_state_dir, ensure_state_dir, write_private
+from ansible_bootstrap.errors import SettingsError
+from ansible_bootstrap.protocol import MAX_USERS
+from ansible_bootstrap.settings import make_settings, settings_name
+from ansible_bootstrap.state.directory import default_state_dir, ensure_state_dir, write_private
 
 EMBEDDED_COMMAND: Final = (sys.executable, "-I", "-m", "ansible_bootstrap.apply")
 """The apply program as a child of the hub, under the hub's own account."""
@@ -370,3 +370,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_plain(item) for item in value]
     return value
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """Return a digest of settings, equal means that they say the same."""
+    text = json.dumps(settings, sort_keys=True, default=_named)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _named(value: Any) -> str:
+    """Say which function or object it is, the same in every process."""
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    return f"{getattr(kind, '__module__', '')}.{kind.__qualname__}"

@@ -24,11 +24,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from . import __path__ as _package_path
-from . import __version__
-from .protocol import RoleFingerprint
-from .settings import ApplySettings, RoleSetting
-from .storage._plan import BUILT_IN_ROLES, COLLECTION
+from ansible_bootstrap import __path__ as _package_path
+from ansible_bootstrap import __version__
+from ansible_bootstrap.protocol import RoleFingerprint
+from ansible_bootstrap.settings import ApplySettings, RoleSetting
+from ansible_bootstrap.storage._plan import BUILT_IN_ROLES, COLLECTION
 
 COLLECTION_DIRECTORY: Final = (
     Path(next(iter(_package_path))).parent / "ansible_collections" / COLLECTION.replace(".", "/")

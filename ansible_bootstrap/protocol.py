@@ -33,8 +33,8 @@ from pydantic import (
     model_validator,
 )
 
-from .errors import Reason, RefusedError
-from .storage._names import check_directory, check_group, check_host, check_key, check_name
+from ansible_bootstrap.errors import Reason, RefusedError
+from ansible_bootstrap.storage._names import check_directory, check_group, check_host, check_key, check_name
 
 SPARE: Final = "--spare"
 """Argument of the apply program that has it start Ansible ahead, and wait for its request without limit."""

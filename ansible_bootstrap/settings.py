@@ -21,12 +21,12 @@ from typing import Annotated, Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .errors import SettingsError
-from .protocol import MAX_ID, describe_validation
-from .storage._errors import StorageError
-from .storage._names import NameRefusedError, check_directory
-from .storage._plan import BUILT_IN_ROLES, make_plan
-from .storage._ways import open_way
+from ansible_bootstrap.errors import SettingsError
+from ansible_bootstrap.protocol import MAX_ID, describe_validation
+from ansible_bootstrap.storage._errors import StorageError
+from ansible_bootstrap.storage._names import NameRefusedError, check_directory
+from ansible_bootstrap.storage._plan import BUILT_IN_ROLES, make_plan
+from ansible_bootstrap.storage._ways import open_way
 
 SYSTEM_FILE: Final = Path("/etc/ansible-bootstrap/settings.yml")
 """Owned by root, not writable by group or others, like every directory above it."""

@@ -23,11 +23,11 @@ from typing import Final
 
 from traitlets.config import Config
 
-from ansible_bootstrap.apply_client import ApplyClient
 from ansible_bootstrap.config import AnsibleBootstrap
-from ansible_bootstrap.dispatcher import Dispatcher
-from ansible_bootstrap.history import RunRecord
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.dispatch.client import ApplyClient
+from ansible_bootstrap.dispatch.dispatcher import Dispatcher
+from ansible_bootstrap.place import Place
+from ansible_bootstrap.run_record import RunRecord
 from ansible_bootstrap.threads import in_thread
 from benchmarks.course import FILES, lessons, make_course
 from benchmarks.disk import fresh_disk

@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ansible_bootstrap.apply_client import ApplyClient
+from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.protocol import Event, OutcomeEvent, Request
 from benchmarks.machine import describe, owner
 

@@ -15,9 +15,9 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
-from ansible_bootstrap.dispatcher import Dispatcher
-from ansible_bootstrap.places import Place
-from ansible_bootstrap.progress import ProgressLog
+from ansible_bootstrap.dispatch.dispatcher import Dispatcher
+from ansible_bootstrap.hub.progress import ProgressLog
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Event, Request
 
 

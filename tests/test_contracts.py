@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_bootstrap import cli, config, errors
+from ansible_bootstrap import config, errors
+from ansible_bootstrap.cli import main as cli
 from ansible_bootstrap.settings import ApplySettings
 from ansible_bootstrap.storage._plan import BUILT_IN_ROLES
 
@@ -33,29 +34,11 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def importers(name: str) -> set[str]:
-    files = [path for path in PACKAGE.rglob("*.py") if "storage" not in path.parts]
-    return {str(path.relative_to(PACKAGE)) for path in files if name in imports(path)}
-
-
 def load(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
 # Absences
-
-
-def test_only_the_hub_package_and_the_detached_spawner_import_jupyterhub() -> None:
-    assert {name.partition("/")[0] for name in importers("jupyterhub")} == {"hub", "detached.py"}
-
-
-def test_only_runner_py_imports_ansible_runner() -> None:
-    assert importers("ansible_runner") == {"runner.py"}
-
-
-def test_the_package_imports_no_ansible_and_no_spawner() -> None:
-    assert importers("ansible") == set()
-    assert importers("dockerspawner") == set()
 
 
 def test_what_runs_on_storage_hosts_is_standard_library_only() -> None:

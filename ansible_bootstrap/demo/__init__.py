@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from .student import NotAsPromisedError, Student
+from ansible_bootstrap.demo.student import NotAsPromisedError, Student
 
 HERE: Final = Path(__file__).parent
 TUTORIAL: Final = HERE / "tutorial"

@@ -26,11 +26,11 @@ What the hub demands of a hook, and where it says so (jupyterhub 6):
 =============  =============================================================================
 """
 
-from .failure import BootstrapError
-from .hooks import post_stop_hook, pre_spawn_hook
-from .install import setup
-from .login import post_auth_hook
-from .mixin import bootstrapped
+from ansible_bootstrap.hub.failure import BootstrapError
+from ansible_bootstrap.hub.hooks import post_stop_hook, pre_spawn_hook
+from ansible_bootstrap.hub.install import setup
+from ansible_bootstrap.hub.login import post_auth_hook
+from ansible_bootstrap.hub.mixin import bootstrapped
 
 __all__ = [
     "BootstrapError",

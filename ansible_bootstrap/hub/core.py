@@ -11,24 +11,24 @@ from typing import Any, Final
 from traitlets import TraitError
 from traitlets.config import Config
 
-from ansible_bootstrap.apply_client import ApplyClient
-from ansible_bootstrap.bookkeeper import Bookkeeper
 from ansible_bootstrap.config import DEFAULT_CLEANUP_DELAY, AnsibleBootstrap
-from ansible_bootstrap.described import CurrentFingerprints, Fingerprints
-from ansible_bootstrap.dispatcher import Dispatcher
+from ansible_bootstrap.dispatch.client import ApplyClient
+from ansible_bootstrap.dispatch.dispatcher import Dispatcher
 from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError, SettingsError
 from ansible_bootstrap.fingerprints import describe
-from ansible_bootstrap.history import History, Recorder, RunRecord
-from ansible_bootstrap.ledger import Ledger
-from ansible_bootstrap.metrics import Metrics
-from ansible_bootstrap.pending import PendingCleanups
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.hub.current_fingerprints import CurrentFingerprints, Fingerprints
+from ansible_bootstrap.hub.failure import why
+from ansible_bootstrap.hub.metrics import Metrics
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Described, Event, Outcome, Request, RoleFingerprint
+from ansible_bootstrap.run_record import RunRecord
 from ansible_bootstrap.settings import make_settings
-from ansible_bootstrap.state import hold_state_dir
+from ansible_bootstrap.state.bookkeeper import Bookkeeper
+from ansible_bootstrap.state.directory import hold_state_dir
+from ansible_bootstrap.state.history import History, Recorder
+from ansible_bootstrap.state.ledger import Ledger
+from ansible_bootstrap.state.pending_cleanups import PendingCleanups
 from ansible_bootstrap.threads import in_thread
-
-from .failure import why
 
 UP_SECONDS: Final = 1.0
 """Between two looks at whether the hub is up."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from .chain import call_chained
-from .failure import log_name
-from .page import show_progress
-from .spawns import bootstrap, stopped
+from ansible_bootstrap.hub.chain import call_chained
+from ansible_bootstrap.hub.failure import log_name
+from ansible_bootstrap.hub.page import show_progress
+from ansible_bootstrap.hub.spawns import bootstrap, stopped
 
 
 async def pre_spawn_hook(spawner: Any) -> None:

@@ -7,10 +7,10 @@ import contextlib
 
 from traitlets.config import Config
 
-from .chain import chain
-from .core import UP_SECONDS, when_up
-from .hooks import post_stop_hook, pre_spawn_hook
-from .login import post_auth_hook
+from ansible_bootstrap.hub.chain import chain
+from ansible_bootstrap.hub.core import UP_SECONDS, when_up
+from ansible_bootstrap.hub.hooks import post_stop_hook, pre_spawn_hook
+from ansible_bootstrap.hub.login import post_auth_hook
 
 
 def setup(c: Config) -> None:

@@ -19,12 +19,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ansible_bootstrap.errors import AnsibleBootstrapError
-from ansible_bootstrap.places import resolve
-
-from .chain import call_chained, is_chained
-from .core import Core, make_core
-from .failure import why
-from .person import check_person
+from ansible_bootstrap.hub.chain import call_chained, is_chained
+from ansible_bootstrap.hub.core import Core, make_core
+from ansible_bootstrap.hub.failure import why
+from ansible_bootstrap.hub.person import check_person
+from ansible_bootstrap.places.resolve import resolve
 
 USER_SECONDS: Final = 10.0
 """From the login to the hub's knowing the user."""

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from jupyterhub.utils import maybe_future
 
-from .hooks import post_stop_hook, pre_spawn_hook
-from .page import progress
-from .spawns import bootstrap, stopped
+from ansible_bootstrap.hub.hooks import post_stop_hook, pre_spawn_hook
+from ansible_bootstrap.hub.page import progress
+from ansible_bootstrap.hub.spawns import bootstrap, stopped
 
 SpawnerClass = TypeVar("SpawnerClass", bound=type)
 

@@ -12,7 +12,7 @@ import html
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
-from .spawns import Spawn, spawn_of
+from ansible_bootstrap.hub.spawns import Spawn, spawn_of
 
 FIRST_PERCENT: Final = 5
 LAST_PERCENT: Final = 45

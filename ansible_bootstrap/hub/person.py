@@ -14,8 +14,7 @@ from datetime import UTC
 from typing import Any
 
 from ansible_bootstrap.errors import RefusedError
-
-from .core import Core
+from ansible_bootstrap.hub.core import Core
 
 
 def check_person(core: Core, user: Any) -> None:

@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any, Final
 
 from ansible_bootstrap.errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
-from ansible_bootstrap.places import Place, resolve
-from ansible_bootstrap.progress import ProgressLog
+from ansible_bootstrap.hub.core import Core, core_of
+from ansible_bootstrap.hub.failure import log_name, one_line, shown, why
+from ansible_bootstrap.hub.person import check_person
+from ansible_bootstrap.hub.progress import ProgressLog
+from ansible_bootstrap.place import Place
+from ansible_bootstrap.places.resolve import resolve
 from ansible_bootstrap.protocol import Outcome
-
-from .core import Core, core_of
-from .failure import log_name, one_line, shown, why
-from .person import check_person
 
 POST_STOP_SECONDS: Final = 2.0
 """A post_stop_hook that hangs locks the user out and keeps the hub from stopping."""

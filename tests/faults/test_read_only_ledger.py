@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from ansible_bootstrap.ledger import Ledger, completed
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import RoleFingerprint
+from ansible_bootstrap.state.ledger import Ledger, completed
 from tests.faults.conftest import small
 
 KILLED = """
 import os, sys
-from ansible_bootstrap.ledger import Ledger
+from ansible_bootstrap.state.ledger import Ledger
 ledger = Ledger(sys.argv[1])
 ledger.note([])
 ledger.places("nobody", "")

@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_bootstrap.descendants import descendants
+from ansible_bootstrap.apply.descendants import descendants
 
 APPLY = (sys.executable, "-I", "-m", "ansible_bootstrap.apply")
 CHECKOUT = Path(__file__).resolve().parents[2]

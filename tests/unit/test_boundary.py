@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ansible_bootstrap import boundary
-from ansible_bootstrap.boundary import Finding, check_boundary, enforce_boundary
+from ansible_bootstrap.apply import boundary
+from ansible_bootstrap.apply.boundary import Finding, check_boundary, enforce_boundary
 from ansible_bootstrap.errors import SettingsError
 from ansible_bootstrap.settings import ApplySettings, make_settings
 
@@ -177,7 +177,7 @@ def test_the_apply_program_refuses_with_the_first_and_how_to_see_the_rest(site: 
     first = refusal()
     assert f"`chmod go-w {site}/roles/quota`" in first
     (site / "skel").chmod(0o777)
-    assert "ansible_bootstrap.boundary` lists them)" in refusal()
+    assert "ansible_bootstrap.apply.boundary` lists them)" in refusal()
 
 
 def test_the_check_is_cheap_enough_for_every_start(site: Path, benchmark_calls: Callable[[], int]) -> None:

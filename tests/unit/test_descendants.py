@@ -22,7 +22,7 @@ time.sleep(600)
 def in_a_process_of_its_own(code: str) -> subprocess.CompletedProcess[str]:
     """Being a subreaper is for life, so it is not for the process of the tests."""
     program = (
-        "import os, subprocess, sys, time\nfrom ansible_bootstrap.descendants import *\n"
+        "import os, subprocess, sys, time\nfrom ansible_bootstrap.apply.descendants import *\n"
         "from ansible_bootstrap.storage._ending import *\n" + textwrap.dedent(code)
     )
     command = [sys.executable, "-c", program, SLIPPERY]

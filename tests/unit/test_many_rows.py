@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 
-from ansible_bootstrap.many_rows import many_rows
+from ansible_bootstrap.state.sqlite_file import many_rows
 
 
 @pytest.mark.parametrize("count", [0, 1, 332, 333, 334, 1000])

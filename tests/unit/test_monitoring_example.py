@@ -15,8 +15,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from ansible_bootstrap.history import RunRecord
-from ansible_bootstrap.metrics import Metrics
+from ansible_bootstrap.hub.metrics import Metrics
+from ansible_bootstrap.run_record import RunRecord
 
 EXAMPLE = Path(__file__).parents[2] / "examples/monitoring"
 OF_PROMETHEUS = {"instance", "job"}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ansible_bootstrap.cli.roster import Roster, distinct
 from ansible_bootstrap.errors import RefusedError
-from ansible_bootstrap.roster import Roster, distinct
 
 
 def roster(tmp_path: Path, text: str) -> list[dict[str, object]]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ansible_bootstrap import run_directory as module
+from ansible_bootstrap.apply import run_directory as module
+from ansible_bootstrap.apply.run_directory import run_directory
 from ansible_bootstrap.errors import ApplyError
-from ansible_bootstrap.run_directory import run_directory
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def test_it_goes_also_when_the_run_fails(base):
 
 
 def test_a_dead_runs_directory_is_swept_a_living_ones_is_not(base):
-    code = "import time; from pathlib import Path; import ansible_bootstrap.run_directory as m\n"
+    code = "import time; from pathlib import Path; import ansible_bootstrap.apply.run_directory as m\n"
     code += f"m.base_path = lambda: Path({str(base)!r})\n"
     code += "with m.run_directory('other'): print('made', flush=True); time.sleep(600)"
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

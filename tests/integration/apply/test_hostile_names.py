@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from ansible_bootstrap import runner
+from ansible_bootstrap.apply import runner
 from ansible_bootstrap.protocol import User
 from ansible_bootstrap.settings import make_settings
 

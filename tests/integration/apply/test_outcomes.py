@@ -31,7 +31,7 @@ def test_a_batch_is_answered_user_by_user(site, apply_program):
         "localhost",
     )
     assert accepted["roles"] == ["greet", "gate"] == [role["role"] for role in accepted["fingerprints"]]
-    assert answer.events[-1] == {"event": "end", "run": answer.run_id, "ok": 2, "failed": 1}
+    assert answer.events[-1] == {"event": "end", "run": answer.run_id, "ok": 2, "failed": 1, "way": "cold"}
     assert [event["role"] for event in answer.events if event["event"] == "role"] == ["greet", "gate"]
     assert answer.ok == {"alice", "Zoë"}
     alice, bob = answer.outcomes["alice"], answer.outcomes["bob"]
@@ -209,7 +209,7 @@ def test_nothing_a_role_prints_passes_for_an_outcome(site, apply_program):
     assert answer.status == 1
     assert answer.ok == {"alice"}
     assert [event["event"] for event in answer.events].count("end") == 1
-    assert answer.events[-1] == {"event": "end", "run": answer.run_id, "ok": 1, "failed": 1}
+    assert answer.events[-1] == {"event": "end", "run": answer.run_id, "ok": 1, "failed": 1, "way": "cold"}
 
 
 def test_secrets_that_a_role_hides_stay_hidden(site, apply_program):

@@ -7,7 +7,7 @@ import os
 import textwrap
 from pathlib import Path
 
-from ansible_bootstrap.descendants import descendants
+from ansible_bootstrap.apply.descendants import descendants
 
 SECRET = "tok3n-of-the-hub"
 

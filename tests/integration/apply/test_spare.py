@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import ansible_bootstrap
-from ansible_bootstrap.descendants import descendants
+from ansible_bootstrap.apply.descendants import descendants
 
 
 class Spare:

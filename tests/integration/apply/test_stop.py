@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_bootstrap.descendants import descendants
+from ansible_bootstrap.apply.descendants import descendants
 
 STUBBORN = """
 import os, signal, sys, time

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from machine import EXAMPLES, GROUP, HUB, OWNER, VENV
 
-from ansible_bootstrap.descendants import descendants
+from ansible_bootstrap.apply.descendants import descendants
 
 pytestmark = pytest.mark.root
 

@@ -11,7 +11,7 @@ import time
 import pytest
 from machine import EXAMPLES, GROUP, HUB, OWNER, request, shipped_command
 
-from ansible_bootstrap.descendants import descendants
+from ansible_bootstrap.apply.descendants import descendants
 
 pytestmark = pytest.mark.root
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from machine import EXAMPLES, GROUP, HUB, OWNER, VENV, request, shipped_command
 
-from ansible_bootstrap.descendants import descendants
+from ansible_bootstrap.apply.descendants import descendants
 
 pytestmark = pytest.mark.root
 
@@ -86,7 +86,15 @@ def test_every_other_way_to_call_it_is_refused_by_sudo(machine, trap):
         "env that keeps": [*options, "/usr/bin/env", PYTHON, *apply],
         "no isolation": [*options, "/usr/bin/env", "-i", PYTHON, "-m", "ansible_bootstrap.apply"],
         "code": [*options, "/usr/bin/env", "-i", PYTHON, "-I", "-c", "import os"],
-        "another module": [*options, "/usr/bin/env", "-i", PYTHON, "-I", "-m", "ansible_bootstrap.boundary"],
+        "another module": [
+            *options,
+            "/usr/bin/env",
+            "-i",
+            PYTHON,
+            "-I",
+            "-m",
+            "ansible_bootstrap.apply.boundary",
+        ],
         "a shell in the command": [*command[:-1], "ansible_bootstrap.apply; id"],
         "another interpreter": [*options, "/usr/bin/env", "-i", f"{trap}/bin/python", *apply],
         "a detour": [*options, "/usr/bin/env", "-i", f"{VENV}/bin/../bin/python", *apply],
@@ -508,7 +516,7 @@ def test_what_another_account_could_change_is_not_run_and_the_message_mends_it(m
         answer = sudo()
         assert answer.status == 0, (what, mend, answer)
     assert not machine.exists("alice")
-    printed = machine.root(PYTHON, "-I", "-m", "ansible_bootstrap.boundary")
+    printed = machine.root(PYTHON, "-I", "-m", "ansible_bootstrap.apply.boundary")
     assert printed.startswith("ok:"), printed
 
 

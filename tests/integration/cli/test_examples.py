@@ -133,8 +133,8 @@ def test_system_users(example: Example, needs: Callable[..., None]) -> None:
 
 CLEAN_UP = """
 import asyncio, logging, pathlib
-from ansible_bootstrap.apply_client import ApplyClient
-from ansible_bootstrap.cli import _load_config
+from ansible_bootstrap.dispatch.client import ApplyClient
+from ansible_bootstrap.cli.main import _load_config
 from ansible_bootstrap.protocol import OutcomeEvent, Request
 
 settings = _load_config(pathlib.Path("jupyterhub_config.py"))

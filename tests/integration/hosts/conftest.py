@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_bootstrap.runner import _SSH_ARGS as SSH_ARGS
+from ansible_bootstrap.apply.runner import _SSH_ARGS as SSH_ARGS
 
 _SSHD = """\
 Port 22

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_bootstrap.descendants import descendants
+from ansible_bootstrap.apply.descendants import descendants
 
 ROOT = "/volumes"
 HOME = {

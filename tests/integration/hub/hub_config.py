@@ -13,8 +13,8 @@ from pathlib import Path
 from jupyterhub.proxy import Proxy
 from jupyterhub.spawner import SimpleLocalProcessSpawner
 
-import ansible_bootstrap.bookkeeper
 import ansible_bootstrap.hub.spawns
+import ansible_bootstrap.state.bookkeeper
 from ansible_bootstrap import bootstrapped, setup
 
 here = Path(__file__).parent
@@ -87,7 +87,7 @@ async def treacherous_resolve(spawner, config=None):
 
 ansible_bootstrap.hub.spawns.resolve = treacherous_resolve
 # A machine that is busy with other tests is no directory that hangs; that one is in test_bookkeeper.py.
-ansible_bootstrap.bookkeeper.LOOK_SECONDS = 5.0
+ansible_bootstrap.state.bookkeeper.LOOK_SECONDS = 5.0
 
 c = get_config()  # noqa: F821
 c.JupyterHub.proxy_class = NoProxy

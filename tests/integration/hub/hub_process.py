@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from ansible_bootstrap.pending import CleanupFile
+from ansible_bootstrap.state.pending_cleanups import CleanupFile
 
 HERE = Path(__file__).parent
 

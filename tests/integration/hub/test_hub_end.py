@@ -15,7 +15,7 @@ import pytest
 from hub_fakes import FakeApply, until
 from hub_process import RunningHub
 
-from ansible_bootstrap.history import History
+from ansible_bootstrap.state.history import History
 
 UID = 20_000
 
@@ -164,7 +164,7 @@ async def test_a_user_without_storage_gets_it_before_the_server_starts(
 
 
 async def test_a_real_run_ends_with_its_hub(start_hub: Callable[..., RunningHub], tmp_path: Path) -> None:
-    from ansible_bootstrap.descendants import descendants
+    from ansible_bootstrap.apply.descendants import descendants
 
     roles = tmp_path / "roles" / "slow" / "tasks"
     roles.mkdir(parents=True)

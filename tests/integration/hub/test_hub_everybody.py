@@ -17,8 +17,8 @@ import pytest
 from hub_fakes import FakeApply
 from hub_process import HERE, RunningHub
 
+from ansible_bootstrap.cli.hub_users import api_url, hub_users
 from ansible_bootstrap.errors import SettingsError, UnreachableError
-from ansible_bootstrap.hub_api import api_url, hub_users
 
 CONFIG = HERE / "everybody_config.py"
 NAMES = [f"student{number:03}" for number in range(260)]
@@ -172,7 +172,7 @@ def test_the_command_bootstraps_all_of_them_and_the_hub_then_knows_that(
 
 def test_without_a_token_or_a_hub_the_command_says_what_is_missing(everybody: Hub) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ansible_bootstrap.hub_api.RETRIES", 1)
+        patch.setattr("ansible_bootstrap.cli.hub_users.RETRIES", 1)
         patch.setenv("JUPYTERHUB_API_TOKEN", "x")
         with pytest.raises(UnreachableError, match=r"no hub answers at http://127\.0\.0\.1:9/hub/api"):
             list(hub_users("http://127.0.0.1:9/hub/api"))
@@ -202,7 +202,7 @@ def test_a_hub_that_is_just_starting_is_asked_again() -> None:
     server = HTTPServer(("127.0.0.1", 0), Starting)
     Thread(target=server.serve_forever, daemon=True).start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ansible_bootstrap.hub_api.BACKOFF", 0.01)
+        patch.setattr("ansible_bootstrap.cli.hub_users.BACKOFF", 0.01)
         patch.setenv("JUPYTERHUB_API_TOKEN", "x")
         assert list(hub_users(f"http://127.0.0.1:{server.server_port}/hub/api")) == [{"name": "alice"}]
     server.shutdown()

@@ -13,7 +13,7 @@ import pytest
 from hub_fakes import FakeApply, until
 from hub_process import Api, RunningHub
 
-from ansible_bootstrap.ledger import FILE, Ledger
+from ansible_bootstrap.state.ledger import FILE, Ledger
 
 USER_DIR = {"role": "user_dir", "fingerprint": "u1", "revised": True}
 TUTORIALS = {"role": "tutorials", "fingerprint": "t1", "revised": True}

@@ -9,8 +9,8 @@ import pytest
 from hub_fakes import FakeApply, until
 from hub_process import Api, RunningHub
 
-from ansible_bootstrap import cli
-from ansible_bootstrap.ledger import Ledger
+from ansible_bootstrap.cli import main as cli
+from ansible_bootstrap.state.ledger import Ledger
 
 
 @pytest.fixture

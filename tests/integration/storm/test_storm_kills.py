@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from classroom import SCRIPT_SECONDS, Classroom, born, carrying, living
 
-from ansible_bootstrap.descendants import descendants
+from ansible_bootstrap.apply.descendants import descendants
 from ansible_bootstrap.storage._supervise import GRACE
 from benchmarks.course import FILES
 from benchmarks.storm.storm import arrivals, crowd

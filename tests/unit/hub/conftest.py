@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hub_fakes import FakeApply, Lines
 
-from ansible_bootstrap.apply_client import ApplyClient
+from ansible_bootstrap.dispatch.client import ApplyClient
 
 
 @pytest.fixture

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from hub_fakes import Lines, until
 
-from ansible_bootstrap import flights, health, role_clock
-from ansible_bootstrap.dispatcher import Dispatcher
+from ansible_bootstrap.dispatch import health
+from ansible_bootstrap.dispatch import run as flights
+from ansible_bootstrap.dispatch import run as role_clock
+from ansible_bootstrap.dispatch.dispatcher import Dispatcher
 from ansible_bootstrap.errors import AnsibleBootstrapError
-from ansible_bootstrap.history import RunRecord
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Event, Outcome, OutcomeEvent, Request, RoleFingerprint
+from ansible_bootstrap.run_record import RunRecord
 
 
 class Clock:

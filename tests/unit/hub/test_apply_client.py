@@ -8,8 +8,8 @@ import time
 import pytest
 from hub_fakes import FakeApply, Lines, is_alive, until
 
-from ansible_bootstrap import apply_client
-from ansible_bootstrap.apply_client import ApplyClient, ApplyRun
+from ansible_bootstrap.dispatch import client as apply_client
+from ansible_bootstrap.dispatch.client import ApplyClient, ApplyRun
 from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError, DeadlineError, SettingsError
 from ansible_bootstrap.protocol import Event, OutcomeEvent, Request
 

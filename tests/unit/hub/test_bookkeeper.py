@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 from hub_fakes import Lines, until
 
-from ansible_bootstrap import bookkeeper, looks
-from ansible_bootstrap.bookkeeper import Bookkeeper
-from ansible_bootstrap.described import CurrentFingerprints, Fingerprints
 from ansible_bootstrap.errors import ApplyError
-from ansible_bootstrap.ledger import FILE, Entry, Ledger, completed
-from ansible_bootstrap.mounts import Mounts
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.hub.current_fingerprints import CurrentFingerprints, Fingerprints
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
+from ansible_bootstrap.state import bookkeeper
+from ansible_bootstrap.state import probe as looks
+from ansible_bootstrap.state.bookkeeper import Bookkeeper
+from ansible_bootstrap.state.ledger import FILE, Entry, Ledger, completed
+from ansible_bootstrap.state.probe import Mounts
 
 FINGERPRINTS = (RoleFingerprint(role="user_dir", fingerprint="u1", revised=True),)
 OTHERS = (RoleFingerprint(role="user_dir", fingerprint="u2", revised=True),)
@@ -119,7 +120,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
             released.wait(30)
         return lstat(path)
 
-    monkeypatch.setattr("ansible_bootstrap.ledger.os.lstat", hangs)
+    monkeypatch.setattr("ansible_bootstrap.state.ledger.os.lstat", hangs)
     yield released
     released.set()
 
@@ -237,7 +238,9 @@ async def test_slow_directories_are_noted_as_long_as_it_gets_on(
 ) -> None:
     monkeypatch.setattr(bookkeeper, "SEEN_SECONDS", 0.3)
     lstat = os.lstat
-    monkeypatch.setattr("ansible_bootstrap.ledger.os.lstat", lambda path: (time.sleep(0.03), lstat(path))[1])
+    monkeypatch.setattr(
+        "ansible_bootstrap.state.ledger.os.lstat", lambda path: (time.sleep(0.03), lstat(path))[1]
+    )
     for number in range(30):
         books.complete(place(f"u{number}"), ok(f"u{number}"), FINGERPRINTS)
     await books.written()

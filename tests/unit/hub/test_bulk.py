@@ -17,13 +17,14 @@ import pytest
 from hub_fakes import until
 from traitlets.config import Config
 
-from ansible_bootstrap import dispatcher, flights, health
-from ansible_bootstrap.bulk import TRIES, bootstrap_all
+from ansible_bootstrap.cli.run import TRIES, bootstrap_all
 from ansible_bootstrap.config import AnsibleBootstrap
-from ansible_bootstrap.history import History
-from ansible_bootstrap.ledger import Ledger
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.dispatch import dispatcher, health
+from ansible_bootstrap.dispatch import run as flights
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome
+from ansible_bootstrap.state.history import History
+from ansible_bootstrap.state.ledger import Ledger
 
 ECHO = Path(__file__).with_name("echo_apply.py")
 

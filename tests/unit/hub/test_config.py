@@ -16,7 +16,7 @@ from traitlets.config import Config
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import SettingsError
 from ansible_bootstrap.settings import load_settings
-from ansible_bootstrap.state import hold_state_dir
+from ansible_bootstrap.state.directory import hold_state_dir
 
 
 def settings(path: Path, **given: Any) -> AnsibleBootstrap:
@@ -73,7 +73,7 @@ def test_a_directory_is_one_hubs_and_settings_that_nobody_uses_go(tmp_path: Path
     hub = subprocess.Popen(
         [
             *(sys.executable, "-c"),
-            "import sys; from ansible_bootstrap.state import hold_state_dir\n"
+            "import sys; from ansible_bootstrap.state.directory import hold_state_dir\n"
             "hold_state_dir(sys.argv[1]); print('has it', flush=True); sys.stdin.read()",
             str(tmp_path / "state"),
         ],

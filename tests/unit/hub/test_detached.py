@@ -15,10 +15,11 @@ from jupyterhub.user import User
 from traitlets.config import Config
 
 from ansible_bootstrap.config import AnsibleBootstrap
-from ansible_bootstrap.detached import Detached
 from ansible_bootstrap.errors import RefusedError, UnresolvedError
 from ansible_bootstrap.hub import bootstrapped
-from ansible_bootstrap.places import Place, resolve
+from ansible_bootstrap.place import Place
+from ansible_bootstrap.places.offline import Detached
+from ansible_bootstrap.places.resolve import resolve
 
 ROOT = "/volumes/jupyterhub"
 NAMES = ["alice", "emmy.noether", "Grace_Hopper", "anna.schmidt@example.org", "zoë", "李雷", "o'neil", "a b"]

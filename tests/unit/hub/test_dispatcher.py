@@ -10,15 +10,15 @@ import pytest
 from fake_runs import Hub
 from hub_fakes import Lines, until
 
+from ansible_bootstrap.dispatch.loop_share import IN_A_TURN, Turnstile
 from ansible_bootstrap.errors import (
     ApplyError,
     DeadlineError,
     RefusedError,
     UnreachableError,
 )
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Accepted, Outcome, OutcomeEvent, RoleStarted
-from ansible_bootstrap.turnstile import IN_A_TURN, Turnstile
 
 
 @pytest.fixture

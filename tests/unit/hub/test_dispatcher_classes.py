@@ -13,9 +13,10 @@ import pytest
 from fake_runs import Clock, Hub, Run
 from hub_fakes import Lines, until
 
-from ansible_bootstrap import cleanups, dispatcher, health, spare_time
+from ansible_bootstrap.dispatch import cleanups, dispatcher, health
+from ansible_bootstrap.dispatch import loop_share as spare_time
 from ansible_bootstrap.errors import ApplyError, DeadlineError, UnreachableError
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Accepted, End, Fetched, RoleFingerprint, RoleStarted
 
 

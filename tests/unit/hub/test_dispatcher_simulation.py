@@ -14,10 +14,11 @@ from hub_fakes import Lines
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ansible_bootstrap import cleanups, flights, health
-from ansible_bootstrap.dispatcher import CROWD, Dispatcher
+from ansible_bootstrap.dispatch import cleanups, health
+from ansible_bootstrap.dispatch import run as flights
+from ansible_bootstrap.dispatch.dispatcher import CROWD, Dispatcher
 from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError, DeadlineError, UnreachableError
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Event, Outcome, OutcomeEvent, Request
 
 MAX_RUNS = 2

@@ -9,12 +9,12 @@ import pytest
 from fake_runs import Clock, Hub, Run
 from hub_fakes import Lines, until
 
-from ansible_bootstrap import cleanups
-from ansible_bootstrap.dispatcher import CROWD
+from ansible_bootstrap.dispatch import cleanups
+from ansible_bootstrap.dispatch.dispatcher import CROWD
+from ansible_bootstrap.dispatch.health import FIRST_PAUSE, HOLD_SECONDS, LONGEST_PAUSE
+from ansible_bootstrap.dispatch.run import QUIET_SECONDS
 from ansible_bootstrap.errors import DeadlineError, RoleFailedError, UnreachableError
-from ansible_bootstrap.flights import QUIET_SECONDS
-from ansible_bootstrap.health import FIRST_PAUSE, HOLD_SECONDS, LONGEST_PAUSE
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.place import Place
 
 HANGS = {"status": "failed", "reason": "timeout", "message": "no answer"}
 DOWN = {"status": "failed", "reason": "unreachable", "message": "no route to host"}

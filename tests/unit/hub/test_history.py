@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from hub_fakes import Lines, until
 
-from ansible_bootstrap import history as module
-from ansible_bootstrap.history import History, Recorder, RunRecord
 from ansible_bootstrap.protocol import Outcome
+from ansible_bootstrap.run_record import RunRecord
+from ansible_bootstrap.state import history as module
+from ansible_bootstrap.state.history import History, Recorder
 from ansible_bootstrap.threads import in_thread
 
 

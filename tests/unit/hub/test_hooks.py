@@ -30,8 +30,8 @@ from ansible_bootstrap.hub import (
     pre_spawn_hook,
     spawns,
 )
-from ansible_bootstrap.places import Place
-from ansible_bootstrap.progress import ProgressLog
+from ansible_bootstrap.hub.progress import ProgressLog
+from ansible_bootstrap.place import Place
 
 
 @pytest.fixture(autouse=True)
@@ -330,7 +330,7 @@ def test_every_public_name_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["ansible_bootstrap", "ansible_bootstrap.errors", "ansible_bootstrap.dispatcher"]
+    "module", ["ansible_bootstrap", "ansible_bootstrap.errors", "ansible_bootstrap.dispatch.dispatcher"]
 )
 def test_what_needs_no_hub_imports_none(module: str) -> None:
     code = f"import {module}, sys; assert not {{'jupyterhub', 'traitlets', 'tornado'}} & set(sys.modules)"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ansible_bootstrap import hub_api
+from ansible_bootstrap.cli import hub_users as hub_api
 from ansible_bootstrap.errors import UnreachableError
 
 

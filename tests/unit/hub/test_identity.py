@@ -15,7 +15,8 @@ from ansible_bootstrap import BootstrapError
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import UnresolvedError
 from ansible_bootstrap.hub import core, pre_spawn_hook
-from ansible_bootstrap.places import Place, resolve
+from ansible_bootstrap.place import Place
+from ansible_bootstrap.places.resolve import resolve
 
 ROOT = "/volumes/jupyterhub"
 STATE = {"user_attributes": {"uidNumber": ["20001"], "gidNumber": ["20002"], "homeDirectory": ["/home/x"]}}

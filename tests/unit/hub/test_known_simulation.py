@@ -24,13 +24,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from traitlets.config import Config
 
-from ansible_bootstrap import cleanups, flights, health
 from ansible_bootstrap.config import AnsibleBootstrap
-from ansible_bootstrap.described import CurrentFingerprints, Fingerprints
+from ansible_bootstrap.dispatch import cleanups, health
+from ansible_bootstrap.dispatch import run as flights
 from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
 from ansible_bootstrap.hub.core import Core
-from ansible_bootstrap.ledger import Entry, Ledger, completed
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.hub.current_fingerprints import CurrentFingerprints, Fingerprints
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import (
     Accepted,
     Event,
@@ -39,6 +39,7 @@ from ansible_bootstrap.protocol import (
     Request,
     RoleFingerprint,
 )
+from ansible_bootstrap.state.ledger import Entry, Ledger, completed
 
 ROLES = ("user_dir", "tutorials")
 NAMES = ("alice", "bob")

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from ansible_bootstrap.ledger import FILE, MAX_PLACES, Ledger, completed, digest
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.config import digest
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import RoleFingerprint
+from ansible_bootstrap.state.ledger import FILE, MAX_PLACES, Ledger, completed
 
 
 def fingerprints(**roles: str) -> tuple[RoleFingerprint, ...]:
@@ -142,7 +143,7 @@ def test_the_directory_that_only_the_apply_side_knows_is_looked_at_too(
 
 def at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     now = time.time()
-    monkeypatch.setattr("ansible_bootstrap.ledger.time.time", lambda: now + seconds)
+    monkeypatch.setattr("ansible_bootstrap.state.ledger.time.time", lambda: now + seconds)
 
 
 def test_what_this_machine_sees_is_good_for_ever(

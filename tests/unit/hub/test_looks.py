@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 from hub_fakes import until
 
-from ansible_bootstrap import looks as looks_module
-from ansible_bootstrap import mounts as mounts_module
 from ansible_bootstrap import threads
-from ansible_bootstrap.looks import MOST_HUNG, Looks
-from ansible_bootstrap.mounts import Mounts
+from ansible_bootstrap.state import probe as looks_module
+from ansible_bootstrap.state import probe as mounts_module
+from ansible_bootstrap.state.probe import MOST_HUNG, Looks, Mounts
 from ansible_bootstrap.threads import MAX_THREADS, Pool, in_thread
 
 LONG = 30.0

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from typing import Any, get_args
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from ansible_bootstrap.errors import REASONS
-from ansible_bootstrap.history import RunOutcome, RunRecord
-from ansible_bootstrap.metrics import MAX_HOSTS, OPERATIONS, Metrics
+from ansible_bootstrap.hub.metrics import MAX_HOSTS, OPERATIONS, Metrics
 from ansible_bootstrap.protocol import Outcome
+from ansible_bootstrap.run_record import RunOutcome, RunRecord
 
 LABELS = {"operation", "outcome", "reason", "storage_host", "role", "way", "le"}
 
@@ -198,9 +197,3 @@ def test_promtool_finds_nothing_to_say(scrape: Scrape, needs: Any) -> None:
         ["promtool", "check", "metrics"], input=scrape.text, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
-
-
-def test_they_need_no_hub() -> None:
-    code = "import ansible_bootstrap.metrics, sys; print({'jupyterhub', 'traitlets'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"

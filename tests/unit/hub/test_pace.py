@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ansible_bootstrap.pace import TARGET_SECONDS, Pace
+from ansible_bootstrap.dispatch.batch_size import TARGET_SECONDS, Pace
 
 CEILING, FLOOR = 500, 4
 

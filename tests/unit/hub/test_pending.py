@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from hub_fakes import FakeApply, Lines, until
 
-from ansible_bootstrap.apply_client import ApplyClient
-from ansible_bootstrap.dispatcher import Dispatcher
+from ansible_bootstrap.dispatch.client import ApplyClient
+from ansible_bootstrap.dispatch.dispatcher import Dispatcher
 from ansible_bootstrap.hub.core import _is_active
-from ansible_bootstrap.pending import FILE, CleanupFile, PendingCleanups
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.place import Place
+from ansible_bootstrap.state.pending_cleanups import FILE, CleanupFile, PendingCleanups
 
 ALICE = Place("alice", directory="/v/alice", uid=1000, gid=100, storage_host="s1", groups=("a", "b"))
 BOB = Place("bob", storage_host="s1")

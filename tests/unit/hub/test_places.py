@@ -12,10 +12,11 @@ import pytest
 from jupyterhub.spawner import LocalProcessSpawner, SimpleLocalProcessSpawner, Spawner
 from traitlets.config import Config
 
-from ansible_bootstrap import places
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import RefusedError, UnreachableError, UnresolvedError
-from ansible_bootstrap.places import Place, resolve
+from ansible_bootstrap.place import Place
+from ansible_bootstrap.places import resolve as places
+from ansible_bootstrap.places.resolve import resolve
 
 ROOT = "/volumes/jupyterhub"
 
@@ -269,7 +270,7 @@ def test_no_spawner_is_imported() -> None:
     import sys
 
     foreign = {"jupyterhub", "dockerspawner", "traitlets"}
-    code = f"import ansible_bootstrap.places, sys; assert not {foreign} & set(sys.modules)"
+    code = f"import ansible_bootstrap.places.resolve, sys; assert not {foreign} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_bootstrap import role_clock
-from ansible_bootstrap.history import RunRecord
+from ansible_bootstrap.dispatch import run as role_clock
 from ansible_bootstrap.protocol import Accepted, End, Fetched, RoleStarted
+from ansible_bootstrap.run_record import RunRecord
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import shlex
 import pytest
 from hub_fakes import Lines
 
-from ansible_bootstrap.history import RunRecord
+from ansible_bootstrap.dispatch.run_log import log_run, log_user
 from ansible_bootstrap.protocol import Outcome
-from ansible_bootstrap.run_log import log_run, log_user
+from ansible_bootstrap.run_record import RunRecord
 
 
 def record(**fields: object) -> RunRecord:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hub_fakes import FakeApply, Lines, is_alive, until
 
-from ansible_bootstrap.apply_client import ApplyClient
+from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.errors import ApplyError
 from ansible_bootstrap.protocol import Event, OutcomeEvent, Request
 
@@ -246,7 +246,7 @@ async def test_stopping_a_run_on_a_spare_is_stopping_a_run(hub: Hub) -> None:
 def test_with_the_hub_killed_the_spare_is_gone(apply: FakeApply) -> None:
     code = f"""
         import asyncio, logging
-        from ansible_bootstrap.apply_client import ApplyClient
+        from ansible_bootstrap.dispatch.client import ApplyClient
         async def argv(): return {apply.command!r}
         async def main():
             ApplyClient(argv, logging.getLogger(), spare=True).prepare()

@@ -15,12 +15,15 @@ from typing import Any
 
 import pytest
 
-from ansible_bootstrap import cli, history, ledger, pending
-from ansible_bootstrap.history import History, RunRecord
-from ansible_bootstrap.ledger import Ledger, completed
-from ansible_bootstrap.pending import CleanupFile
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.cli import main as cli
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import RoleFingerprint
+from ansible_bootstrap.run_record import RunRecord
+from ansible_bootstrap.state import history, ledger
+from ansible_bootstrap.state import pending_cleanups as pending
+from ansible_bootstrap.state.history import History
+from ansible_bootstrap.state.ledger import Ledger, completed
+from ansible_bootstrap.state.pending_cleanups import CleanupFile
 
 ALICE = Place("alice", "/volumes/alice", 1000, 100, "storage1")
 ROLES = (RoleFingerprint(role="user_dir", fingerprint="1", revised=True),)

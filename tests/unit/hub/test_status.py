@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from ansible_bootstrap.history import History, RunRecord
-from ansible_bootstrap.lookback import Failures, RoleTimes, look_back
+from ansible_bootstrap.cli.status import print_past, print_status
 from ansible_bootstrap.protocol import Outcome
-from ansible_bootstrap.status import print_past, print_status
+from ansible_bootstrap.run_record import RunRecord
+from ansible_bootstrap.state.history import History
+from ansible_bootstrap.state.lookback import Failures, RoleTimes, look_back
 
 DAY = 86400.0
 

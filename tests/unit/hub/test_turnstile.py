@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ansible_bootstrap.turnstile import IN_A_TURN, Turnstile
+from ansible_bootstrap.dispatch.loop_share import IN_A_TURN, Turnstile
 
 
 async def test_a_few_go_through_in_each_turn_in_the_order_of_their_coming() -> None:

@@ -16,9 +16,9 @@ from prometheus_client import REGISTRY
 from traitlets.config import Config
 
 from ansible_bootstrap import AnsibleBootstrap, setup
-from ansible_bootstrap.apply_client import ApplyClient
+from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.hub import chain, core, install, login, post_stop_hook, pre_spawn_hook
-from ansible_bootstrap.places import Place
+from ansible_bootstrap.place import Place
 
 V1, V2 = ({"role": "user_dir", "fingerprint": version, "revised": True} for version in ("1", "2"))
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from ansible_bootstrap import run_directory
-from ansible_bootstrap.boundary import check_boundary
+from ansible_bootstrap.apply import run_directory
+from ansible_bootstrap.apply.boundary import check_boundary
 from ansible_bootstrap.errors import ApplyError, SettingsError
 from ansible_bootstrap.settings import load_settings, make_settings
-from ansible_bootstrap.state import ensure_state_dir
+from ansible_bootstrap.state.directory import ensure_state_dir
 from ansible_bootstrap.storage import _files, _homes, _mkhomedir_helper
 from ansible_bootstrap.storage._errors import StorageError
 from ansible_bootstrap.storage._ways import find_program, open_directory

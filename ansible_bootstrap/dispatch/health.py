@@ -1,0 +1,157 @@
+"""Which storage hosts are down and which users' storage hangs, as the runs have told.
+
+A storage host is *down* after a run that reached nobody there, or in which nobody was ready in time. Then each pause
+lets one user try (the probe), and everybody else is answered at once. A run of a single user who was not ready in
+time says nothing against a host that was up: that user's own directory may hang. So that a user whose directory hangs
+cannot prolong an outage as its probe, only a host that could not be reached gets longer pauses.
+
+A user *hangs* who was not ready in time although others of the same run were: the next try is a run of that user
+alone. If that takes too long, too, the user is *held*: every further spawn is refused at once for some minutes.
+Whatever was noted of users while their host was down is forgotten when the host is back.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from ansible_bootstrap.dispatch.run import Flight
+from ansible_bootstrap.errors import BY_REASON, AnsibleBootstrapError, DeadlineError, Reason
+from ansible_bootstrap.place import Place
+
+FIRST_PAUSE: Final = 5.0
+LONGEST_PAUSE: Final = 60.0
+"""Seconds between the end of one try and the next, on a storage host that is down."""
+
+HOLD_SECONDS: Final = 300.0
+"""For which a user is refused at once after a run of that user alone was not ready in time."""
+
+MAX_HUNG: Final = 10_000
+"""Most users of whom it is known that they hang; the oldest are forgotten first."""
+
+_NO_ANSWER: Final = frozenset({"unreachable", "timeout", "apply_failed"})
+"""Reasons of outcomes that do not show that the storage host works."""
+
+
+@dataclass(slots=True)
+class Down:
+    """A storage host that is down."""
+
+    reason: Reason
+    why: str
+    since: float
+    """As ``time.time``: when the run began that found it down."""
+    pause: float
+    due: float
+    """As ``time.monotonic``: when the next user may try."""
+    failures: int = 0
+    """Runs in succession that found it down."""
+
+    @property
+    def left(self) -> float:
+        """Seconds until the next user may try."""
+        return self.due - time.monotonic()
+
+
+@dataclass(slots=True)
+class _Hung:
+    since: float
+    until: float = 0.0
+    """As ``time.monotonic``; 0 for a user who has not been tried alone."""
+
+
+class Health:
+    """Kept as long as the hub runs: a few hundred bytes for each storage host and each user who hangs."""
+
+    def __init__(self) -> None:
+        self._down: dict[str, Down] = {}
+        self._hung: dict[tuple[str, str], _Hung] = {}
+
+    def down(self, host: str) -> Down | None:
+        """Return what is known of a storage host that is down, None for one that is up."""
+        return self._down.get(host)
+
+    def rests(self, host: str) -> bool:
+        """Whether nobody may try that storage host now."""
+        down = self._down.get(host)
+        return down is not None and down.left > 0
+
+    def refusal(self, host: str) -> AnsibleBootstrapError:
+        """Return what to answer for a storage host that is down."""
+        down = self._down[host]
+        return BY_REASON[down.reason](
+            f"storage host {host} has been down since {_clock(down.since)}: {down.why}; the first user who comes after "
+            f"{_clock(time.time() + down.left)} is its next try: check that it runs and that its disk answers"
+        )
+
+    def hangs(self, place: Place) -> bool:
+        """Whether this user's next try is to be a run of that user alone."""
+        return (place.storage_host, place.name) in self._hung
+
+    def held(self, place: Place) -> DeadlineError | None:
+        """Return what to answer a user who is refused at once, None for all others."""
+        hung = self._hung.get((place.storage_host, place.name))
+        if hung is None or (left := hung.until - time.monotonic()) <= 0:
+            return None
+        return DeadlineError(
+            f"the storage of {place.name} on {place.storage_host} has not answered since {_clock(hung.since)}, nor in "
+            "a run of its own: look there for a mount in the directory that hangs, and end it; the next spawn after "
+            f"{_clock(time.time() + left)} tries again, `ansible-bootstrap run {place.name}` at once"
+        )
+
+    def suspect(self, place: Place) -> None:
+        """The user was not ready in time, in a run of several."""
+        self._suspect((place.storage_host, place.name))
+
+    def _suspect(self, user: tuple[str, str]) -> None:
+        self._hung.setdefault(user, _Hung(time.time()))
+        if len(self._hung) > MAX_HUNG:
+            del self._hung[next(iter(self._hung))]
+
+    def answers(self, place: Place) -> None:
+        """The user's storage works, or has at least said what is wrong."""
+        self._hung.pop((place.storage_host, place.name), None)
+
+    def learn(self, flight: Flight) -> Down | None:
+        """Draw the conclusions from a run that has landed.
+
+        Returns:
+            What is known of the storage host, if the run found it down.
+        """
+        record = flight.record
+        host, outcomes = record.storage_host, record.outcomes
+        if any(outcome.reason not in _NO_ANSWER for outcome in outcomes[: flight.said]):
+            self._back(host)
+            return None
+        reasons = {outcome.reason for outcome in outcomes}
+        early = flight.said < len(outcomes) and not flight.hung and "timeout" in reasons
+        if record.abandoned or early or not outcomes or not reasons <= {"unreachable", "timeout"}:
+            return None
+        unreachable = reasons == {"unreachable"}
+        if len(flight.boarded) == 1 and not unreachable:
+            if flight.operation == "bootstrap":
+                (name,) = flight.names
+                self._suspect((host, name))
+                self._hung[host, name].until = time.monotonic() + HOLD_SECONDS
+            if host not in self._down:
+                return None
+        why = record.error or outcomes[-1].message
+        down = self._down.setdefault(host, Down("timeout", why, record.started, FIRST_PAUSE, 0.0))
+        if unreachable and down.failures:
+            down.pause = min(2 * down.pause, LONGEST_PAUSE)
+        down.reason, down.why = "unreachable" if unreachable else "timeout", why[:500]
+        down.due = time.monotonic() + down.pause
+        down.failures += 1
+        return down
+
+    def _back(self, host: str) -> None:
+        down = self._down.pop(host, None)
+        if down is not None:
+            self._hung = {
+                user: hung for user, hung in self._hung.items() if user[0] != host or hung.since < down.since
+            }
+
+
+def _clock(when: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(when))

@@ -1,0 +1,121 @@
+"""One user's directory on one storage host that is to be made ready, and who wants that."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, Protocol
+
+from ansible_bootstrap.dispatch.loop_share import Turnstile
+from ansible_bootstrap.errors import AnsibleBootstrapError
+from ansible_bootstrap.place import Place
+from ansible_bootstrap.protocol import Outcome
+
+Say = Callable[[str, float], None]
+"""Shows a waiting student one sentence, and which share of their way is done (0.0 to 1.0); must neither block
+nor raise."""
+
+WorkKey = tuple[str, str]
+"""``Place.work_key``."""
+
+NOTHING_DONE: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class Waiter(Protocol):
+    """Who waits for the outcome of a work."""
+
+    done: Mapping[str, str]
+    """Roles that the user has, with the fingerprint at which they got them."""
+
+    @property
+    def say(self) -> Say:
+        """Shows where the work is."""
+
+    def settle(self, answer: Outcome | AnsibleBootstrapError) -> None:
+        """Take what became of the work; must neither block nor raise."""
+
+
+@dataclass(eq=False, slots=True)
+class Spawn:
+    """A spawn that waits for its outcome, with a future of its own."""
+
+    future: asyncio.Future[None]
+    """Done when the spawn may go on."""
+    say: Say
+    done: Mapping[str, str]
+    turnstile: Turnstile
+    answer: Outcome | AnsibleBootstrapError | None = None
+    """What became of the work, from the moment that it is known."""
+
+    def settle(self, answer: Outcome | AnsibleBootstrapError) -> None:
+        """Let the spawn go on with this, when its turn has come."""
+        if self.answer is None:
+            self.answer = answer
+            self.turnstile.let_through(self.future)
+
+
+@dataclass(eq=False, slots=True)
+class Work:
+    """What is to be done once, whoever and how many want it."""
+
+    place: Place
+    waiters: list[Waiter] = field(default_factory=list)
+    login: Mapping[str, str] | None = None
+    """If it was begun at a login, and so is wanted although nobody may wait: the roles that the user had then."""
+    since: float = field(default_factory=time.monotonic)
+    looked: float = field(default_factory=time.time)
+    """No later than this was what is known of the user looked up."""
+    behind: int = 0
+    """How many others its waiters were last told to wait for."""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody waits for it, or is about to."""
+        return bool(self.waiters) or self.login is not None
+
+    @property
+    def done(self) -> dict[str, str]:
+        """The roles that the user has according to all who want the work."""
+        said = [waiter.done for waiter in self.waiters]
+        if self.login is not None:
+            said.append(self.login)
+        return _common(said)
+
+    def doubt(self) -> None:
+        """Whatever was known of the user is so no longer."""
+        for waiter in self.waiters:
+            waiter.done = NOTHING_DONE
+        if self.login is not None:
+            self.login = NOTHING_DONE
+
+    def say(self, text: str, share: float = 0.0) -> None:
+        """Show all who wait a sentence."""
+        for waiter in self.waiters:
+            waiter.say(text, share)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Release all who wait."""
+        for waiter in self.waiters:
+            waiter.settle(outcome)
+
+    def fail(self, cls: type[AnsibleBootstrapError], details: str) -> None:
+        """Release all who wait with a failure; one exception each, for a raised one grows."""
+        for waiter in self.waiters:
+            waiter.settle(cls(details))
+
+
+def done_by_all(works: Iterable[Work]) -> dict[str, str]:
+    """Return the roles that the users of all these works have at the same fingerprint."""
+    return _common(work.done for work in works)
+
+
+def _common(said: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    common: set[tuple[str, str]] | None = None
+    for done in said:
+        common = set(done.items()) if common is None else common & done.items()
+        if not common:
+            return {}
+    return dict(sorted(common or ()))

@@ -1,0 +1,97 @@
+"""What a complete user must have: the fingerprints of all roles, as the hub knows them.
+
+They are made once and renewed beside the logins, never by each: younger than :data:`FRESH_SECONDS` they are taken as
+they are; older, they are taken and renewed in the background; older than :data:`STALE_SECONDS` (a hub where nobody came
+for a while) the one who comes waits for new ones, which is 10 ms embedded and one start of the apply program otherwise.
+Every run brings the newest for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from ansible_bootstrap.errors import AnsibleBootstrapError
+from ansible_bootstrap.protocol import RoleFingerprint
+
+Fingerprints = tuple[RoleFingerprint, ...]
+
+FRESH_SECONDS: Final = 60.0
+STALE_SECONDS: Final = 600.0
+WAIT_SECONDS: Final = 15.0
+"""Longest that somebody waits for them; then everybody is bootstrapped as if unknown."""
+
+RETRY_SECONDS: Final = 10.0
+"""Between two attempts while describing fails; nobody waits in between."""
+
+
+class CurrentFingerprints:
+    """The fingerprints, and how old they are. All methods are called on one event loop.
+
+    Args:
+        describe: asks the apply side.
+        log: told when it cannot say.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        describe: Callable[[], Awaitable[Fingerprints]],
+        log: logging.Logger,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._describe = describe
+        self._log = log
+        self._clock = clock
+        self._known: Fingerprints | None = None
+        self._at = 0.0
+        self._failed = float("-inf")
+        self._task: asyncio.Task[None] | None = None
+
+    def renewed(self, fingerprints: Fingerprints, age: float = 0.0) -> None:
+        """Take up what a run has said.
+
+        Args:
+            fingerprints: of all roles.
+            age: seconds since it said so. A run that began before the settings were changed may last long after.
+        """
+        at = self._clock() - age
+        if fingerprints and (self._known is None or at >= self._at):
+            self._known, self._at = fingerprints, at
+
+    async def current(self) -> Fingerprints | None:
+        """Return them; None if the apply side cannot say at the moment."""
+        age = self._clock() - self._at
+        if self._known is None or age > FRESH_SECONDS:
+            task = self._renew()
+            if task is not None and (self._known is None or age > STALE_SECONDS):
+                await asyncio.wait({task}, timeout=WAIT_SECONDS)
+        usable = self._known is not None and self._clock() - self._at <= STALE_SECONDS
+        return self._known if usable else None
+
+    def _renew(self) -> asyncio.Task[None] | None:
+        if self._task is not None and not self._task.done():
+            return self._task
+        if self._clock() - self._failed < RETRY_SECONDS:
+            return None
+        self._task = asyncio.get_running_loop().create_task(self._work())
+        return self._task
+
+    async def _work(self) -> None:
+        began = self._clock()
+        try:
+            fingerprints = await self._describe()
+            self.renewed(fingerprints, self._clock() - began)
+        except Exception as error:
+            self._failed = self._clock()
+            why = (
+                error.details
+                if isinstance(error, AnsibleBootstrapError)
+                else f"{type(error).__name__}: {error}"
+            )
+            self._log.warning(
+                "ansible_bootstrap: who is complete cannot be told, so every login is a run: %s", why
+            )

@@ -1,0 +1,51 @@
+"""One user's storage, as the hub's side speaks of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pydantic import ValidationError
+
+from ansible_bootstrap.errors import RefusedError
+from ansible_bootstrap.protocol import User, describe_validation
+
+
+@dataclass(frozen=True)
+class Place:
+    """One user's storage: where it is and who owns it. None is for the apply side to fill in."""
+
+    name: str
+    """The hub's username."""
+    directory: str | None = None
+    """Absolute path on the storage host, as the server will see it mounted."""
+    uid: int | None = None
+    gid: int | None = None
+    storage_host: str = ""
+    """A host of the inventory; empty means ``c.AnsibleBootstrap.storage_host``."""
+    groups: tuple[str, ...] = ()
+    server_name: str = field(default="", compare=False)
+    """For the log: named servers that share a directory share the work."""
+
+    @property
+    def work_key(self) -> tuple[str, str]:
+        """Equal for two places exactly if bootstrapping them is the same piece of work."""
+        return self.storage_host, self.directory or self.name
+
+    def user(self, key: str = "") -> User:
+        """The user as the apply program wants it.
+
+        Raises:
+            RefusedError: name, directory, host or ids are not acceptable.
+        """
+        try:
+            return User(
+                name=self.name,
+                key=key,
+                directory=self.directory,
+                uid=self.uid,
+                gid=self.gid,
+                storage_host=self.storage_host or None,
+                groups=self.groups,
+            )
+        except ValidationError as error:
+            raise RefusedError(describe_validation(error)) from None

@@ -1,0 +1,1 @@
+"""Where spawners keep users' storage, and whose it is."""

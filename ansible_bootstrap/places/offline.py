@@ -1,0 +1,194 @@
+"""Where a user's storage will be, told without a hub: a spawner object made from the configuration alone.
+
+A list of names says nothing of directories: DockerSpawner mounts ``emmy-2enoether`` where the roster has
+``emmy.noether``. So a spawner of the hub's own class is made as ``User._new_spawner`` makes it, and asked as the hook
+asks (``places.resolve``). Nothing is started, no server is contacted and the hub's database is not opened.
+
+What only a running hub knows (a user's id, whether they are admin, what was chosen on the spawn page) is missing from
+:class:`DetachedUser` rather than guessed: code of the site that looks for it fails, and the user is ``unresolved``. A
+``None`` would have become part of a path.
+
+Rejected: the hub's own ``User`` over a database in memory. It has all attributes, with values that are not this user's.
+
+JupyterHub is imported on use only: where the apply side works alone, it may be missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any, Final
+
+from traitlets.config import Config
+
+from ansible_bootstrap.config import AnsibleBootstrap
+from ansible_bootstrap.errors import RefusedError, UnreachableError, UnresolvedError
+from ansible_bootstrap.place import Place
+from ansible_bootstrap.places.resolve import resolve
+
+RESOLVE_SECONDS: Final = 30.0
+"""For one user; longer than a name service may take."""
+
+WAY_OUT: Final = (
+    "or name the directory in a roster's column directory, or let the user's server start once: where that had its "
+    "storage is remembered"
+)
+
+_ONLY_A_HUB: Final = "only a running hub knows it"
+_GROUPS: Final = "they are known from a roster's column groups, or with --hub"
+
+
+class DetachedUser:
+    """What is known of a user where no hub runs, by the names that ``jupyterhub.user.User`` has for it."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        groups: Sequence[str] | None,
+        auth_state: Mapping[str, Any] | None,
+    ) -> None:
+        from jupyterhub.utils import url_escape_path, url_path_join  # noqa: PLC0415 - may be missing
+
+        self.name = name
+        self.settings = settings
+        self.escaped_name = url_escape_path(name)
+        self.url = self.base_url = self.prefix = (
+            url_path_join(settings["base_url"], "user", self.escaped_name) + "/"
+        )
+        self.spawners: dict[str, Any] = {}
+        self._auth_state = auth_state
+        if groups is not None:
+            self.groups = [SimpleNamespace(name=group) for group in groups]
+
+    async def get_auth_state(self) -> Mapping[str, Any] | None:
+        """Nothing but what the roster says: the hub's database is not opened."""
+        return self._auth_state
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"user.{name}: {_GROUPS if name == 'groups' else _ONLY_A_HUB}")
+
+
+class Detached:
+    """Says where users' storage will be, by the hub's configuration alone.
+
+    Args:
+        settings: as the hub's configuration file makes them; ``settings.config`` is all of it.
+    """
+
+    def __init__(self, settings: AnsibleBootstrap) -> None:
+        self._settings = settings
+        self._hub: Mapping[str, Any] = settings.config.get("JupyterHub", {})
+        self._classes: dict[str, Any] = {}
+        self._authenticator: Any = None
+
+    @property
+    def names_only(self) -> bool:
+        """Whether the configuration says nothing of a spawner, so that a user may be no more than a name."""
+        return "spawner_class" not in self._hub and self._settings.place is None
+
+    async def place(
+        self,
+        name: str,
+        *,
+        groups: Sequence[str] | None = None,
+        auth_state: Mapping[str, Any] | None = None,
+    ) -> Place:
+        """Return where the user's default server will have its storage.
+
+        Args:
+            name: the hub's username.
+            groups: the user's groups; None if they are not known.
+            auth_state: what is known of it.
+
+        Raises:
+            UnresolvedError: it cannot be told; the details say what to do.
+            UnreachableError: the name service, which knows it, does not answer.
+            RefusedError: the name, the path or the host is not acceptable.
+        """
+        try:
+            async with asyncio.timeout(RESOLVE_SECONDS):
+                return await self._ask(name, groups, auth_state)
+        except (RefusedError, UnreachableError):
+            raise
+        except UnresolvedError as error:
+            raise UnresolvedError(f"{error.details}; {WAY_OUT}") from error
+        except TimeoutError:
+            raise UnresolvedError(
+                f"the spawner has not said within {RESOLVE_SECONDS:g} s where the storage is; {WAY_OUT}"
+            ) from None
+        except Exception as error:
+            raise UnresolvedError(
+                f"the spawner cannot say without a hub where the storage is ({type(error).__name__}: {error}): "
+                f"set c.AnsibleBootstrap.place, {WAY_OUT}"
+            ) from error
+
+    def normal_form(self, name: str) -> str:
+        """Return what the hub would call somebody who logs in by that name; the name itself if that cannot be told."""
+        try:
+            if self._authenticator is None:
+                self._authenticator = self._made("authenticator_class")(config=self._settings.config)
+            return str(self._authenticator.normalize_username(name))
+        except Exception:
+            return name
+
+    # -- inner --------------------------------------------------------------------------------
+
+    async def _ask(
+        self, name: str, groups: Sequence[str] | None, auth_state: Mapping[str, Any] | None
+    ) -> Place:
+        try:
+            spawner = self.spawner(name, groups=groups, auth_state=auth_state)
+            if getattr(spawner, "group_overrides", None):
+                await spawner.apply_group_overrides()  # The hub has done so when it calls the hook.
+            return await resolve(spawner, self._settings)
+        except (UnresolvedError, ImportError):
+            if not self.names_only:
+                raise
+            # The hub's default class, and the system does not know the user: their servers could not start, so no
+            # spawner is contradicted by what the apply side makes of a name.
+            return await resolve(_Nameless(name, groups, self._settings.config), self._settings)
+
+    def spawner(
+        self,
+        name: str,
+        *,
+        groups: Sequence[str] | None = None,
+        auth_state: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return a spawner of the hub's class, which must not be started."""
+        cls = self._made("spawner_class")
+        settings = {"base_url": self._made("base_url"), "config": self._settings.config, "spawner_class": cls}
+        user = DetachedUser(name, settings, groups, auth_state)
+        spawner = cls(
+            user=user,
+            orm_spawner=None,  # Then ``Spawner.name`` is that of the default server.
+            hub=None,
+            authenticator=None,
+            config=self._settings.config,
+            user_options={},
+        )
+        user.spawners[""] = spawner
+        spawner.load_state({})
+        return spawner
+
+    def _made(self, trait: str) -> Any:
+        """Return what a setting of ``c.JupyterHub`` stands for: entry points are resolved, defaults are the hub's."""
+        if trait not in self._classes:
+            from jupyterhub.app import JupyterHub  # noqa: PLC0415 - may be missing
+
+            # Alone: of the others, some look at files when they are set.
+            given = {trait: self._hub[trait]} if trait in self._hub else {}
+            self._classes[trait] = getattr(JupyterHub(config=Config({"JupyterHub": given})), trait)
+        return self._classes[trait]
+
+
+class _Nameless:
+    """Of no class that ``places`` knows, so that only the settings count."""
+
+    name = ""
+
+    def __init__(self, name: str, groups: Sequence[str] | None, config: Config) -> None:
+        self.user = SimpleNamespace(name=name, groups=[SimpleNamespace(name=group) for group in groups or ()])
+        self.config = config

@@ -1,0 +1,261 @@
+"""The ledger for a hub: bounded, and never an error for a spawn.
+
+Looking a user up is what every login pays for, so it has 200 ms: no answer means that nothing is known of the user,
+who is then bootstrapped as if new. What is noted is gathered and written by one task at a time. A ledger that cannot
+be read or written is one warning in the log; spawns go on without it.
+
+The file is read in the event loop, which takes tens of microseconds: in a storm a thread would wait longer for the
+interpreter's lock, and the loop for the thread. Directories are looked at, and the file is written, in threads.
+
+A directory that hangs may cost its user the quick way, not the others theirs, and such a user's notes are dropped, not
+those that were to be written with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from ansible_bootstrap.errors import AnsibleBootstrapError
+from ansible_bootstrap.place import Place
+from ansible_bootstrap.protocol import Outcome, RoleFingerprint
+from ansible_bootstrap.state.ledger import Entry, Ledger, completed, looked_at
+from ansible_bootstrap.state.probe import Looks
+from ansible_bootstrap.threads import in_thread
+
+LOOK_SECONDS: Final = 0.2
+"""For one look at a directory; on a file system that works it takes one millisecond."""
+
+DISK_SECONDS: Final = 10.0
+"""For one change of the ledger."""
+
+SEEN_SECONDS: Final = 2.0
+"""For a look at a directory that is to be noted; at many, as long as it gets on."""
+
+MAX_WAITING: Final = 50_000
+"""Most notes that wait to be written; beyond, they are dropped."""
+
+
+@dataclass(eq=False, slots=True)
+class _Question:
+    name: str
+    overtaken: bool = False
+    """Whether the user has been made unknown since it began."""
+
+
+class Bookkeeper:
+    """Looks users up and notes what became of them. All methods are called on one event loop.
+
+    Args:
+        ledger: the file.
+        log: told once that it does not work.
+        under: digest of the settings that places hold for, as :meth:`Ledger.note_places`.
+    """
+
+    def __init__(self, ledger: Ledger, log: logging.Logger, under: str = "") -> None:
+        self._ledger = ledger
+        self._log = log
+        self._under = under
+        self._completed: list[Entry] = []
+        self._looks = Looks()
+        self._asked: set[_Question] = set()
+        """Who is just being looked up."""
+        self._lost: dict[str, float] = {}
+        """Whom the disk would not let us make unknown, and since when (as ``time.time``) they are."""
+        self._places: list[Place] = []
+        self._persons: dict[str, str] = {}
+        self._noted: dict[tuple[str, str], Place] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._complained = False
+
+    async def look(self, place: Place) -> Entry | None:
+        """Return what the user has at this place, None if that is not known."""
+        if place.name in self._lost:
+            return None
+        question = _Question(place.name)
+        self._asked.add(question)
+        try:
+            entry = self._ledger.recorded(place)
+            if entry is None:
+                return None
+            intact = await self._looks.at(
+                place.name, entry.directory, partial(self._ledger.holds, entry), LOOK_SECONDS
+            )
+        except TimeoutError:
+            self._log.warning(
+                "ansible_bootstrap: looking at the directory of %s took more than %g s",
+                ascii(place.name),
+                LOOK_SECONDS,
+            )
+        except Exception as error:
+            self._complain(error)
+        else:
+            # A clean-up may have come and gone between the look and now.
+            return entry if intact and not question.overtaken else None
+        finally:
+            self._asked.discard(question)
+        return None
+
+    def noted(self, place: Place) -> Entry | None:
+        """Return what is noted of the user at this place, if it is to be trusted, without a look at the directory."""
+        if place.name in self._lost:
+            return None
+        try:
+            entry = self._ledger.recorded(place)
+        except Exception as error:
+            self._complain(error)
+            return None
+        return entry if entry is not None and self._ledger.trusts(entry) else None
+
+    def place_of(self, name: str) -> Place | None:
+        """Return where the user's default server last had its storage under the present settings."""
+        try:
+            places = self._ledger.places(name, self._under)
+        except Exception as error:
+            self._complain(error)
+            return None
+        return next((place for place in places if not place.server_name), None)
+
+    def complete(
+        self,
+        place: Place,
+        outcome: Outcome,
+        fingerprints: Sequence[RoleFingerprint],
+        since: float | None = None,
+    ) -> None:
+        """Note that a bootstrap has succeeded, as :func:`ledger.completed`; returns at once."""
+        since = time.time() - outcome.seconds if since is None else since
+        if since < self._lost.get(place.name, since):
+            return
+        self._lost.pop(place.name, None)
+        if len(self._completed) < MAX_WAITING:
+            self._completed.append(
+                completed(place, outcome.directory, fingerprints, outcome.continued, since)
+            )
+            self._write_soon()
+
+    def note_place(self, place: Place) -> None:
+        """Note where a server has its storage, unless it was there the last time; returns at once."""
+        key = (place.name, place.server_name)
+        if self._noted.get(key) != place and len(self._places) < MAX_WAITING:
+            self._places.append(place)
+            self._write_soon()
+
+    def person(self, name: str) -> tuple[str, float] | None:
+        """Return who the user of that name is, as :meth:`Ledger.person`; None, too, if that cannot be told."""
+        try:
+            return self._ledger.person(name)
+        except Exception as error:
+            self._complain(error)
+            return None
+
+    def note_person(self, name: str, person: str) -> None:
+        """Note who the user of that name is; returns at once."""
+        if len(self._persons) < MAX_WAITING:
+            self._persons[name] = person
+            self._write_soon()
+
+    async def forget(self, name: str) -> None:
+        """Make a user unknown, on disk, before returning; to this hub at once, whatever the disk says."""
+        self._overtake({name})
+        now = time.time()
+        if len(self._lost) < MAX_WAITING:
+            self._lost[name] = now
+        await in_thread(partial(self._ledger.forget, [name]), timeout=DISK_SECONDS)
+        if self._lost.get(name) == now:
+            del self._lost[name]
+
+    async def doubt(self, places: Sequence[Place], seconds: float) -> str:
+        """Make the users of these places unknown, on disk, before returning; return the token for their clean-up's end.
+
+        Args:
+            places: that are to be cleaned up.
+            seconds: as :meth:`Ledger.doubt`.
+
+        Raises:
+            TimeoutError, sqlite3.Error, OSError, SettingsError: they may still be known.
+        """
+        names = {place.name for place in places}
+        self._overtake(names)
+        token = await in_thread(partial(self._ledger.doubt, list(places), seconds), timeout=DISK_SECONDS)
+        self._overtake(names)  # Also those that have begun meanwhile.
+        return token
+
+    async def after_cleanup(
+        self,
+        token: str,
+        unchanged: Sequence[tuple[str, str]],
+        changed: Sequence[tuple[str, str]],
+        at: float,
+    ) -> None:
+        """A clean-up has ended: believe what is known of whom it left as they were, and of nobody else.
+
+        Args:
+            token: of :meth:`doubt`.
+            unchanged: storage hosts and names.
+            changed: storage hosts and names.
+            at: when it ended, as ``time.time``.
+        """
+        await self._try(partial(self._ledger.cleaned, token, unchanged, changed, at))
+
+    async def written(self) -> None:
+        """Return when all that has been noted is on disk, or could not be."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait({self._task})  # Bounded: each write is.
+
+    def _overtake(self, names: Collection[str]) -> None:
+        for question in self._asked:
+            question.overtaken = question.overtaken or question.name in names
+
+    # -- inner --------------------------------------------------------------------------------
+
+    def _write_soon(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._write())
+
+    async def _write(self) -> None:
+        while self._completed or self._places or self._persons:
+            entries, self._completed = self._completed, []
+            places, self._places = self._places, []
+            persons, self._persons = self._persons, {}
+            if persons:
+                await self._try(partial(self._ledger.note_persons, persons))
+            if entries:
+                try:
+                    seen = await self._looks.at_all(
+                        [(entry.place.name, entry.directory, partial(looked_at, entry)) for entry in entries],
+                        SEEN_SECONDS,
+                        DISK_SECONDS,
+                    )
+                except Exception as error:  # No thread could be made, say.
+                    self._complain(error)
+                    seen = []
+                until = time.monotonic() + DISK_SECONDS
+                await self._try(partial(self._ledger.note, seen, until=until))
+            if places and await self._try(partial(self._ledger.note_places, places, self._under)):
+                if len(self._noted) >= MAX_WAITING:  # Whoever may name servers must not fill the memory.
+                    self._noted.clear()
+                self._noted.update({(place.name, place.server_name): place for place in places})
+
+    async def _try(self, call: Callable[[], None]) -> bool:
+        try:
+            await in_thread(call, timeout=DISK_SECONDS)
+        except Exception as error:
+            self._complain(error)
+            return False
+        return True
+
+    def _complain(self, error: Exception) -> None:
+        if not self._complained:
+            self._complained = True
+            why = error.details if isinstance(error, AnsibleBootstrapError) else ""
+            self._log.warning(
+                "ansible_bootstrap: the ledger in c.AnsibleBootstrap.state_dir does not work, so every login is a "
+                "run: %s",
+                why or f"{type(error).__name__}: {error}",
+            )

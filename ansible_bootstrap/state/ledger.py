@@ -1,0 +1,455 @@
+"""Who is complete: what every user has been given, by fingerprint, and what the hub saw of it.
+
+A user whose entry still holds costs nothing: no Ansible, no process, no look at a storage host. So an entry is
+believed only while everything it was made under is as it was:
+
+* **place**: name, storage host, path, uid and gid. The user's groups count where a site role could have seen them.
+* **roles**: the fingerprint of each (``fingerprints.py``); one that differs is one role to apply, not all.
+* **directory**: what this machine's *own* lstat said then (inode, owner, group, mode). The device number is left out:
+  it differs between an NFS client and its server, and may change at a reboot. A storage host other than ``localhost``
+  may show this machine another directory under the same path, so there, and where this machine sees none at all, an
+  entry is good for ``trust_for`` seconds only.
+
+Several hands write it (a hub, a command line beside it), so no entry depends on who writes first. Each says since when
+what it rests on is known, and whoever makes a user unknown leaves a tombstone: a run that was in the air by then
+notes nothing. A clean-up only doubts its users' entries, each clean-up with a token of its own, and believes them again
+if it has changed nothing; whom somebody else has forgotten or doubted meanwhile stays unknown. While it is under way
+nothing is noted of them, by nobody.
+
+The ledger may be deleted at any time: whoever is unknown is bootstrapped again, which changes nothing that is right.
+So what cannot be read is unknown, and a file that is broken is moved aside.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from ansible_bootstrap.errors import RefusedError
+from ansible_bootstrap.place import Place
+from ansible_bootstrap.protocol import RoleFingerprint
+from ansible_bootstrap.state.sqlite_file import SqliteFile, many_rows
+from ansible_bootstrap.storage._plan import BUILT_IN_ROLES
+
+FILE: Final = "ledger.sqlite"
+"""Below ``state_dir``, mode 0600."""
+
+CLOCK_SECONDS: Final = 60.0
+"""An entry from further in the future than this was made by a clock that has been set back."""
+
+DAY: Final = 86400.0
+"""Longest that a run may rest on what was known before it; older tombstones are dropped."""
+
+MAX_PLACES: Final = 100
+"""Most places of one user that are kept: whoever may name servers could fill the disk with them."""
+
+_EVERYBODY: Final = ""
+"""Stands for a name in a tombstone."""
+
+_UNDER_WAY: Final = (
+    "SELECT 1 FROM cleaning WHERE storage_host = {host} AND name = {name} AND until > ? AND until <= ?"
+)
+"""Whether a user's clean-up is; one that ends later than any can was noted by a clock that has been set back."""
+
+_NOTE: Final = f"""
+WITH entry (storage_host, work, name, place, directory, roles, seen, at, since) AS ({{values}})
+INSERT OR REPLACE INTO complete SELECT *, '' FROM entry
+WHERE NOT EXISTS (
+    SELECT 1 FROM forgotten WHERE forgotten.name IN (entry.name, '') AND forgotten.at > entry.since
+) AND NOT EXISTS ({_UNDER_WAY.format(host="entry.storage_host", name="entry.name")})
+"""  # noqa: S608 - names of columns
+"""But for whom has been made unknown since what the entry rests on was known, or is being cleaned up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one user has, at one place."""
+
+    place: Place
+    directory: str
+    roles: Mapping[str, str]
+    """Fingerprints by role, as of when each was last applied."""
+    seen: str
+    at: float
+    since: float
+    """When what it rests on was known: whoever was forgotten later is not complete."""
+
+    def has(self, fingerprints: Sequence[RoleFingerprint]) -> bool:
+        """Whether nothing is left to do of these roles."""
+        return all(now.revised and self.roles.get(now.role) == now.fingerprint for now in fingerprints)
+
+
+def completed(
+    place: Place,
+    directory: str,
+    fingerprints: Iterable[RoleFingerprint],
+    missing: Iterable[str] = (),
+    since: float | None = None,
+) -> Entry:
+    """Return the entry of a user for whom a bootstrap has just succeeded.
+
+    Args:
+        place: as it was asked for.
+        directory: where the apply side says that it is.
+        fingerprints: of all roles, as of that run.
+        missing: roles that failed and were let go on without.
+        since: when the run began or, if it left out roles, when it was known that the user has them; now, if not
+            given.
+    """
+    now = time.time()
+    roles = {role.role: role.fingerprint for role in fingerprints if role.revised}
+    for role in missing:
+        roles.pop(role, None)
+    return Entry(place, directory or place.directory or "", roles, "", now, now if since is None else since)
+
+
+_VERSION: Final = 4
+_SCHEMA: Final = """
+CREATE TABLE complete (
+    storage_host TEXT NOT NULL,
+    work TEXT NOT NULL,         -- the directory, or the name where only the apply side knows it
+    name TEXT NOT NULL,
+    place TEXT NOT NULL,        -- JSON of places.Place
+    directory TEXT NOT NULL,
+    roles TEXT NOT NULL,        -- JSON: role -> fingerprint
+    seen TEXT NOT NULL,         -- inode, owner, group, mode; empty if this machine saw nothing
+    at REAL NOT NULL,           -- seconds since the epoch
+    since REAL NOT NULL,        -- when what it rests on was known
+    doubt TEXT NOT NULL,        -- the token of a clean-up that has begun; empty: believed
+    PRIMARY KEY (storage_host, work, name)
+);
+CREATE INDEX complete_name ON complete (name);
+CREATE TABLE forgotten (
+    name TEXT PRIMARY KEY,
+    at REAL NOT NULL
+);
+CREATE TABLE cleaning (
+    token TEXT NOT NULL,        -- of a clean-up that is under way
+    storage_host TEXT NOT NULL,
+    name TEXT NOT NULL,
+    until REAL NOT NULL,        -- it ends by then even if its hub is killed
+    PRIMARY KEY (token, storage_host, name)
+);
+CREATE INDEX cleaning_name ON cleaning (name);
+CREATE TABLE places (
+    name TEXT NOT NULL,
+    server_name TEXT NOT NULL,
+    place TEXT NOT NULL,
+    under TEXT NOT NULL,        -- a digest of the settings of the spawner
+    PRIMARY KEY (name, server_name)
+);
+CREATE TABLE persons (
+    name TEXT PRIMARY KEY,
+    person TEXT NOT NULL,       -- the hub's id of the user, and when the hub made it
+    at REAL NOT NULL            -- seconds since the epoch
+);
+"""
+
+
+class Ledger:
+    """The file itself. Every call blocks on the disk; several threads and processes may use it at once.
+
+    Args:
+        state_dir: made with mode 0700 if there is none.
+        trust_for: seconds for which an entry is good where this machine cannot see the storage.
+    """
+
+    def __init__(self, state_dir: str | os.PathLike[str], trust_for: float = 86400.0) -> None:
+        self._file = SqliteFile(
+            Path(state_dir) / FILE, _SCHEMA, _VERSION, "everybody is bootstrapped once more"
+        )
+        self._trust_for = trust_for
+
+    # -- who is complete ----------------------------------------------------------------------
+
+    def look(self, place: Place) -> Entry | None:
+        """Return what the user has, if the directory is as it was; None if that is not known.
+
+        Raises:
+            sqlite3.Error, OSError: the file cannot be read, which must be taken for not known.
+        """
+        entry = self.recorded(place)
+        return entry if entry is not None and self.holds(entry) else None
+
+    def recorded(self, place: Place) -> Entry | None:
+        """Return what is noted of the user at this place, whatever has become of the directory.
+
+        Raises:
+            sqlite3.Error, OSError: as :meth:`look`.
+        """
+        entry = self._entry(place)
+        return entry if entry is not None and _same(entry.place, place, entry.roles) else None
+
+    def holds(self, entry: Entry) -> bool:
+        """Look whether the directory is as it was; blocks as long as its file system does."""
+        # Also if there was nothing to be seen then, and is now.
+        return self.trusts(entry) and entry.seen == _lstat(entry.directory)
+
+    def trusts(self, entry: Entry) -> bool:
+        """Whether the entry is good as long as the directory is as it was; asks no disk."""
+        ours = bool(entry.seen) and entry.place.storage_host in ("", "localhost")
+        return ours or -CLOCK_SECONDS <= time.time() - entry.at <= self._trust_for
+
+    def complete(self, entries: Sequence[Entry], *, until: float | None = None) -> None:
+        """Note that these users have what their entries say, and what their directories look like now.
+
+        Args:
+            entries: made by :func:`completed`.
+            until: as for :meth:`note`.
+
+        Raises:
+            sqlite3.Error, OSError, SettingsError: it cannot be written.
+        """
+        self.note([looked_at(entry) for entry in entries], until=until)
+
+    def note(self, entries: Iterable[Entry], *, until: float | None = None) -> None:
+        """Note entries as they are, but for users who have been forgotten since.
+
+        Args:
+            entries: with what was seen of the directories.
+            until: a time of ``time.monotonic``; if it has taken longer to come to write (a directory or a disk that
+                hangs), nothing is noted, for by then the caller may have gone on to something else.
+
+        Raises:
+            sqlite3.Error, OSError, SettingsError: it cannot be written.
+        """
+        with self._file.writing() as database:
+            if until is not None and time.monotonic() >= until:
+                return
+            now = time.time()
+            rows = [
+                _row(entry)
+                for entry in entries
+                if _is_text(entry.directory) and _is_text(*entry.place.work_key)
+            ]
+            for values, bound in many_rows(rows, beside=2):
+                database.execute(_NOTE.format(values=values), [*bound, now, now + DAY])
+
+    def forget(self, names: Iterable[str]) -> int:
+        """Make users unknown, wherever they are, and return how many places that were.
+
+        Raises:
+            sqlite3.Error, OSError, SettingsError: it cannot be written.
+        """
+        return self._forget_names(list(names), "name = ?")
+
+    def forget_all(self) -> int:
+        """Make everybody unknown, and return how many places that were."""
+        return self._forget_names([_EVERYBODY], "? = ''")
+
+    def doubt(self, places: Iterable[Place], seconds: float) -> str:
+        """A clean-up of these users begins: make them unknown on their storage hosts, wherever their directories are.
+
+        Until :meth:`cleaned` nothing is noted of them either, by whatever process: the clean-up may yet take away what
+        a bootstrap beside it gives. If the hub is killed meanwhile, that ends by itself.
+
+        By name, not by directory: a path may be known under two names (that of before a setting was made, a link), and
+        a site's clean-up may reach beyond the directory that it was asked for.
+
+        Args:
+            places: of the users.
+            seconds: after which the clean-up has ended even if nobody says so, a day at most.
+
+        Returns:
+            A token for :meth:`cleaned`.
+
+        Raises:
+            sqlite3.Error, OSError, SettingsError: it cannot be written.
+        """
+        token = uuid.uuid4().hex
+        whose = _whose(places)
+        with self._file.writing() as database:
+            now = time.time()
+            database.executemany(
+                "UPDATE complete SET doubt = ? WHERE storage_host = ? AND name = ?",
+                [(token, *who) for who in whose],
+            )
+            database.execute("DELETE FROM cleaning WHERE until <= ? OR until > ?", (now, now + DAY))
+            database.executemany(
+                "INSERT INTO cleaning VALUES (?, ?, ?, ?)",
+                [(token, *who, now + min(seconds, DAY)) for who in whose],
+            )
+            _bury(database, (name for _, name in whose), now)
+        return token
+
+    def cleaned(
+        self,
+        token: str,
+        unchanged: Iterable[tuple[str, str]],
+        changed: Iterable[tuple[str, str]],
+        at: float,
+    ) -> None:
+        """A clean-up has ended: believe again what is known of whom it left as they were, forget whom it has changed.
+
+        Args:
+            token: what :meth:`doubt` has returned; entries that somebody else has doubted since stay doubted.
+            unchanged: storage host and name of each of them.
+            changed: storage host and name of each of them: what rests on earlier is known no more.
+            at: when it ended, as ``time.time``.
+
+        Raises:
+            sqlite3.Error, OSError, SettingsError: it cannot be written; its users stay unknown for the ``seconds`` of
+                :meth:`doubt`.
+        """
+        changed = list(changed)
+        with self._file.writing() as database:
+            database.execute("DELETE FROM cleaning WHERE token = ?", (token,))
+            database.executemany(
+                "DELETE FROM complete WHERE storage_host = ? AND name = ? AND since < ?",
+                [(*who, at) for who in changed],
+            )
+            _bury(database, (name for _, name in changed), at)
+            database.executemany(
+                "UPDATE complete SET doubt = '' WHERE storage_host = ? AND name = ? AND doubt = ?",
+                [(*who, token) for who in unchanged],
+            )
+
+    # -- where they were ----------------------------------------------------------------------
+
+    def note_places(self, places: Iterable[Place], under: str) -> None:
+        """Note where users' servers had their storage.
+
+        Args:
+            places: one for each server that starts.
+            under: :func:`digest` of the settings that made it so; under others they mean nothing.
+        """
+        rows = [(place.name, place.server_name, json.dumps(asdict(place)), under) for place in places]
+        with self._file.writing() as database:
+            for values, bound in many_rows(rows):
+                database.execute(f"INSERT OR REPLACE INTO places {values}", bound)
+            database.executemany(
+                "DELETE FROM places WHERE name = ? AND server_name <> '' AND rowid NOT IN"
+                " (SELECT rowid FROM places WHERE name = ? ORDER BY rowid DESC LIMIT ?)",
+                [
+                    (name, name, MAX_PLACES)
+                    for name in {name for name, server_name, *_ in rows if server_name}
+                ],
+            )
+
+    def places(self, name: str, under: str) -> list[Place]:
+        """Return where a user's servers last had their storage under these settings, the default server's first."""
+        rows = self._file.select(
+            "SELECT place FROM places WHERE name = ? AND under = ? ORDER BY server_name", (name, under)
+        )
+        return [place for (text,) in rows if (place := _place(text)) is not None]
+
+    # -- who they are -------------------------------------------------------------------------
+
+    def person(self, name: str) -> tuple[str, float] | None:
+        """Return who the user of that name is, and since when that is known (as ``time.time``)."""
+        rows = self._file.select("SELECT person, at FROM persons WHERE name = ?", (name,))
+        return (str(rows[0][0]), float(rows[0][1])) if rows else None
+
+    def note_persons(self, persons: Mapping[str, str]) -> None:
+        """Note who the users of these names are."""
+        now = time.time()
+        with self._file.writing() as database:
+            for values, bound in many_rows([(name, person, now) for name, person in persons.items()]):
+                database.execute(f"INSERT OR REPLACE INTO persons {values}", bound)
+
+    def accept(self, names: Iterable[str]) -> int:
+        """Let whoever has these names now be the person; return how many were somebody."""
+        with self._file.writing() as database:
+            return int(
+                database.executemany(
+                    "DELETE FROM persons WHERE name = ?", [(name,) for name in names]
+                ).rowcount
+            )
+
+    # -- inner --------------------------------------------------------------------------------
+
+    def _entry(self, place: Place) -> Entry | None:
+        now = time.time()
+        rows = self._file.select(
+            "SELECT place, directory, roles, seen, at, since FROM complete"  # noqa: S608
+            " WHERE storage_host = ? AND work = ? AND name = ? AND doubt = ''"
+            f" AND NOT EXISTS ({_UNDER_WAY.format(host='?', name='?')})",
+            (*place.work_key, place.name, place.storage_host, place.name, now, now + DAY),
+        )
+        for text, directory, roles, seen, at, since in rows:
+            known = _place(text)
+            if known is not None:
+                return Entry(known, directory, json.loads(roles), seen, at, since)
+        return None
+
+    def _forget_names(self, names: Sequence[str], which: str) -> int:
+        values = [(name,) for name in names]
+        with self._file.writing() as database:
+            database.executemany(f"DELETE FROM complete WHERE {which} AND doubt <> ''", values)  # noqa: S608
+            known: int = database.executemany(f"DELETE FROM complete WHERE {which}", values).rowcount  # noqa: S608
+            _bury(database, names, time.time())
+        return known
+
+
+def _same(known: Place, now: Place, roles: Mapping[str, str]) -> bool:
+    if all(role in BUILT_IN_ROLES for role in roles):  # Ours do not look at groups.
+        known, now = replace(known, groups=()), replace(now, groups=())
+    return known == now
+
+
+def _is_text(*values: str) -> bool:
+    """Whether SQLite can keep them: a path of other bytes than UTF-8 stays unknown, and costs nobody else the note."""
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _whose(places: Iterable[Place]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((place.storage_host, place.name) for place in places))
+
+
+def _row(entry: Entry) -> tuple[Any, ...]:
+    return (
+        *entry.place.work_key,
+        entry.place.name,
+        json.dumps(asdict(entry.place)),
+        entry.directory,
+        json.dumps(dict(entry.roles)),
+        entry.seen,
+        entry.at,
+        entry.since,
+    )
+
+
+def _bury(database: sqlite3.Connection, names: Iterable[str], at: float) -> None:
+    """Set tombstones, and move none back; drop those older than any run in the air, and those of a wrong clock."""
+    rows = [(name, at, DAY) for name in names]
+    database.executemany(
+        "INSERT INTO forgotten VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET at ="
+        " CASE WHEN abs(at - excluded.at) > ? THEN excluded.at ELSE max(at, excluded.at) END",
+        rows,
+    )
+    database.execute("DELETE FROM forgotten WHERE abs(? - at) > ?", (at, DAY))
+
+
+def looked_at(entry: Entry) -> Entry:
+    """Return the entry with what its directory looks like now; blocks as long as the file system does."""
+    return replace(entry, seen=_lstat(entry.directory))
+
+
+def _lstat(directory: str) -> str:
+    """Return what tells that it is still the same directory; empty if there is nothing to be seen."""
+    try:
+        status = os.lstat(directory)
+    except (OSError, ValueError):
+        return ""
+    return f"{status.st_ino} {status.st_uid} {status.st_gid} {status.st_mode:o}"
+
+
+def _place(text: str) -> Place | None:
+    try:
+        said = json.loads(text)
+        place = Place(**{**said, "groups": tuple(said["groups"])})
+        place.user()
+    except (ValueError, TypeError, KeyError, RefusedError):
+        return None
+    return place

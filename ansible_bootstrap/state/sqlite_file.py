@@ -1,0 +1,223 @@
+"""A file of SQLite below ``state_dir``; made, or moved aside and made anew, as need be.
+
+In WAL mode, so that looking somebody up never waits for a hub, a command line or a killed one of either that was
+writing. Every transaction is synced: an entry that was forgotten must not come back after a power cut.
+
+For reading, one connection is kept, as long as the file is the same. With the last connection SQLite removes the files
+of the WAL, and with the next makes them anew: two files would come and two go for each login, and the commits of a
+hub's database on the same file system wait for that. For writing, each call has a connection of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ansible_bootstrap.state.directory import ensure_state_dir, make_private
+
+BUSY_SECONDS: Final = 5.0
+READ_SECONDS: Final = 0.1
+"""Most that a reader waits for others, which happens only while they make the file or move it: it may be an event
+loop."""
+
+
+_NO_DATABASE: Final = (11, 26)
+"""SQLITE_CORRUPT and SQLITE_NOTADB; sqlite.org/rescode.html."""
+
+_OTHER_TABLES: Final = ("no such table", "no such column", "has no column named")
+"""What SQLite says where a file of our version does not have our tables."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class _OtherVersionError(sqlite3.DatabaseError):
+    """The file has tables, and they are not those of our version."""
+
+
+class SqliteFile:
+    """Connections to it. Every call blocks on the disk; several threads and processes may use it at once.
+
+    A file that is damaged, or has another version's tables, is kept under another name, and the next writer begins
+    a new one.
+
+    Args:
+        path: of the file, which is made with mode 0600; its directory with 0700 if there is none.
+        schema: the statements that make its tables.
+        version: of the schema; a file of another reads as empty until the next writer has moved it aside.
+        lost: what is lost with such a file, for the log.
+    """
+
+    def __init__(self, path: Path, schema: str, version: int, lost: str) -> None:
+        self._path = path
+        self._schema = schema
+        self._version = version
+        self._lost = lost
+        self._turn = threading.Lock()
+        """Of the connection for reading."""
+        self._reader: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        """Device and inode of what it reads."""
+
+    def select(self, query: str, values: tuple[Any, ...]) -> list[Any]:
+        """Return what a query finds; nothing if there is no file of this version, or it is damaged.
+
+        Raises:
+            sqlite3.Error, OSError: it cannot be read.
+        """
+        with self._turn:
+            try:
+                database = self._reading()
+                if database is None or _version(database) != self._version:
+                    return []
+                return database.execute(query, values).fetchall()
+            except BaseException as error:
+                self._let_go()
+                if not self._is_damage(error):
+                    raise
+                self._set_aside(self._file)
+                return []
+
+    def _reading(self) -> sqlite3.Connection | None:
+        """Return the connection for reading; None if there is no file."""
+        try:
+            file = _identity(self._path)
+        except FileNotFoundError:
+            self._let_go()
+            return None
+        if self._reader is None or self._file != file:  # The one that we knew was removed or replaced.
+            self._let_go()
+            # Each thread has its turn, and leaves no transaction open.
+            self._reader = sqlite3.connect(self._path, timeout=READ_SECONDS, check_same_thread=False)
+            self._file = file
+        return self._reader
+
+    def _let_go(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """Hold the only transaction that writes; it is on the disk when the body has ended, and nowhere if that raises.
+
+        Raises:
+            sqlite3.Error, OSError, SettingsError: it cannot be written; the next time it can, if it was damaged.
+        """
+        file: tuple[int, int] | None = None
+        try:
+            ensure_state_dir(self._path.parent)
+            make_private(self._path)
+            with contextlib.closing(self._whole()) as database:
+                file = _identity(self._path)
+                with database:
+                    # IMMEDIATE, or what is read in it may be old by the time of writing.
+                    database.execute("BEGIN IMMEDIATE")
+                    yield database
+                # A connection that closes last does it, but one for reading is kept. What is left in the WAL would be
+                # written into another file that comes in this one's place, from a backup say.
+                database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except (sqlite3.Error, OSError) as error:
+            # A process's connections share what the first has found: a file system that was read-only, say.
+            with self._turn:
+                self._let_go()
+            if self._is_damage(error):
+                self._set_aside(file)
+            raise
+
+    def _whole(self) -> sqlite3.Connection:
+        """Return a connection to a file with our tables; one that is damaged or another version's is moved aside."""
+        file = _identity(self._path)
+        try:
+            return self._prepared()
+        except sqlite3.Error as error:
+            if not self._is_damage(error):
+                raise
+            self._set_aside(file)
+            make_private(self._path)
+            return self._prepared()
+
+    def _is_damage(self, error: BaseException) -> bool:
+        if not isinstance(error, sqlite3.DatabaseError):
+            return False
+        if isinstance(error, _OtherVersionError):
+            return True
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        return code in _NO_DATABASE or any(text in str(error) for text in _OTHER_TABLES)
+
+    def _set_aside(self, file: tuple[int, int] | None) -> None:
+        """Keep a file that is not ours under another name, unless another process has done that already."""
+        with contextlib.suppress(OSError):
+            if file is None or _identity(self._path) != file:
+                return
+            broken = self._path.with_suffix(".broken")
+            os.replace(self._path, broken)
+            for rest in ("-wal", "-shm"):
+                self._path.with_name(f"{self._path.name}{rest}").unlink(missing_ok=True)
+            _LOG.warning(
+                "ansible_bootstrap: %s was damaged, or of another version, and is kept as %s: %s",
+                self._path,
+                broken.name,
+                self._lost,
+            )
+
+    def _prepared(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self._path, timeout=BUSY_SECONDS)
+        try:
+            if _version(database) != self._version:
+                database.execute(
+                    "PRAGMA auto_vacuum = INCREMENTAL"
+                )  # only while there is nothing in the file
+                database.execute("BEGIN EXCLUSIVE")
+                if _version(database) != self._version:  # Not made by another process meanwhile.
+                    if database.execute("SELECT 1 FROM sqlite_master").fetchone():
+                        raise _OtherVersionError
+                    for statement in self._schema.split(";\n"):
+                        database.execute(statement)
+                    database.execute(f"PRAGMA user_version = {self._version}")
+                database.commit()
+            # The file stays so. While others are at it, this fails at once, whatever the timeout: then with the next.
+            with contextlib.suppress(sqlite3.OperationalError):
+                database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            database.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+
+def _version(database: sqlite3.Connection) -> int:
+    return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return device and inode of what is there."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+_MOST_VALUES: Final = 999
+"""In one statement; what the oldest SQLite takes that Python does."""
+
+
+def many_rows(rows: Sequence[tuple[Any, ...]], *, beside: int = 0) -> Iterator[tuple[str, list[Any]]]:
+    """Yield ``VALUES (?, ...), ...`` and what is to be bound there, for as many of the rows at once as SQLite takes.
+
+    Args:
+        rows: of the same length.
+        beside: values that the statement has besides.
+    """
+    if not rows:
+        return
+    width = len(rows[0])
+    row = f"({', '.join('?' * width)})"
+    size = (_MOST_VALUES - beside) // width
+    for begin in range(0, len(rows), size):
+        some = rows[begin : begin + size]
+        yield f"VALUES {', '.join([row] * len(some))}", [value for values in some for value in values]
