@@ -37,8 +37,15 @@ def _needs() -> Callable[..., None]:
     return needs
 
 
+ONE_AT_A_TIME = ("boundary", "browser", "docker", "hosts")
+"""Suites below ``integration`` that share accounts, network namespaces, a daemon or a browser."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the marker ``root`` the same meaning as ``needs(root=True)``."""
+    """Keep a file, or a suite that shares something, on one worker; give the marker ``root`` its meaning."""
+    for item in items:
+        suite = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(suite if suite in ONE_AT_A_TIME else str(item.path)))
     if os.geteuid() != 0 and not REQUIRE_ALL:
         for item in items:
             if item.get_closest_marker("root"):
