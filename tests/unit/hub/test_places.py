@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,12 @@ from ansible_bootstrap.errors import RefusedError, UnreachableError, UnresolvedE
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places import resolve as places
 from ansible_bootstrap.places.resolve import resolve
+
+
+def spelled(given: object) -> str:
+    """A test's id, the same in every process."""
+    return re.sub(r"<function <lambda> at 0x[0-9a-f]+>", "a function", repr(given))
+
 
 ROOT = "/volumes/jupyterhub"
 
@@ -179,7 +186,7 @@ HOME = {ROOT + "/{username}": "/home/jovyan"}
         {"volumes": {ROOT + "/{username}": "/data/work"}, "notebook_dir": "/data/work"},
         {"volumes": {ROOT + "/{username}": "/data"}, "notebook_dir": "/data/{username}"},
     ],
-    ids=repr,
+    ids=spelled,
 )
 @pytest.mark.parametrize("root", [ROOT, None])
 async def test_docker_says_what_it_will_mount(given: dict[str, Any], root: str | None) -> None:
@@ -319,7 +326,7 @@ def with_source(value: Any, source: str) -> Any:
     return value
 
 
-@pytest.mark.parametrize("form", FORMS, ids=repr)
+@pytest.mark.parametrize("form", FORMS, ids=spelled)
 @pytest.mark.parametrize(
     ("escape", "source", "directory"),
     [
@@ -382,14 +389,14 @@ async def test_named_servers_with_a_volume_each_are_work_of_their_own() -> None:
         {"extra_host_config": {"binds": {ROOT + "/{username}": {"bind": "/home/jovyan", "ro": True}}}},
         {"mounts": [{"type": "tmpfs", "source": "", "target": "/home/jovyan"}]},
     ],
-    ids=repr,
+    ids=spelled,
 )
 async def test_what_the_server_cannot_write_is_not_its_storage(given: dict[str, Any]) -> None:
     with pytest.raises(UnresolvedError, match="mounts no writable directory"):
         await resolve(docker(**given), settings(storage_root=ROOT))
 
 
-@pytest.mark.parametrize("form", FORMS[:9], ids=repr)
+@pytest.mark.parametrize("form", FORMS[:9], ids=spelled)
 async def test_a_named_volume_is_explained_and_refused_in_every_spelling(form: dict[str, Any]) -> None:
     given = with_source(form, "jupyterhub-{username}")
     if "mounts" in given:
