@@ -4,8 +4,8 @@ Two kinds live here side by side, because an admin has one configuration file:
 
 * the **hub's own**: whom to ask, how long to wait, where to keep history;
 * the **apply side's** (:data:`APPLY_SIDE`, the keys of ``settings.ApplySettings``): what is done to
-  a user's storage. With the embedded apply program, those that the admin really set are handed over
-  in a file of mode 0600, so that its defaults stay in one place. Behind a boundary (another
+  a user's storage. Their traits are made from its fields, so that a setting is described once. With the embedded
+  apply program, those that are not defaults are handed over in a file of mode 0600. Behind a boundary (another
   ``apply_command``) the apply program believes nothing from its caller, and setting one here is an
   error rather than silently without effect.
 """
@@ -20,14 +20,17 @@ import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from types import CellType, CodeType
+from typing import TYPE_CHECKING, Any, Final
 
+from traitlets import Any as Any_
 from traitlets import Bool, Callable, Dict, Enum, Float, Int, List, TraitType, Unicode, Union, default
 from traitlets.config import SingletonConfigurable
+from traitlets.config.loader import LazyConfigValue
 
 from ansible_bootstrap.errors import SettingsError
 from ansible_bootstrap.protocol import MAX_USERS
-from ansible_bootstrap.settings import make_settings, settings_name
+from ansible_bootstrap.settings import ApplySettings, RoleSetting, make_settings, settings_name
 from ansible_bootstrap.state.directory import default_state_dir, ensure_state_dir, write_private
 
 EMBEDDED_COMMAND: Final = (sys.executable, "-I", "-m", "ansible_bootstrap.apply")
@@ -41,16 +44,21 @@ DEFAULT_CLEANUP_DELAY: Final = 5.0
 _PLACE_SETTINGS: Final = ("place", "storage_host", "storage_root", "uid", "gid")
 
 
-def _apply(trait: TraitType[Any, Any], help: str) -> Any:
-    """A setting of the apply side: None until the admin sets it."""
-    trait.allow_none = True
-    trait.default_value = None
-    trait.help = help
-    return trait.tag(config=True, apply_side=True)
-
-
-def _role() -> Union:
-    return Union([Unicode(), Dict()])
+def _apply_side() -> dict[str, TraitType[Any, Any]]:
+    """Return a trait for each field of :class:`ApplySettings`, which also judges the values (:meth:`check`)."""
+    traits: dict[str, TraitType[Any, Any]] = {}
+    for name, field in ApplySettings.model_fields.items():
+        value = None if field.is_required() else field.get_default(call_default_factory=True)
+        trait: TraitType[Any, Any] = Any_(value)
+        if isinstance(value, tuple):
+            trait = List(
+                default_value=[role.role if isinstance(role, RoleSetting) else role for role in value]
+            )
+        elif isinstance(value, dict):
+            trait = Dict()
+        trait.help = str(field.description)
+        traits[name] = trait.tag(config=True, apply_side=True)
+    return traits
 
 
 class AnsibleBootstrap(SingletonConfigurable):
@@ -204,60 +212,11 @@ class AnsibleBootstrap(SingletonConfigurable):
 
     # -- the apply side's ---------------------------------------------------------------------
 
-    storage_root = _apply(
-        Unicode(),
-        "Absolute path on the storage host below which all users' directories lie. It must exist.",
-    )
-    roles = _apply(
-        List(_role()),
-        """
-        The roles that bootstrap a user, in order: a name, or a dict with ``role``, ``on_failure``
-        (``block``, the default, or ``continue``: the user may work without it and is told so) and
-        ``per`` (``user`` or ``batch``, for site roles). Default: ``["user_dir"]``.
-        """,
-    )
-    cleanup_roles = _apply(
-        List(_role()),
-        "The roles applied after a server stopped, written like ``roles``. Default: none, and then no run.",
-    )
-    roles_path = _apply(List(Unicode()), "Absolute paths of directories with site roles. Default: none.")
-    collections_path = _apply(
-        List(Unicode()), "Absolute paths of directories with collections that site roles use. Default: none."
-    )
-    extra_vars = _apply(
-        Dict(),
-        "Extra vars for the roles (``user_dir_mode``, …), templated by Ansible. Default: none.",
-    )
-    inventory = _apply(
-        Unicode(), "Path of an Ansible inventory with the storage hosts. Default: ``localhost`` alone."
-    )
-    uid = _apply(
-        Union([Int(), Enum(["nss", "request"])]),
-        """
-        Owner of the directories: one uid for all, ``nss`` (the system user of that name; the default)
-        or ``request`` (what the spawner or ``place`` says, else ``uidNumber`` and ``gidNumber`` of the user's
-        auth_state, within ``uid_min`` and ``uid_max``). With LDAP that takes
-        ``c.LDAPAuthenticator.auth_state_attributes = ["uidNumber", "gidNumber"]`` and
-        ``c.Authenticator.enable_auth_state = True``.
-        """,
-    )
-    gid = _apply(
-        Union([Int(), Enum(["nss", "request"])]),
-        "Group of the directories, written like ``uid``, and by default as ``uid`` says.",
-    )
-    uid_min = _apply(Int(), "Root never works for a uid below this. Default: 1000.")
-    uid_max = _apply(Int(), "Nor for one above this. Default: no bound.")
-    gid_min = _apply(Int(), 'With ``gid = "request"``, the smallest gid that is accepted. Default: 100.')
-    forks = _apply(
-        Int(), "Users to whom site roles are applied at the same time. Default: twice the number of cores."
-    )
-    task_timeout = _apply(
-        Int(),
-        """
-        Seconds after which Ansible ends a task of a site role. Default: 60, at most 86400; with a hook it
-        should be less than ``timeout``.
-        """,
-    )
+    vars().update(_apply_side())
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
     @default("max_runs")
     def _max_runs(self) -> int:
@@ -280,9 +239,11 @@ class AnsibleBootstrap(SingletonConfigurable):
         return bool(self.mode == "observe")
 
     def apply_settings(self) -> dict[str, Any]:
-        """The apply side's settings that the admin really set."""
-        given = {name: getattr(self, name) for name in self.traits(apply_side=True)}
-        return {name: _plain(value) for name, value in given.items() if value is not None}
+        """The apply side's settings that are not its defaults."""
+        given = {name: getattr(self, name) for name in APPLY_SIDE}
+        return {
+            name: _plain(value) for name, value in sorted(given.items()) if value != self.trait_defaults(name)
+        }
 
     def effective_cleanup_delay(self) -> float | None:
         """Seconds before a clean-up; None if there is nothing to clean up."""
@@ -373,12 +334,29 @@ def _plain(value: Any) -> Any:
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Return a digest of settings, equal means that they say the same."""
-    text = json.dumps(settings, sort_keys=True, default=_named)
+    """Return a digest of settings; equal means that they say the same, in any process."""
+    text = json.dumps(settings, sort_keys=True, default=_described)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _named(value: Any) -> str:
-    """Say which function or object it is, the same in every process."""
+def _described(value: Any) -> Any:
+    """Say what a function does or an object holds, as far as it can be told."""
+    if isinstance(value, LazyConfigValue):  # c.DockerSpawner.volumes.update(...)
+        return value.to_dict()
     kind = value if hasattr(value, "__qualname__") else type(value)
-    return f"{getattr(kind, '__module__', '')}.{kind.__qualname__}"
+    name = f"{getattr(kind, '__module__', '')}.{kind.__qualname__}"
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return name
+    closure = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+    return [name, _code(code), value.__defaults__, value.__kwdefaults__, closure]
+
+
+def _code(code: CodeType) -> list[Any]:
+    return [code.co_code.hex(), code.co_names, [_constant(each) for each in code.co_consts]]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, CodeType):
+        return _code(value)
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)

@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import site
 import stat
 import sys
@@ -39,6 +40,10 @@ _EACH_TIME: Final = {"script": ("script_when", "once"), "cleanup": ("", "")}
 """Built-in roles that are never done with, unless a variable of theirs is this or not set."""
 
 
+_TEMPLATE: Final = re.compile(r"\{[{%]")
+_LOOKUP: Final = re.compile(r"\b(lookup|query|q|now)\s*\(")
+
+
 def describe(settings: ApplySettings) -> tuple[RoleFingerprint, ...]:
     """Return the fingerprint of each role of a bootstrap, in order; reads every file of every role."""
     ours = _tree(COLLECTION_DIRECTORY / "plugins") + _tree(COLLECTION_DIRECTORY / "playbooks")
@@ -55,13 +60,15 @@ def _describe(role: RoleSetting, settings: ApplySettings, common: list[Any], sit
         variables = {
             name: settings.extra_vars[name] for name in settings.extra_vars if name.startswith(f"{short}_")
         }
+        if _TEMPLATE.search(_text(variables)):  # it may name any other
+            variables = settings.extra_vars
         contents = _tree(COLLECTION_DIRECTORY / "roles" / short)
     else:
         variables, contents = settings.extra_vars, site
     return RoleFingerprint(
         role=short,
         fingerprint=_hash([common, role.model_dump(), variables, contents]),
-        revised=_revised(short, settings),
+        revised=_revised(short, settings) and not _looks_elsewhere(variables, settings),
     )
 
 
@@ -75,6 +82,12 @@ def _revised(short: str, settings: ApplySettings) -> bool:
         return True
     variable, once = _EACH_TIME[short]
     return bool(variable) and settings.extra_vars.get(variable, once) == once
+
+
+def _looks_elsewhere(variables: dict[str, Any], settings: ApplySettings) -> bool:
+    """Whether what variables come to depends on more than settings: on lookups, or on an inventory's variables."""
+    text = _text(variables)
+    return bool(_TEMPLATE.search(text) and (settings.inventory or _LOOKUP.search(text)))
 
 
 def _tree(root: Path) -> str:
@@ -103,8 +116,11 @@ def _content(path: Path) -> str:
 
 
 def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(_text(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def installed() -> list[tuple[str, int]]:

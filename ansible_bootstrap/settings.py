@@ -33,6 +33,11 @@ SYSTEM_FILE: Final = Path("/etc/ansible-bootstrap/settings.yml")
 
 _BY_DIGEST: Final = re.compile(r"settings-[0-9a-f]{64}\.json\Z")
 
+_ENVIRONMENT: Final = (
+    r"^(https?_proxy|all_proxy|no_proxy|HTTPS?_PROXY|ALL_PROXY|NO_PROXY"
+    r"|SSL_CERT_(FILE|DIR)|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|GIT_SSL_CAINFO)$"
+)
+
 Id = Annotated[int, Field(ge=1, le=MAX_ID)]
 
 _PER_USER: Final = frozenset({"username", "user_dir", "user_uid", "user_gid", "user_groups", "storage_host"})
@@ -58,36 +63,46 @@ class RoleSetting(BaseModel):
 class ApplySettings(BaseModel):
     """What the apply program does and to whom; the admin's alone, never the caller's."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     storage_root: str
-    """The directory on the storage host below which all users' directories lie. It must exist."""
+    """Absolute path on the storage host below which all users' directories lie. It must exist."""
     roles: tuple[RoleSetting, ...] = (RoleSetting(role="user_dir"),)
-    """The roles that bootstrap a user, in order."""
+    """The roles that bootstrap a user, in order: a name, or a dict with ``role``, ``on_failure`` (``block``, the
+    default, or ``continue``: the user may work without it and is told so) and ``per`` (``user`` or ``batch``, for site
+    roles). Default: ``["user_dir"]``."""
     cleanup_roles: tuple[RoleSetting, ...] = ()
-    """The roles that clean up after a server stopped, in order."""
+    """The roles applied after a server stopped, written like ``roles``. Default: none, and then no run."""
     roles_path: tuple[str, ...] = ()
-    """Directories with site roles."""
+    """Absolute paths of directories with site roles. Default: none."""
     collections_path: tuple[str, ...] = ()
-    """Directories with other collections that site roles use."""
+    """Absolute paths of directories with collections that site roles use. Default: none."""
     extra_vars: dict[str, Any] = Field(default_factory=dict)
-    """Extra vars for the roles, templated as usual."""
+    """Extra vars for the roles (``user_dir_mode``, …), templated by Ansible. Default: none."""
+    environment: dict[Annotated[str, Field(pattern=_ENVIRONMENT)], str] = Field(default_factory=dict)
+    """Environment variables that say how to reach the network: proxies (``http_proxy``, ``https_proxy``, ``all_proxy``,
+    ``no_proxy``, also in capitals) and certificate authorities (``SSL_CERT_FILE``, ``SSL_CERT_DIR``,
+    ``REQUESTS_CA_BUNDLE``, ``CURL_CA_BUNDLE``, ``GIT_SSL_CAINFO``). The hub's own are not passed on. Default: none."""
     inventory: str | None = None
-    """Any Ansible inventory; ``localhost`` is always there."""
+    """Path of an Ansible inventory with the storage hosts. Default: ``localhost`` alone."""
     uid: Id | Literal["nss", "request"] = "nss"
-    """Owner of the directories: one uid for all, ``nss`` (the system user of that name), or
-    ``request`` (what the hub says, within ``uid_min`` and ``uid_max``)."""
+    """Owner of the directories: one uid for all, ``nss`` (the system user of that name; the default) or ``request``
+    (what the spawner or ``place`` says, else ``uidNumber`` and ``gidNumber`` of the user's auth_state, within
+    ``uid_min`` and ``uid_max``). With LDAP that takes ``c.LDAPAuthenticator.auth_state_attributes = ["uidNumber",
+    "gidNumber"]`` and ``c.Authenticator.enable_auth_state = True``."""
     gid: Id | Literal["nss", "request"] | None = None
-    """Group of the directories; by default as ``uid`` says."""
+    """Group of the directories, written like ``uid``, and by default as ``uid`` says."""
     uid_min: Id = 1000
-    """Root never works for a uid below this."""
+    """Lowest uid for which root may act. Default: 1000."""
     uid_max: Id = MAX_ID
+    """Highest uid for which root may act. Default: no bound."""
     gid_min: Id = 100
-    """With ``gid = "request"``, the smallest gid a request may name."""
+    """With ``gid = "request"``, the lowest gid that is accepted. Default: 100."""
     forks: Annotated[int, Field(ge=1, le=64)] = Field(default_factory=lambda: 2 * (os.cpu_count() or 2))
-    """Users to whom site roles are applied at the same time."""
+    """Users to whom site roles are applied at the same time. Default: twice the number of cores."""
     task_timeout: Annotated[int, Field(ge=1, le=86400)] = 60
-    """Seconds after which Ansible ends a task of a site role; a built-in role has its own bounds."""
+    """Seconds after which Ansible ends a task of a site role; a built-in role has its own bounds. Default: 60, at most
+    86400; with a hook it should be less than ``timeout``."""
 
     @field_validator("roles", "cleanup_roles", mode="before")
     @classmethod

@@ -210,6 +210,7 @@ def _extra_vars(settings: ApplySettings, storage_host: str, request: Path) -> di
     return {
         **settings.extra_vars,
         **optional,
+        "bootstrap_environment": settings.environment,
         "bootstrap_patience": _PATIENCE,
         "bootstrap_request": str(request),
         "bootstrap_root": settings.storage_root,
@@ -225,6 +226,7 @@ def _extra_vars(settings: ApplySettings, storage_host: str, request: Path) -> di
 def _ansible_environment(settings: ApplySettings, directory: Path, pipe: Path | None) -> dict[str, str]:
     ours = Path(next(iter(_package_path))).parent
     return {
+        **settings.environment,
         **({"ANSIBLE_BOOTSTRAP_GO": str(pipe)} if pipe is not None else {}),
         "ANSIBLE_BOOTSTRAP_OUTCOMES": str(outcomes_file(directory)),
         "ANSIBLE_CALLBACKS_ENABLED": "ansible_bootstrap.jupyterhub.outcomes",

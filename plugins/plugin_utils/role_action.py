@@ -52,11 +52,16 @@ class RoleAction(NormalAction):
             and self._connection.become is None
             and not self._task.delegate_to
             and not self._task.async_val
-            and not any(self._task.environment or ())
+            and all(map(self._is_ours, self._task.environment or ()))
             and self._templar.template(task_vars.get("ansible_python_interpreter")) == sys.executable
             # A lock that another thread holds now would be held in the child for ever.
             and threading.active_count() == 1
         )
+
+    def _is_ours(self, environment: Any) -> bool:
+        """Tell whether this process has these variables already."""
+        wanted = self._templar.template(environment) or {}
+        return isinstance(wanted, dict) and all(os.environ.get(k) == v for k, v in wanted.items())
 
 
 def _in_a_child(module: Any, arguments: dict[str, Any], *, check: bool, diff: bool) -> dict[str, Any]:

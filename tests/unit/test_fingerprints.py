@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ansible_bootstrap.fingerprints import describe, installed
+from ansible_bootstrap.protocol import RoleFingerprint
 from ansible_bootstrap.settings import ApplySettings
 
 
@@ -97,6 +98,33 @@ def test_what_is_no_file_is_not_waited_at(site: Path) -> None:
     os.mkfifo(site / "my_role/tasks/fifo")
     (site / "my_role/tasks/zero").symlink_to("/dev/zero")
     assert changed(before, fingerprints(site)) == {"my_role"}
+
+
+def test_a_variable_that_names_another_depends_on_it(site: Path) -> None:
+    def tutorials(**extra_vars: Any) -> RoleFingerprint:
+        given = {"tutorials_sources": "{{ course_sources }}", **extra_vars}
+        settings = ApplySettings(storage_root="/v", roles=["tutorials"], extra_vars=given)  # type: ignore[arg-type]
+        return describe(settings)[0]
+
+    week1, week2 = (tutorials(course_sources=[{"name": "c", "path": path}]) for path in ("/week1", "/week2"))
+    assert week1.fingerprint != week2.fingerprint
+    assert week1.revised
+    assert week1 == tutorials(course_sources=[{"name": "c", "path": "/week1"}])
+
+
+@pytest.mark.parametrize("text", ["{{ lookup('file', '/list') }}", "{{ query('env', 'X') }}", "{{ now() }}"])
+@pytest.mark.parametrize("role", ["tutorials", "my_role"])
+def test_a_lookup_is_never_done_with(site: Path, role: str, text: str) -> None:
+    given = {"tutorials_sources": "{{ course_sources }}", "course_sources": text}
+    settings = ApplySettings(storage_root="/v", roles=[role], roles_path=[str(site)], extra_vars=given)  # type: ignore[arg-type]
+    assert not describe(settings)[0].revised
+
+
+def test_with_an_inventory_a_template_may_mean_anything(site: Path) -> None:
+    given = {"user_dir_mode": "{{ mode_here }}"}
+    alone = ApplySettings(storage_root="/v", extra_vars=given)
+    assert describe(alone)[0].revised
+    assert not describe(alone.model_copy(update={"inventory": "hosts,"}))[0].revised
 
 
 def test_a_package_that_is_replaced_is_another_installation(

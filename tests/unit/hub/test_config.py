@@ -132,6 +132,46 @@ def test_the_embedded_program_needs_a_storage_root(tmp_path: Path) -> None:
         settings(tmp_path).check()
 
 
+def test_what_is_added_to_a_default_is_not_lost(tmp_path: Path) -> None:
+    c = Config()
+    c.AnsibleBootstrap.storage_root = "/v"
+    c.AnsibleBootstrap.roles.append("tutorials")
+    c.AnsibleBootstrap.extra_vars.update({"user_dir_mode": "0700"})
+    assert AnsibleBootstrap(config=c).apply_settings() == {
+        "storage_root": "/v",
+        "roles": ["user_dir", "tutorials"],
+        "extra_vars": {"user_dir_mode": "0700"},
+    }
+
+
+@pytest.mark.parametrize(
+    "names", [("PATH",), ("ANSIBLE_CONFIG",), ("https_proxy", "LD_PRELOAD"), ("HOME\n",)]
+)
+def test_only_proxies_and_authorities_go_into_the_environment(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match="environment"):
+        settings(tmp_path, storage_root="/v", environment=dict.fromkeys(names, "x")).check()
+    settings(tmp_path, storage_root="/v", environment={"https_proxy": "http://p:3128"}).check()
+
+
+def test_the_digest_of_places_tells_what_a_function_does_and_what_was_added() -> None:
+    def of(config: Config) -> str:
+        return AnsibleBootstrap(config=config).place_digest()
+
+    def place(directory: str) -> Config:
+        return Config({"AnsibleBootstrap": {"place": lambda spawner: {"directory": directory}}})
+
+    def added(directory: str) -> Config:
+        config = Config()
+        config.DockerSpawner.volumes.update({directory: "/home/jovyan/work"})
+        return config
+
+    assert of(place("/a")) == of(place("/a")) != of(place("/b"))
+    assert of(added("/a")) == of(added("/a")) != of(added("/b"))
+    one = Config({"AnsibleBootstrap": {"place": lambda spawner: {"uid": 1}}})
+    other = Config({"AnsibleBootstrap": {"place": lambda spawner: {"uid": 2}}})
+    assert of(one) != of(other)
+
+
 def test_extra_vars_that_are_not_json_are_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="extra_vars"):
         settings(tmp_path, storage_root="/v", extra_vars={"x": object()}).apply_argv()
