@@ -1,8 +1,8 @@
 """``ansible-bootstrap demo``: a real hub on loopback whose users have no storage yet.
 
 Everything it needs and leaves is in one directory (``.demo``): the proxy, the hub's database, the
-users' storage. As root the directories go to uid 1000; the notebook servers, which in this demo
-share the hub's account, can read them all the same.
+users' storage. As root the directories go to uid 1000, and so do the notebook servers, if that uid can run this
+interpreter.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ from ansible_bootstrap.demo.student import NotAsPromisedError, Student
 HERE: Final = Path(__file__).parent
 TUTORIAL: Final = HERE / "tutorial"
 PROXY_PACKAGE: Final = "configurable-http-proxy@^5"
+UID: Final = 1000
+GID: Final = 100
+"""Whose the directories are if the demo runs as root; those of Jupyter's container images."""
+
 START_TIMEOUT: Final = 60.0
 """Seconds for the hub to answer."""
 
@@ -91,7 +95,7 @@ def _once(hub: Hub) -> int:
 
 def _look_at(home: Path) -> str:
     status = home.stat()
-    wanted = 1000 if os.geteuid() == 0 else os.geteuid()
+    wanted = UID if os.geteuid() == 0 else os.geteuid()
     if status.st_uid != wanted or status.st_mode & 0o777 != 0o755:
         raise NotAsPromisedError(f"{home}: uid {status.st_uid}, mode {status.st_mode & 0o777:o}")
     return f"uid {status.st_uid}, mode {status.st_mode & 0o777:o}"
@@ -134,6 +138,7 @@ def _hub(directory: Path, port: int) -> Iterator[Hub]:
         "ANSIBLE_BOOTSTRAP_DEMO_PASSWORD": password,
         "ANSIBLE_BOOTSTRAP_DEMO_PORTS": f"{port} {_free_port()} {_free_port()}",
         "ANSIBLE_BOOTSTRAP_DEMO_PROXY": proxy,
+        "ANSIBLE_BOOTSTRAP_DEMO_UID": str(_account()),
         "PATH": f"{_node_directory()}{_path()}",
     }
     with log.open("wb") as output:
@@ -157,6 +162,25 @@ def _hub(directory: Path, port: int) -> Iterator[Hub]:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _account() -> int:
+    """Return the uid of the notebook servers, 0 for the hub's own."""
+    if os.geteuid() != 0:
+        return 0
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        subprocess.run(
+            [sys.executable, "-c", "import jupyterlab"],
+            user=UID,
+            group=GID,
+            extra_groups=[],
+            cwd="/",
+            capture_output=True,
+            check=True,
+        )
+        return UID
+    print(f"The notebook servers run as root, for uid {UID} cannot run {sys.executable}.")
+    return 0
 
 
 def _wait_until_up(hub: Hub) -> None:

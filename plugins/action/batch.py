@@ -51,6 +51,8 @@ class ActionModule(ActionBase):
         self._refuse_ambiguity(task_vars, host)
         self._refuse_shadows(plan)
 
+        if not isinstance(args.get("users", []), list):  # -e 'bootstrap_batch=[…]' is text to Ansible
+            raise AnsibleActionFail(_USAGE)
         users, failures = _users.parse_users(args.get("users", [{"name": task_vars.get("username")}]), host)
         policy = {field: args[field] for field in _POLICY if field in args}
         resolved = self._resolve(users, {"root": root, **policy}, task_vars)

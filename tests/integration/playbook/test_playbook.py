@@ -97,6 +97,7 @@ def test_the_words_of_the_shell(site, kept):
         ),
         ({"username": "alice", "bootstrap_uid": "0; id"}, "bootstrap_uid is a number"),
         ({"username": "alice", "bootstrap_roles": "home"}, "roles is a list"),
+        ({"bootstrap_batch": '[{"name": "alice"}]'}, "Give the storage root"),
         ({"username": "alice", "bootstrap_storage_host": "nosuch"}, "no host called nosuch"),
         ({"username": "alice", "bootstrap_storage_host": "staff"}, "no host called staff"),
         ({"username": "alice", "bootstrap_storage_host": "all"}, "no group and no pattern"),
