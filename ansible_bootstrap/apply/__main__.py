@@ -247,16 +247,21 @@ def _serve(settings: ApplySettings, request: Request, ahead: _Ahead | None, end:
         return batch.end()
     batch.ways.add("spare" if started else "cold")
     with contextlib.ExitStack() as held:
-        if started is None:
-            started = runner.PlaybookRun(
-                settings,
-                request.operation,
-                held.enter_context(run_directory(run)),
-                storage_host=storage_host,
-                check=request.check,
-                diff=request.diff,
-            )
-        _run(started, roles, batch, end)
+        try:
+            if started is None:
+                started = runner.PlaybookRun(
+                    settings,
+                    request.operation,
+                    held.enter_context(run_directory(run)),
+                    storage_host=storage_host,
+                    check=request.check,
+                    diff=request.diff,
+                )
+            started.give(roles, list(batch.users.values()))
+        except OSError as error:
+            batch.give_up(f"the directory of the run cannot be written: {error.strerror}")
+            return batch.end()
+        _run(started, batch, end)
         status = batch.end()
         started.join(_RUNNER_GRACE)  # it writes into the directory that is to be removed
     return status
@@ -273,15 +278,12 @@ def _left(
     )
 
 
-def _run(
-    run: runner.PlaybookRun, roles: Sequence[RoleSetting], batch: _Batch, end: Callable[[], None]
-) -> None:
-    """Let the run do it; meanwhile pass its outcomes on and watch for the stop."""
+def _run(run: runner.PlaybookRun, batch: _Batch, end: Callable[[], None]) -> None:
+    """Let the run do what it was given; meanwhile pass its outcomes on and watch for the stop."""
     lines = _Tail(runner.outcomes_file(run.directory))
     try:
         try:
             _stop_on_end_of_stdin()
-            run.give(roles, list(batch.users.values()))
             if not run.waits:
                 run.start()
         except RuntimeError:  # This account or machine has no thread to spare.

@@ -116,12 +116,13 @@ def test_whatever_else_is_asked_for_the_one_program_answers(machine, ssh):
 
 @pytest.mark.parametrize("how", ["stdin", "killed"])
 def test_the_end_of_the_connection_is_the_end_of_the_run(machine, ssh, how):
-    slow = {"name": "Wait", "ansible.builtin.command": {"argv": ["sleep", "301"]}}
+    sleep = f"sleep 301.{os.getpid()}"
+    slow = {"name": "Wait", "ansible.builtin.command": {"argv": sleep.split()}}
     machine.settings(**{**machine.role("slow", slow), "roles": ["user_dir", "slow"]})
     call = machine.start(*ssh)
     call.send(request("alice"))
-    call.wait_for(lambda: _running("sleep 301"))
-    family = _running("sleep 301") | _running("ansible_bootstrap.apply") | _running("ansible-playbook")
+    call.wait_for(lambda: _running(sleep))
+    family = _running(sleep) | _running("ansible_bootstrap.apply") | _running("ansible-playbook")
     mine = {pid for pid in family if pid in descendants(_sshd_of(family))}
     assert len(mine) > 3
     if how == "stdin":
