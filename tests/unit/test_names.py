@@ -198,7 +198,8 @@ def test_directories(directory):
 @pytest.mark.parametrize(
     "directory",
     ["", "/", "//v", "v", "./v", "~", "/v/", "/v//a", "/v/.", "/v/..", "/v/../etc", "/v/./a", "/v\n", "/v/\0", "/v/\x1b",
-     "/v/a\ud800", "/v/" + "a" * 4000, f"/v/{STATE_DIRECTORY}", f"/v/{STATE_DIRECTORY}/x", None, 7, ["/v"]],
+     "/v/a\ud800", "/v/" + "a" * 4000, f"/v/{STATE_DIRECTORY}", f"/v/{STATE_DIRECTORY}/x",
+     f"/v/{STATE_DIRECTORY.upper()}", "/v/Lost+Found/a", None, 7, ["/v"]],
 )  # fmt: skip
 def test_a_path_that_hides_something_is_no_directory(directory):
     with pytest.raises(NameRefusedError):

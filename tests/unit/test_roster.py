@@ -62,6 +62,14 @@ def test_a_bad_cell_is_kept_for_the_policy_to_refuse_with_its_row(tmp_path: Path
     ]
 
 
+def test_rows_of_nothing_but_empty_cells_are_no_users(tmp_path: Path) -> None:
+    """A spreadsheet exports them."""
+    assert roster(tmp_path, "name,uid\nalice,1\n,\n , \nbob,2\n") == [
+        {"name": "alice", "uid": 1},
+        {"name": "bob", "uid": 2},
+    ]
+
+
 def test_a_column_that_means_nothing_is_an_error_that_lists_those_that_do(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="column 'quota' is none of name, key"):
         roster(tmp_path, "name,quota\nalice,5\n")

@@ -85,6 +85,23 @@ async def test_the_admins_word_wins_and_may_be_partial() -> None:
     assert ask_after_all.directory == "/tmp/alice"
 
 
+async def test_a_place_without_groups_keeps_those_of_the_hub() -> None:
+    asked = spawner(Spawner, "alice", "staff")
+    assert (await resolve(asked, settings(place=lambda _: Place("alice", uid=7)))).groups == ("staff",)
+    own = Place("alice", groups=("own",))
+    assert (await resolve(asked, settings(place=lambda _: own))).groups == ("own",)
+
+
+async def test_a_name_that_is_a_word_of_the_root_itself_makes_no_shared_mount_the_users() -> None:
+    """Else the shared one would count as theirs, too."""
+    volumes = {
+        "/srv/alice/volumes/shared": "/home/jovyan/shared",
+        "/srv/alice/volumes/{username}": "/home/jovyan/work",
+    }
+    place = await resolve(docker(volumes=volumes), settings(storage_root="/srv/alice/volumes"))
+    assert place.directory == "/srv/alice/volumes/alice"
+
+
 @pytest.mark.parametrize(
     ("answer", "why"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from ansible_bootstrap import AnsibleBootstrap, setup
 from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.hub import chain, core, install, login, post_stop_hook, pre_spawn_hook
 from ansible_bootstrap.place import Place
+from ansible_bootstrap.protocol import Outcome
+from ansible_bootstrap.run_record import RunRecord
 
 V1, V2 = ({"role": "user_dir", "fingerprint": version, "revised": True} for version in ("1", "2"))
 
@@ -385,3 +388,38 @@ async def test_setup_has_the_hub_make_ready_by_itself(monkeypatch: pytest.Monkey
     setup(hub.config)
     await until(lambda: called)
     assert called == [asyncio.get_running_loop()]
+
+
+async def test_who_was_looked_at_before_the_roles_were_is_not_known(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What takes long comes first: a clean-up that begins meanwhile makes the user unknown."""
+    await hub.start()
+    order: list[str] = []
+    current, look = hub.core.fingerprints.current, hub.core.books.look
+
+    async def describe() -> Any:
+        order.append("roles")
+        return await current()
+
+    async def look_up(place: Place) -> Any:
+        order.append("user")
+        return await look(place)
+
+    monkeypatch.setattr(hub.core.fingerprints, "current", describe)
+    monkeypatch.setattr(hub.core.books, "look", look_up)
+    await hub.start()
+    assert order == ["roles", "user"]
+
+
+async def test_whose_clean_up_failed_is_not_taken_for_unchanged(hub: Hub) -> None:
+    hub.apply.do(fingerprints=[V1])
+    await hub.start()
+    place = Place("alice", directory=str(hub.path / "storage/alice"), storage_host="localhost")
+    assert (await hub.core.known(place))[0]
+    await hub.core._forget([place])
+    failed = Outcome(key="alice", name="alice", status="failed", reason="role_failed")
+    record = RunRecord("r", "cleanup", "localhost", time.time(), 1, outcomes=[failed])
+    hub.core._after_cleanup(record)
+    await until(lambda: not hub.core._background)
+    assert not (await hub.core.known(place))[0]

@@ -1,0 +1,103 @@
+"""Clean-ups, and whoever is made unknown: what overtakes what."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from fake_runs import Hub
+from hub_fakes import Lines, until
+
+from ansible_bootstrap.dispatch import cleanups
+from ansible_bootstrap.dispatch.cleanups import Cleanups, nothing_to_forget
+from ansible_bootstrap.errors import ApplyError
+from ansible_bootstrap.place import Place
+from ansible_bootstrap.protocol import Request, RoleFingerprint
+from ansible_bootstrap.state.bookkeeper import Bookkeeper
+from ansible_bootstrap.state.ledger import Ledger, completed
+
+ALICE = Place("alice", storage_host="s1")
+FINGERPRINTS = (RoleFingerprint(role="user_dir", fingerprint="u1", revised=True),)
+
+
+def never() -> bool:
+    return False
+
+
+async def test_one_that_is_asked_for_again_is_as_old_as_before(
+    log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a user who starts and stops a server now and again would put it off for ever."""
+    monkeypatch.setattr(cleanups, "PATIENCE_SECONDS", 1.0)
+    waiting = Cleanups(log.logger, 0.0, lambda key, place: None, nothing_to_forget, lambda host: None)
+    began = time.monotonic()
+    waiting.add(ALICE, never)
+    await until(lambda: waiting.is_due("s1"))
+    await asyncio.sleep(0.7)
+    waiting.add(ALICE, never)
+    await until(lambda: not waiting._parked)
+    await until(lambda: waiting.is_overdue("s1"), 3)
+    assert time.monotonic() - began < 1.5, "its age began anew"
+    assert list(waiting.take("s1", 10)) == [ALICE.work_key]
+    assert not waiting.is_due("s1")
+
+
+def test_the_end_of_a_clean_up_says_nothing_of_what_another_has_doubted_since(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "state")
+    ledger.complete([completed(ALICE, "", FINGERPRINTS)])
+    first = ledger.doubt([ALICE], 60)
+    ledger.doubt([ALICE], 0)  # by a hub that was killed: nobody will say how it ended
+    ledger.cleaned(first, [("s1", "alice")], [], time.time())
+    assert ledger.look(ALICE) is None
+
+
+async def test_an_older_order_to_forget_does_not_end_a_newer_one_that_failed(
+    tmp_path: Path, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path / "state")
+    books = Bookkeeper(ledger, log.logger)
+    forget, first_may_end, calls = ledger.forget, threading.Event(), []
+
+    def slow_then_broken(names: list[str]) -> int:
+        calls.append(names)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        first_may_end.wait(10)
+        return forget(names)
+
+    monkeypatch.setattr(ledger, "forget", slow_then_broken)
+    first = asyncio.create_task(books.forget("alice"))
+    await until(lambda: calls)
+    with pytest.raises(OSError, match="No space"):
+        await books.forget("alice")
+    first_may_end.set()
+    await first
+    ledger.complete([completed(ALICE, "", FINGERPRINTS)])  # by a command that knows nothing of it
+    assert await books.look(ALICE) is None
+
+
+async def test_a_run_that_is_abandoned_while_its_program_starts_is_stopped(
+    log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(log)
+    start, may_start = hub.start, asyncio.Event()
+
+    async def slowly(request: Request, on_event: object, *, limit: float) -> object:
+        await may_start.wait()
+        return await start(request, on_event, limit=limit)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hub, "start", slowly)
+    spawn = hub.spawn("alice")
+    await hub.settled()
+    spawn.cancel()
+    await asyncio.wait({spawn})
+    may_start.set()
+    run = await hub.run(1)
+    await until(lambda: run.stopped is not None)
+    assert isinstance(run.stopped, ApplyError)
+    run.end(run.stopped)
+    await until(lambda: hub.records)
+    assert hub.records[0].abandoned
