@@ -53,7 +53,7 @@ class Roster:
             yield from ({"name": name} for name in _names(self._text))
             return
         try:
-            yield from (_record(row) for row in self._rows() if any(row.values()))
+            yield from (_record(row) for row in self._rows() if any(_has_text(cell) for cell in row.values()))
         except csv.Error as error:  # A quote that is never closed, say, makes one cell of the rest.
             raise RefusedError(f"{self._path}: not CSV: {error}") from None
 
@@ -123,6 +123,10 @@ def _record(row: dict[str, Any]) -> Record:
         else:
             record[field if isinstance(field, str) else "surplus cell"] = text
     return record
+
+
+def _has_text(cell: Any) -> bool:
+    return bool(cell.strip() if isinstance(cell, str) else cell)
 
 
 def _is_number(text: str) -> bool:
