@@ -11,8 +11,14 @@ from ansible_bootstrap.errors import AnsibleBootstrapError
 
 try:
     from jupyterhub.spawner import SpawnException as _HubError
-except ImportError:  # JupyterHub 5, where every failed spawn counts towards consecutive_failure_limit.
+
+    _COUNTED = False
+except ImportError:
     from tornado.web import HTTPError as _HubError
+
+    _COUNTED = True
+"""Whether each failed spawn counts towards ``consecutive_failure_limit``, at which the hub ends: JupyterHub 5.
+Source: ``BaseHandler.spawn_single_user``, ``_track_failure_count``."""
 
 
 class BootstrapError(_HubError):  # type: ignore[misc, unused-ignore]
@@ -29,7 +35,7 @@ class BootstrapError(_HubError):  # type: ignore[misc, unused-ignore]
     """
 
     def __init__(self, error: AnsibleBootstrapError, again: str = "") -> None:
-        if _HubError.__name__ == "SpawnException":
+        if not _COUNTED:
             super().__init__(error.message, reason=error.reason, status_code=503)
         else:
             super().__init__(503, error.message, reason=error.reason)
@@ -40,10 +46,21 @@ class BootstrapError(_HubError):  # type: ignore[misc, unused-ignore]
 
 def shown(spawner: Any, error: AnsibleBootstrapError) -> BootstrapError:
     """Log the details in one line for the admin, and return what the user may see."""
+    if _COUNTED:
+        _take_back_the_count()
     spawner.log.error(
         "ansible_bootstrap: %s not started (%s): %s", log_name(spawner), error.reason, why(error)
     )
     return BootstrapError(error, _spawn_url(spawner))
+
+
+def _take_back_the_count() -> None:
+    """The hub is about to count one failure more."""
+    from jupyterhub.app import JupyterHub  # noqa: PLC0415 - heavy, and loaded wherever there is a hub
+
+    if JupyterHub.initialized():
+        settings = JupyterHub.instance().tornado_application.settings
+        settings["failure_count"] = settings.get("failure_count", 0) - 1
 
 
 def _spawn_url(spawner: Any) -> str:
