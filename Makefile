@@ -3,19 +3,30 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# The tests wait about as much as they work, so one process more than there are cores.
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
+PYTEST := $(BIN)/python -m pytest --durations=10
 
-.PHONY: help demo test test-full lint bench bench-quick fuzz clean
+.PHONY: help demo test test-full test-matrix lint bench bench-quick fuzz clean
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.installed-demo ## Run a real hub on loopback with the hook (ARGS=--once: try it by itself and report)
 	@$(BIN)/ansible-bootstrap demo $(ARGS)
 
-test: $(VENV)/.installed-test ## Run the tests
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+test: $(VENV)/.installed-test ## Run the tests (ARGS="tests/unit -k names": only these, one after the other)
+ifeq ($(ARGS),)
+	$(PYTEST) -m "not slow" -n $(WORKERS) --dist loadgroup --ignore tests/integration/storm
+	$(PYTEST) -m "not slow" tests/integration/storm
+else
+	$(PYTEST) -m "not slow" $(ARGS)
+endif
 
-test-full: $(VENV)/.installed-test ## Run the tests, the slow ones too
-	$(BIN)/python -m pytest $(ARGS)
+test-full: $(VENV)/.installed-test ## Run the tests, the slow ones too, one after the other
+	$(PYTEST) $(ARGS)
+
+test-matrix: ## Run the tests with other releases of JupyterHub, ansible-core and Python (ARGS=ROW)
+	$(PYTHON) tests/matrix.py $(ARGS)
 
 lint: $(VENV)/.installed-lint ## Run ruff, mypy, import-linter, yamllint and ansible-lint
 	$(BIN)/ruff check .

@@ -116,6 +116,12 @@ def test_the_collection_is_found_through_tracked_symlinks() -> None:
         assert (links / name).resolve() == ROOT / name
 
 
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    """Pytest imports them by that name, and finds two of one name only when both are collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
+
+
 # Sizes
 
 
