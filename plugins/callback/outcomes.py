@@ -83,6 +83,7 @@ class CallbackModule(CallbackBase):
         self._notes: dict[str, list[str]] = {}
         self._continued: dict[str, list[str]] = {}
         self._final: set[str] = set()
+        self._items: dict[tuple[str, str], str] = {}
         self._last: dict[str | None, dict[str, str]] = {}
         self._role = ""
         self._go = self.get_option("go")
@@ -122,7 +123,12 @@ class CallbackModule(CallbackBase):
             self._module(result, data)
         if not ignore_errors:
             # Where the batch cannot even begin, the admin has to mend something.
-            self._remember(result, "settings" if ours == "batch" else "role_failed", _message(data))
+            message = self._items.pop((result._host.get_name(), result._task._uuid), None) or _message(data)
+            self._remember(result, "settings" if ours == "batch" else "role_failed", message)
+
+    def v2_runner_item_on_failed(self, result: Any) -> None:
+        """Keep what an item of a loop says; the loop's own message says only that one has failed."""
+        self._items[result._host.get_name(), result._task._uuid] = _message(result._result)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
         """Remember that the storage host did not answer."""
@@ -252,9 +258,6 @@ def _role_of(task: Any) -> str:
 
 def _message(data: dict[str, Any]) -> str:
     """Return the result's message, with the end of stderr where a command said why."""
-    items = data.get("results")
-    if isinstance(items, list):
-        data = next((item for item in items if isinstance(item, dict) and item.get("failed")), data)
     text = str(data.get("msg") or data.get("reason") or data.get("censored") or "failed without a message")
     said = data.get("stderr") or (data.get("stdout") if data.get("rc") else "")
     if isinstance(said, str) and said.strip():

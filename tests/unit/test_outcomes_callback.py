@@ -29,11 +29,12 @@ class Told:
         ours = action in ("batch", "outcome", "user_dir", "tutorials")
         return SimpleNamespace(
             _result=data,
-            _host=SimpleNamespace(get_vars=lambda: user),
+            _host=SimpleNamespace(get_vars=lambda: user, get_name=lambda: host or "localhost"),
             _task=SimpleNamespace(
                 resolved_action=OURS + action if ours else action,
                 _role=SimpleNamespace(get_name=lambda: role) if role else None,
                 get_name=lambda: name,
+                _uuid=name,
             ),
         )
 
@@ -131,8 +132,10 @@ def test_a_failure_names_role_task_and_message(told):
 
 
 def test_of_a_loop_the_item_that_failed_speaks(told):
-    items = [{"msg": "fine"}, {"failed": True, "msg": "this one"}]
-    told.failed("ansible.builtin.command", "alice", "datasets", msg="One or more items failed", results=items)
+    for host, said in (("alice", "this one"), ("bob", "another")):  # side by side
+        item = told.result("ansible.builtin.command", host, "datasets", msg=said)
+        told.callback.v2_runner_item_on_failed(item)
+    told.failed("ansible.builtin.command", "alice", "datasets", msg="One or more items failed", results=[{}])
     told.failed("outcome", "alice", failures=[failure("alice")])
     assert told.outcome("alice")["message"] == "this one"
 
