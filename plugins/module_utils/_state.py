@@ -96,8 +96,9 @@ class State:
             raise
 
     def _enter(self, parent: int, name: str) -> int:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=parent)
+        if not exists(parent, name):  # to make a name waits for everybody who lists the directory
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=parent)
         directory = _open_private(parent, name)
         self._open.append(directory)
         return directory
