@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ansible_bootstrap.storage import _homes
+from ansible_bootstrap.storage._state import identity
 from tests.unit.storage.conftest import MakeUser
 
 pytestmark = pytest.mark.root
@@ -51,3 +54,28 @@ def test_homes_whose_mode_is_enforced_cost_their_users_alone(
         (False, True),
     ]
     assert (root / "dave").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("moved_away", [False, True], ids=["a directory in it", "the home itself"])
+def test_a_stage_that_its_user_holds_is_left_alone_while_it_is_held(
+    root: Path, make_user: MakeUser, hold: Hold, moved_away: bool
+) -> None:
+    alice, others = make_user("alice"), [make_user(name) for name in ("bob", "carol")]
+    _homes.ensure(others[:1], str(root), 1000, _homes.Options(), check=False)
+    stage = root / f".ansible_bootstrap/stage/{identity(['alice'])}-{alice['uid']}"
+    stage = stage.with_name(f"{stage.name}-0123abcd") if moved_away else stage
+    held = stage / ("home" if moved_away else ".config")
+    held.mkdir(mode=0o700, parents=True)
+    os.chown(held, alice["uid"], alice["gid"])
+    hold(held)
+    for _ in range(3):
+        users = _homes.ensure(others, str(root), 1000, _homes.Options(), check=False).users
+        assert not any(user["failed"] for user in users), users
+    waiting = {path.parent for path in Path("/proc").glob("[0-9]*/fd") if _has_open(path, stage)}
+    assert len(waiting) == 1, "each run leaves another process that waits"
+
+
+def _has_open(descriptors: Path, directory: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return any(os.readlink(each) == str(directory) for each in descriptors.iterdir())
+    return False
