@@ -425,6 +425,8 @@ def _become(task: Task, channel: int, parent: int) -> None:
     # Descriptors keep the numbers that they have in the parent, and some more are needed to move them there.
     files = min(max(1024, 2 * highest), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    if task.uid == NOBODY:  # what reads strangers' data starts no process that could outlive it
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     if task.memory is not None:
         most = _address_space() + task.memory
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -5,6 +5,7 @@ import fcntl
 import os
 import platform
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -46,6 +47,15 @@ def test_the_child_has_given_up_everything(here: int) -> None:
     assert answer["NoNewPrivs"] == "1"
     assert {int(answer[name], 16) for name in ("CapPrm", "CapEff")} == {0}
     assert _as_user.run(Task(20001, 20002, here, os.getcwd), 5).value == "/"
+
+
+@pytest.mark.root
+def test_who_reads_strangers_data_leaves_no_process(here: int) -> None:
+    """A fault in what reads an archive cannot keep a process that changes the tree later."""
+    answer = _as_user.run(
+        Task(_as_user.NOBODY, _as_user.NOBODY, here, partial(subprocess.call, ["/bin/true"])), 5
+    )
+    assert "too many processes" in str(answer.error), answer
 
 
 @pytest.mark.root
