@@ -34,9 +34,9 @@ _CANNOT_COPY_IN_KERNEL = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTS
 def copy_tree(source: int, target: int | None, where: str = "", depth: int = 0) -> None:
     """Copy what is in directory ``source`` into the empty directory ``target``.
 
-    Symbolic links are copied as links, hard links become copies; modes are kept without setuid and
-    setgid, and times are kept. With ``target`` None nothing is written, everything is read open: would
-    it work?
+    Symbolic links are copied as links, hard links become copies; modes are kept without setuid, setgid and
+    the right of others to write, and times are kept. With ``target`` None nothing is written, everything is read
+    open: would it work?
 
     Args:
         source: any descriptor of the directory. It is opened anew, because processes that share a
@@ -88,7 +88,7 @@ def _copy_directory(source: int, target: int | None, name: str, path: str, depth
         copy_tree(reader, inner, path, depth + 1)
         if inner is not None:
             os.utime(inner, ns=(status.st_atime_ns, status.st_mtime_ns))
-            os.fchmod(inner, stat.S_IMODE(status.st_mode) & 0o1777)
+            os.fchmod(inner, stat.S_IMODE(status.st_mode) & 0o1775)
     finally:
         os.close(reader)
         if inner is not None:
@@ -110,7 +110,7 @@ def _copy_file(source: int, target: int | None, name: str, path: str) -> None:
         if target is None:
             return
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        mode = stat.S_IMODE(status.st_mode) & 0o777
+        mode = stat.S_IMODE(status.st_mode) & 0o775
         writer = os.open(name, flags, mode & ~0o022, dir_fd=target)
         try:
             _copy_data(reader, writer, status.st_size)
