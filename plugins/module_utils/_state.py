@@ -98,7 +98,9 @@ class State:
             raise
 
     def _enter(self, parent: int, name: str) -> int:
-        if not exists(parent, name):  # to make a name waits for everybody who lists the directory
+        # To make a name in the storage root waits for everybody who lists that. Nobody lists what is ours, and there
+        # the attempt finds out at once whether the disk takes writes at all.
+        if name != STATE_DIRECTORY or not exists(parent, name):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=parent)
         directory = _open_private(parent, name)
