@@ -5,7 +5,7 @@ user; a share that is only what others leave (``SCHED_IDLE``) would have root's 
 long as the caller keeps the processors busy.
 
 Not replaced, because the caller cannot use it against a run: securebits (to set them takes a privilege), the
-personality (sudo is setuid, so the kernel drops what weakens a program), the session keyring (nothing here uses it).
+personality (sudo is setuid, so the kernel drops what weakens a program).
 Not replaced, because this program cannot: the caller's control group, see ``docs/boundary.md``.
 
 Source: setrlimit(2), sched(7), ioprio_set(2), personality(2), proc_pid_oom_score_adj(5), PR_SET_TIMERSLACK(2const).
@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Final
 
 from ansible_bootstrap.errors import RefusedError
+from ansible_bootstrap.storage._as_user import leave_session_keyring
+from ansible_bootstrap.storage._errors import StorageError
 
 _UNLIMITED: Final = resource.RLIM_INFINITY
 _MIB: Final = 1 << 20
@@ -108,3 +110,5 @@ def replace_share() -> None:
             ctypes.c_long(_IOPRIO_SET[platform.machine()]), 1, 0, 0
         )  # this process, by its nice value
     _libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_TIMER_SLACK))
+    with contextlib.suppress(StorageError):  # network file systems look there for the identity to use
+        leave_session_keyring()

@@ -6,8 +6,9 @@ A child process gives up everything before it looks at the first name in there, 
 enforces what path checks could only hope for: a link to somebody else's file is harmless, quotas
 count, and a file system that distrusts root (root_squash) works. In this order::
 
-    fork → setsid → no descriptor of the parent's → setgroups([]) → setresgid → setresuid → no_new_privs
-         → not dumpable → dies with its parent → limits → umask → for each task: its descriptors, the work
+    fork → setsid → no descriptor of the parent's → a new session keyring → setgroups([]) → setresgid → setresuid
+         → no_new_privs → not dumpable → dies with its parent → limits → umask
+         → for each task: its descriptors, the work
 
 Not dumpable matters: without it the user could attach a debugger to the child and take over the
 descriptors root opened for it. A caller that is not root runs the same steps with nothing to give up.
@@ -29,6 +30,7 @@ import fcntl
 import gc
 import json
 import os
+import platform
 import resource
 import select
 import signal
@@ -65,6 +67,9 @@ _HELD = "the process working for this user was held by a signal, of the user's o
 _STRAGGLES = "took much longer than the others of its batch and was stopped: it is done alone next"
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+
+_KEYCTL = {"x86_64": 250, "aarch64": 219, "armv7l": 311, "ppc64le": 271, "s390x": 280, "riscv64": 219}
+_JOIN_SESSION_KEYRING = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -420,6 +425,8 @@ def _become(task: Task, channel: int, parent: int) -> None:
     # Descriptors keep the numbers that they have in the parent, and some more are needed to move them there.
     files = min(max(1024, 2 * highest), resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+    if task.uid == NOBODY:  # what reads strangers' data starts no process that could outlive it
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     if task.memory is not None:
         most = _address_space() + task.memory
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -433,6 +440,7 @@ def give_up_rights(uid: int, gid: int) -> None:
         StorageError: the kernel did not do it.
     """
     if os.geteuid() == 0:
+        leave_session_keyring()
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
@@ -442,6 +450,18 @@ def give_up_rights(uid: int, gid: int) -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_DUMPABLE, 0)
     prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def leave_session_keyring() -> None:
+    """Join a new and empty session keyring: whoever holds one may read and replace the keys in it, whatever their uid.
+
+    Root makes it, whose quota no user can use up. Where keys cannot be used (a container's seccomp), nothing is done.
+    """
+    number = _KEYCTL.get(platform.machine())
+    if number is None or _libc.syscall(*map(ctypes.c_long, (number, _JOIN_SESSION_KEYRING, 0))) >= 0:
+        return
+    if ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
+        raise StorageError(f"cannot leave the session keyring: {os.strerror(ctypes.get_errno())}")
 
 
 def prctl(option: int, value: int) -> None:

@@ -203,20 +203,35 @@ def _childless() -> bool:
 
 
 def _kill_below() -> set[int]:
-    """Kill the children of this process; return them.
+    """Kill all that descends from this process; return it.
 
-    Only this process reaps them, so such a pid is never another process's. As each ends, its children become ours; but
-    a tracer can hold a killed process at its last step (PTRACE_EVENT_EXIT), and its children are killed where they are.
+    As a process ends, its children become ours. But one that was killed may not end: a tracer holds it at its last step
+    (PTRACE_EVENT_EXIT), or it sleeps uninterruptibly. So its children are killed where they are.
     """
     found: set[int] = set()
     parents = [os.getpid()]
     while parents:
-        for child in _children(parents.pop()):
-            _kill(child)
-            if child not in found and _state(f"{child}") == "t":
+        parent = parents.pop()
+        for child in _children(parent):
+            _kill_child(child, parent)
+            if child not in found:
                 parents.append(child)
             found.add(child)
     return found
+
+
+def _kill_child(pid: int, parent: int) -> None:
+    """Kill a child of that process, if it still is one: when its parent has reaped it, its pid may be another's."""
+    with suppress(OSError):
+        handle = os.pidfd_open(pid)
+        try:
+            if _fields(f"{pid}")[1:2] == [b"%d" % parent]:
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        finally:
+            os.close(handle)
+        return
+    if _fields(f"{pid}")[1:2] == [b"%d" % parent]:  # before Linux 5.3
+        _kill(pid)
 
 
 def _kill(pid: int) -> None:

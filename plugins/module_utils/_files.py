@@ -64,7 +64,9 @@ def open_parent(root: int, parts: Sequence[str], *, make: bool) -> int | None:
     try:
         for depth, part in enumerate(parts[:-1], start=1):
             shown = printable("/".join(parts[:depth]))
-            if make:
+            if make and not exists(
+                current, part
+            ):  # to make a name waits for everybody who lists the directory
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=current)
             try:

@@ -105,6 +105,10 @@ def look(storage: Storage, home: Home) -> tuple[str, int | None]:
     )
 
 
+_Repairs = list[tuple[Claim, int]]
+"""Existing homes, each with a descriptor of it."""
+
+
 class _Making:
     """A home that is to be made."""
 
@@ -123,13 +127,13 @@ class _Making:
 
 def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
     parse_mode(options.mode)  # a mistake of the admin's is everybody's
-    making = []
+    making, repairs = [], _Repairs()
     for claim in claims:
         with claim.alone():
             state, directory = look(storage, claim.home)
             try:
                 if state == "present" and directory is not None:
-                    _compare(storage, claim, directory, options)
+                    repairs += _compare(storage, claim, directory, options)
                 else:
                     if directory is not None:
                         _check_adoption(claim.home, options.adopt_empty)
@@ -137,6 +141,7 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
             finally:
                 if directory is not None:
                     os.close(directory)
+    _repair(storage, repairs, options)
     if not making:
         return
     skeleton = _open_skeleton(options.skeleton, making)
@@ -171,8 +176,8 @@ def _check_adoption(home: Home, adopt: str) -> None:
     )
 
 
-def _compare(storage: Storage, claim: Claim, directory: int, options: Options) -> None:
-    """Report, or repair if so told, the group and mode of an existing home."""
+def _compare(storage: Storage, claim: Claim, directory: int, options: Options) -> _Repairs:
+    """Report the group and mode of an existing home; return it if they are to be repaired."""
     status = os.fstat(directory)
     mode = stat.S_IMODE(status.st_mode)
     wrong = []
@@ -183,9 +188,6 @@ def _compare(storage: Storage, claim: Claim, directory: int, options: Options) -
     if wrong and not options.enforce_mode:
         claim.notes.append(f"{' and '.join(wrong)}: left as it is (user_dir_enforce_mode would repair it)")
     elif wrong:
-        if not storage.check:
-            os.fchown(directory, -1, claim.home.gid)
-            os.fchmod(directory, options.bits)
         claim.changed = True
         claim.differs(
             claim.home.directory,
@@ -194,6 +196,29 @@ def _compare(storage: Storage, claim: Claim, directory: int, options: Options) -
         )
     if not storage.check:
         claim.save(storage, {"user_dir": {"made": False}, **(claim.record or {})})
+    return [(claim, os.dup(directory))] if wrong and options.enforce_mode and not storage.check else []
+
+
+def _repair(storage: Storage, repairs: _Repairs, options: Options) -> None:
+    """Let each user change their own home: who holds the lock of a directory holds up whoever changes it."""
+
+    def change(directory: int, gid: int) -> None:
+        os.fchown(directory, -1, gid)
+        os.fchmod(directory, options.bits)
+
+    tasks = []
+    for claim, directory in repairs:
+        home = claim.home
+        work = partial(change, directory, home.gid)
+        tasks.append(_as_user.Task(home.uid, home.gid, directory, work, claim.keep))
+    try:
+        for (claim, _), answer in zip(repairs, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
+            claim.take(answer)
+            if claim.error is not None:
+                claim.changed, claim.diff = False, []
+    finally:
+        for _, directory in repairs:
+            os.close(directory)
 
 
 def _open_skeleton(path: str, making: list[_Making]) -> int | None:

@@ -30,9 +30,9 @@ from typing import Any, Optional
 from . import _as_user
 from ._archives import Limits, unpack
 from ._download import download
-from ._errors import ArchiveError, StorageError, explain
+from ._errors import ArchiveError, StorageError
 from ._files import DIRECTORY, exists, read_small, sync, write_small
-from ._sources import Source
+from ._sources import Source, open_path
 from ._state import Lock
 from ._trees import discard
 
@@ -121,10 +121,7 @@ class Library:
             StorageError: it cannot be had, or is refused.
         """
         if source.path:
-            try:
-                opened = os.open(source.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            except OSError as error:
-                raise StorageError(f"source {source.name}: {explain(error, source.path)}") from None
+            opened = open_path(source)
             if stat.S_ISDIR(os.fstat(opened).st_mode):
                 self._open.append(opened)
                 return Tree(opened)

@@ -13,8 +13,9 @@ import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ._errors import StorageError, printable
+from ._errors import StorageError, explain, printable
 from ._names import STATE_DIRECTORY
+from ._ways import open_way
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z")
 _CHECKSUM = re.compile(r"sha256:([0-9a-f]{64})\Z")
@@ -116,11 +117,26 @@ def _parse_dest(raw: object, name: str) -> tuple[str, ...]:
     return parts
 
 
-def check_path(source: Source) -> None:
-    """In check mode: refuse what is plainly not there.
+def open_path(source: Source) -> int:
+    """Open the file or directory of a source: root reads what only it can read, so nobody else may say where it is.
 
     Raises:
-        StorageError: it is a path, and not there.
+        StorageError: it is not there, cannot be read, or somebody else could change it or the way to it.
     """
-    if source.path and not os.path.exists(source.path):
-        raise StorageError(f"source {source.name}: {source.where}: No such file or directory")
+    end, _ = open_way(source.path, f"source {source.name}:", missing="correct tutorials_sources")
+    try:
+        return os.open(f"/proc/self/fd/{end}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError(f"source {source.name}: {explain(error, source.path)}") from None
+    finally:
+        os.close(end)
+
+
+def check_path(source: Source) -> None:
+    """In check mode: refuse a path that :func:`open_path` refuses.
+
+    Raises:
+        StorageError: as there.
+    """
+    if source.path:
+        os.close(open_path(source))

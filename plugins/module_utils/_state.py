@@ -6,6 +6,8 @@
 
     stage/<id>-<uid>     a home while it is made; renamed to its place when whole. What cannot be removed of a
                          stage is left as stage/<id>-<uid>-<hex>, and each run tries again
+    stage/<id>-<uid>-taken/home   a half-made home that was moved away, until it is compared (``_system_homes``)
+    stage/kept-<hex>/home         such a home in which its user has worked
     locks/<id>           one lock for each directory; never removed
     records/<id>.json    whose directory it is, and which role is complete
     cache/               tutorials, unpacked (``_library.py``)
@@ -96,8 +98,11 @@ class State:
             raise
 
     def _enter(self, parent: int, name: str) -> int:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(name, 0o700, dir_fd=parent)
+        # To make a name in the storage root waits for everybody who lists that. Nobody lists what is ours, and there
+        # the attempt finds out at once whether the disk takes writes at all.
+        if name != STATE_DIRECTORY or not exists(parent, name):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=parent)
         directory = _open_private(parent, name)
         self._open.append(directory)
         return directory
@@ -123,15 +128,19 @@ class State:
         """Let the draft be the record."""
         put_draft(self.records, f"{name}.json")
 
-    def clear(self, stage: str) -> list[str]:
+    def clear(self, stage: str, ending: str = "") -> list[str]:
         """Make room for a stage, whose lock is held, and remove the one that is there.
+
+        Args:
+            stage: its name.
+            ending: what follows that in the name of the one to remove.
 
         Returns:
             Notes for the admin, if something of it is left.
         """
         left = f"{stage}-{secrets.token_hex(4)}"
         try:
-            os.rename(stage, left, src_dir_fd=self.stage, dst_dir_fd=self.stage)
+            os.rename(stage + ending, left, src_dir_fd=self.stage, dst_dir_fd=self.stage)
         except FileNotFoundError:
             return []
         why = discard(self.stage, left, int(stage.split("-")[1]), SWEEP_SECONDS)

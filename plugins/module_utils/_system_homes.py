@@ -11,7 +11,8 @@ says that all is well. What it left is told by owner and mode:
   by the next run: when it was begun, and holds a beginning of the skeleton and no more.
 * root's and shut (no rights for group and others): if all it holds is a beginning of the skeleton, byte for byte,
   it is moved away, looked at once more, and made anew. Its user may have been in it, and may still have a
-  working directory there: what is removed is removed as ``_trees.discard`` does it.
+  working directory there: it is looked at again before it is removed as ``_trees.discard`` does it, and what the user
+  has done since is kept.
 * root's and open, and recorded as begun: only the last chown is missing. The user may have written to
   the files in it already, so that chown is all that is done.
 * root's and shut, recorded as begun, with something else in it: its user had a working directory in it when it was
@@ -28,6 +29,7 @@ import errno
 import os
 import posixpath
 import pwd
+import secrets
 import time
 from functools import partial
 from pathlib import PurePosixPath
@@ -38,6 +40,7 @@ from ._batch import Claim
 from ._errors import StorageError, printable
 from ._files import DIRECTORY, open_parent, rename_directory, sync
 from ._mkhomedir_helper import Options, find_helper, open_skeleton, run_helper
+from ._names import STATE_DIRECTORY
 from ._partial_homes import is_partial, lacks_only_its_owner, other_than_skeleton
 from ._report import Report
 from ._storage import Home, Storage
@@ -84,6 +87,7 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
             sync(storage.root)
             for claim in ready:
                 with claim.alone():
+                    claim.notes += _drop_taken(storage, claim.home, skeleton)
                     claim.save(storage, {**(claim.record or {}), "mkhomedir": {"made": True}})
     finally:
         os.close(skeleton)
@@ -117,9 +121,6 @@ def _make(
                 _check_made(storage, claim)
             _changed(claim, state, options.mode)
             done.append(claim)
-    for claim, state in making:
-        if state == "partial":
-            claim.notes += storage.state.clear(claim.home.stage)
     return done
 
 
@@ -243,14 +244,8 @@ def _clear(storage: Storage, claim: Claim, state: str, skeleton: int) -> None:
         if state == "leftover":
             os.rmdir(name, dir_fd=parent)
         elif state == "partial":
-            claim.notes += storage.state.clear(home.stage)
-            rename_directory(parent, name, storage.state.stage, home.stage)
-            other = _seen_again(storage, home, skeleton)
-            if other is not None:
-                rename_directory(storage.state.stage, home.stage, parent, name)
-                raise StorageError(
-                    f"{printable(home.directory)} was changed at this moment ({other}): run again"
-                )
+            claim.notes += _drop_taken(storage, home, skeleton)
+            _take_away(storage, home, parent, skeleton)
     except OSError as error:
         if error.errno == errno.ENOTEMPTY:
             raise StorageError(f"{printable(home.directory)} is not empty any more: left as it is") from None
@@ -264,13 +259,62 @@ def _clear(storage: Storage, claim: Claim, state: str, skeleton: int) -> None:
         os.close(parent)
 
 
-def _seen_again(storage: Storage, home: Home, skeleton: int) -> str | None:
-    """Name what came into a partial home before it was moved away: whoever was in it may have worked on."""
-    moved = os.open(home.stage, DIRECTORY, dir_fd=storage.state.stage)
+def _take_away(storage: Storage, home: Home, parent: int, skeleton: int) -> None:
+    """Move a partial home to where only root comes. Its user may hold its lock: so into a directory of its own.
+
+    Raises:
+        StorageError: whoever was in it has worked on, so it was given back.
+    """
+    os.mkdir(f"{home.stage}-taken", 0o700, dir_fd=storage.state.stage)
+    taken = _open_taken(storage, home)
+    try:
+        rename_directory(parent, home.parts[-1], taken, "home")
+        other = _seen_again(taken, skeleton, home)
+        if other is not None:
+            rename_directory(taken, "home", parent, home.parts[-1])
+            raise StorageError(f"{printable(home.directory)} was changed at this moment ({other}): run again")
+    finally:
+        os.close(taken)
+
+
+def _open_taken(storage: Storage, home: Home) -> int:
+    return os.open(f"{home.stage}-taken", DIRECTORY, dir_fd=storage.state.stage)
+
+
+def _seen_again(taken: int, skeleton: int, home: Home) -> str | None:
+    """Name what came into a partial home since it was last looked at."""
+    try:
+        moved = os.open("home", DIRECTORY, dir_fd=taken)
+    except FileNotFoundError:  # it was not moved, or given back
+        return None
     try:
         return other_than_skeleton(moved, skeleton, home.uid, [])
     finally:
         os.close(moved)
+
+
+def _drop_taken(storage: Storage, home: Home, skeleton: int) -> list[str]:
+    """Remove a home that was taken away, this time or by a run that was killed; if its user has worked on, keep it.
+
+    Returns:
+        Notes for the admin.
+    """
+    try:
+        taken = _open_taken(storage, home)
+    except FileNotFoundError:
+        return []
+    try:
+        other = _seen_again(taken, skeleton, home)
+    finally:
+        os.close(taken)
+    if other is None:
+        return storage.state.clear(home.stage, "-taken")
+    kept = f"kept-{secrets.token_hex(8)}"
+    os.rename(f"{home.stage}-taken", kept, src_dir_fd=storage.state.stage, dst_dir_fd=storage.state.stage)
+    return [
+        f"its user has worked in the half-made home that was replaced ({other}): that is in "
+        f"{STATE_DIRECTORY}/stage/{kept}/home; give its user what is theirs, and remove it"
+    ]
 
 
 def _take_back(storage: Storage, home: Home, skeleton: int) -> None:

@@ -13,6 +13,7 @@ mode 0700 ends that. So what is not root's own is removed with the rights of tha
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import time
@@ -33,9 +34,9 @@ _CANNOT_COPY_IN_KERNEL = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTS
 def copy_tree(source: int, target: int | None, where: str = "", depth: int = 0) -> None:
     """Copy what is in directory ``source`` into the empty directory ``target``.
 
-    Symbolic links are copied as links, hard links become copies; modes are kept without setuid and
-    setgid, and times are kept. With ``target`` None nothing is written, everything is read open: would
-    it work?
+    Symbolic links are copied as links, hard links become copies; modes are kept without setuid, setgid and
+    the right of others to write, and times are kept. With ``target`` None nothing is written, everything is read
+    open: would it work?
 
     Args:
         source: any descriptor of the directory. It is opened anew, because processes that share a
@@ -87,7 +88,7 @@ def _copy_directory(source: int, target: int | None, name: str, path: str, depth
         copy_tree(reader, inner, path, depth + 1)
         if inner is not None:
             os.utime(inner, ns=(status.st_atime_ns, status.st_mtime_ns))
-            os.fchmod(inner, stat.S_IMODE(status.st_mode) & 0o1777)
+            os.fchmod(inner, stat.S_IMODE(status.st_mode) & 0o1775)
     finally:
         os.close(reader)
         if inner is not None:
@@ -109,7 +110,7 @@ def _copy_file(source: int, target: int | None, name: str, path: str) -> None:
         if target is None:
             return
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        mode = stat.S_IMODE(status.st_mode) & 0o777
+        mode = stat.S_IMODE(status.st_mode) & 0o775
         writer = os.open(name, flags, mode & ~0o022, dir_fd=target)
         try:
             _copy_data(reader, writer, status.st_size)
@@ -160,7 +161,9 @@ def discard(parent: int, name: str, uid: int, seconds: float = 60) -> Optional[s
     """
     try:
         if os.geteuid() == 0:
-            _discard(parent, name, uid, time.monotonic() + seconds)
+            # In a process of its own: the user may hold the lock of a directory, and who removes it waits for ever.
+            work = partial(_discard, parent, name, uid, time.monotonic() + seconds)
+            _as_user.run(_as_user.Task(0, 0, parent, work), seconds + 2).unwrap()
         else:
             remove_tree(parent, name, seconds)
     except OSError as error:
@@ -170,21 +173,42 @@ def discard(parent: int, name: str, uid: int, seconds: float = 60) -> Optional[s
     return None
 
 
-def _discard(parent: int, name: str, uid: int, until: float, depth: int = 0) -> None:
+def _discard(parent: int, name: str, uid: int, until: float, *, top: int = -1, depth: int = 0) -> None:
     if _unlinked(parent, name):
         return
     directory = os.open(name, DIRECTORY, dir_fd=parent)
     try:
+        if top < 0:
+            top = _claim(directory)
         status = os.fstat(directory)
         if status.st_uid != 0 or status.st_mode & 0o022:
             left = max(0.0, until - time.monotonic())
             work = partial(_empty, directory, until)
-            _as_user.run(_as_user.Task(uid, _as_user.NOBODY, directory, work), left + 1).unwrap()
+            _as_user.run(_as_user.Task(uid, _as_user.NOBODY, directory, work, (top,)), left + 1).unwrap()
         elif depth < MAX_DEPTH:
-            _each(directory, until, lambda inner: _discard(directory, inner, uid, until, depth + 1))
+            _each(
+                directory,
+                until,
+                lambda inner: _discard(directory, inner, uid, until, top=top, depth=depth + 1),
+            )
     finally:
         os.close(directory)
     os.rmdir(name, dir_fd=parent)
+
+
+def _claim(tree: int) -> int:
+    """Lock a tree that is to be removed, for this process and its children; return the descriptor.
+
+    Raises:
+        StorageError: a process that waits in it for ever has the lock.
+    """
+    try:
+        fcntl.flock(tree, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StorageError("a process that removes it cannot go on") from None
+    except OSError:  # a file system without locks for directories (NFS)
+        pass
+    return tree
 
 
 def remove_tree(parent: int, name: str, seconds: float = 3600) -> None:

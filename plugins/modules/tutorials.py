@@ -20,7 +20,8 @@ options:
   sources:
     description:
       - The tutorials. Each has a C(name), by which is recorded who has it, and exactly one of C(url) (an
-        archive on a web server) and C(path) (a directory or archive on the storage host).
+        archive on a web server) and C(path) (a directory or archive on the storage host, which nobody but root can
+        write to or replace).
       - Optionally C(dest), a relative path in the user's directory (default C(name)); C(checksum),
         C(sha256:) and the archive's checksum; C(strip_components), how many leading directories of the
         archive to leave out (default 0).

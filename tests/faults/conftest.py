@@ -1,6 +1,6 @@
 """Fixtures of the suite that kills, starves and races the file library. Most of it needs root.
 
-root, make_user, as_user, victim    as in ``tests/unit/storage``
+root, make_user, as_user, victim, hold    as in ``tests/unit/storage``
 disk        the storage root on a file system of its own (a tmpfs with the given options)
 flipper     a process of a user's that exchanges two names in their home as fast as it can
 counted     how many things were tried and held, for the summary at the end of the run
@@ -21,9 +21,9 @@ from pathlib import Path
 import pytest
 
 from ansible_bootstrap.storage import _files
-from tests.unit.storage.conftest import _make_root, as_user, make_user, root, victim
+from tests.unit.storage.conftest import _make_root, as_user, hold, make_user, root, victim
 
-__all__ = ["_make_root", "as_user", "make_user", "root", "victim"]
+__all__ = ["_make_root", "as_user", "hold", "make_user", "root", "victim"]
 
 RENAME_EXCHANGE = 2
 

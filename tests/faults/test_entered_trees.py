@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_bootstrap.storage import _files, _homes, _state
+from ansible_bootstrap.storage import _files, _homes, _state, _system_homes
 from ansible_bootstrap.storage._mkhomedir_helper import Options
 from ansible_bootstrap.storage._state import identity
 from tests.faults.test_full_disk_helper import skeleton
@@ -200,3 +200,42 @@ def test_a_stage_with_a_great_many_names_holds_up_nobody(
         assert not report.users[0]["failed"], report.users
         assert runs < 1000, "the sweep does not get any further"
     assert runs > 1, "one sweep removed everything, so nothing was shown"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_a_user_does_in_a_home_that_was_moved_away_is_kept(
+    root: Path,
+    make_user: MakeUser,
+    ensure: Ensure,
+    skeleton: Path,
+    killed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever has a working directory in it works on, also between two runs of which the first was killed."""
+    alice, options = make_user("alice"), Options("0022", str(skeleton))
+    assert not ensure(alice, options=options)[0]["failed"]
+    shutil.rmtree(root / "alice/course3")
+    record = root / f".ansible_bootstrap/records/{identity(['alice'])}.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "mkhomedir": {"began": True}}))
+    inside = os.open(root / "alice/course0", os.O_RDONLY)
+    real = _system_homes.run_helper
+
+    def run_helper(*arguments: Any) -> None:
+        with open(os.open("thesis.txt", os.O_CREAT | os.O_WRONLY, dir_fd=inside), "w") as file:
+            file.write("years of work\n")
+            os.fchown(file.fileno(), alice["uid"], alice["gid"])
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*arguments)
+
+    monkeypatch.setattr(_system_homes, "run_helper", run_helper)
+    users = ensure(alice, options=options)
+    monkeypatch.setattr(_system_homes, "run_helper", real)
+    if killed:
+        assert users[0]["failed"]
+        ensure(make_user("bob"), options=options)
+        users = ensure(alice, options=options)
+    os.close(inside)
+    assert _thesis(root) == "years of work\n"
+    assert "give its user what is theirs" in users[0]["notes"][0] and not users[0]["failed"], users
+    assert sorted(os.listdir(root / "alice")) == sorted(os.listdir(skeleton))

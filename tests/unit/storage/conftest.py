@@ -6,17 +6,23 @@ as_user     run a function in a process that is somebody else (root only)
 victim      a file and a directory of root's outside the storage root; unchanged after the test
 small_disk  a file system of 256 KiB (root only)
 in_process  what the worker of a batch does is done in the test's own process, where it can be patched
+hold        hold the kernel's lock of a directory, as who lists it into memory that never comes (root only)
 default_acl gives a directory an ACL that it hands on; returns the uid that it lets in
 """
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
+import platform
 import shutil
+import signal
 import stat
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +120,41 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(_worker, "apart", lambda work: _worker.Ended(work()))
     yield
     os.umask(umask)
+
+
+@pytest.fixture
+def hold() -> Iterator[Callable[[Path | int], None]]:
+    """Until the test's end whoever changes the directory sleeps beyond SIGKILL.
+
+    A user does so with a file of a FUSE server of their own; userfaultfd(2), which needs root, is the shorter way.
+    """
+    if platform.machine() != "x86_64":
+        pytest.skip("the numbers of system calls are those of x86_64")
+    holders: list[int] = []
+
+    def hold(directory: Path | int) -> None:
+        listed = os.open(directory, os.O_RDONLY) if isinstance(directory, Path) else os.dup(directory)
+        holders.append(os.fork())
+        if holders[-1] == 0:
+            libc = ctypes.CDLL(None)
+            libc.mmap.restype = ctypes.c_void_p
+            memory = libc.mmap(None, 1 << 16, 3, 0x22, -1, ctypes.c_long(0))
+            faults = libc.syscall(323, os.O_CLOEXEC)
+            fcntl.ioctl(faults, 0xC018AA3F, struct.pack("=QQQ", 0xAA, 0, 0))  # UFFDIO_API
+            fcntl.ioctl(faults, 0xC020AA00, struct.pack("=QQQQ", memory, 1 << 16, 1, 0))  # UFFDIO_REGISTER
+            libc.syscall(217, listed, ctypes.c_void_p(memory), 1 << 16)  # getdents64
+            os._exit(1)
+        os.close(listed)
+        wait = Path(f"/proc/{holders[-1]}/wchan")
+        until = time.monotonic() + 10
+        while wait.read_text() != "handle_userfault":
+            assert time.monotonic() < until and os.waitpid(holders[-1], os.WNOHANG) == (0, 0)
+            time.sleep(0.01)
+
+    yield hold
+    for holder in holders:
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
 
 
 STRANGER = 20099

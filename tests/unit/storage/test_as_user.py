@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
+import platform
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ansible_bootstrap.apply.inherited import replace_share
 from ansible_bootstrap.storage import _as_user
 from ansible_bootstrap.storage._as_user import Patience, Task
 from ansible_bootstrap.storage._errors import LateError, StorageError
@@ -46,6 +50,15 @@ def test_the_child_has_given_up_everything(here: int) -> None:
 
 
 @pytest.mark.root
+def test_who_reads_strangers_data_leaves_no_process(here: int) -> None:
+    """A fault in what reads an archive cannot keep a process that changes the tree later."""
+    answer = _as_user.run(
+        Task(_as_user.NOBODY, _as_user.NOBODY, here, partial(subprocess.call, ["/bin/true"])), 5
+    )
+    assert "too many processes" in str(answer.error), answer
+
+
+@pytest.mark.root
 def test_the_users_own_processes_cannot_take_over_the_child(here: int, as_user: Callable[..., Any]) -> None:
     ready, tell = os.pipe()
 
@@ -73,6 +86,34 @@ def test_the_users_own_processes_cannot_take_over_the_child(here: int, as_user: 
 
 
 @pytest.mark.root
+@pytest.mark.root
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of system calls are those of x86_64")
+def test_keys_of_the_caller_and_of_the_user_before_are_in_no_childs_session_keyring(here: int) -> None:
+    """Who has a session keyring may read and replace the keys in it, whatever their uid; pam_keyinit makes root one."""
+
+    def keyctl(*arguments: int | bytes, call: int = 250) -> int:
+        types = {int: ctypes.c_long, bytes: ctypes.c_char_p}
+        libc = ctypes.CDLL(None, use_errno=True)
+        return int(libc.syscall(ctypes.c_long(call), *(types[type(item)](item) for item in arguments)))  # type: ignore[arg-type]
+
+    def plant() -> list[int]:
+        """Say how many of the keys that others may have planted are there, and plant one."""
+        found = [keyctl(10, -3, b"user", b"%d" % uid, 0) > 0 for uid in (0, 20001, 20002)]
+        key = keyctl(b"user", b"%d" % os.geteuid(), b"secret", 6, -3, call=248)
+        assert key > 0 and keyctl(5, key, 0x3F3F3F3F) == 0
+        return [sum(found)]
+
+    def caller() -> list[Any]:
+        keyctl(1, b"of root")
+        plant()
+        tasks = [Task(uid, uid, here, plant) for uid in (20001, 20002)]
+        said = [_as_user.run(task, 10).unwrap() for task in tasks]
+        replace_share()  # what the program before the boundary does with what its caller left it
+        return [*said, plant()]
+
+    assert _as_user.run(Task(0, 0, here, caller, keeps_rights=True), 20).unwrap() == [[0], [0], [0]]
+
+
 def test_a_child_holds_no_descriptor_but_those_it_was_given(here: int) -> None:
     other, kept = os.open("/", os.O_RDONLY), os.open("/", os.O_RDONLY)
 

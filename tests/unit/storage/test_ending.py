@@ -238,16 +238,29 @@ while time.monotonic() < end:
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/cmdline", "rb") as file:
-                mine = path.encode() in file.read() and int(name) not in (os.getpid(), *traced)
+                mine = path.encode() in file.read() and int(name) != os.getpid()
+            threads = os.listdir(f"/proc/{name}/task") if mine else ()
         except OSError:
             continue
-        if mine and libc.ptrace(0x4206, int(name), None, ctypes.c_long(options)) == 0:  # PTRACE_SEIZE
-            traced.add(int(name))
-            print(name, flush=True)
+        for thread in set(threads) - traced:
+            if libc.ptrace(0x4206, int(thread), None, ctypes.c_long(options)) == 0:  # PTRACE_SEIZE
+                traced.add(thread)
+                print(thread, flush=True)
 """
 """Traces whatever runs the script, and never waits for it."""
 
 TRACE_EXIT = 0x40
+
+HELD = {
+    "processes": "os.fork(); os.fork()",
+    "a parent whose first thread has ended": """
+        import threading
+        if os.fork() == 0 and os.fork():
+            threading.Thread(target=time.sleep, args=[25]).start()
+            time.sleep(0.7)  # meanwhile it is traced
+            ctypes.CDLL(None).syscall(60 if os.uname().machine == "x86_64" else 93, 0)
+    """,
+}
 
 
 @pytest.fixture
@@ -289,17 +302,38 @@ def test_a_program_that_another_process_traces_has_ended_when_it_ends(
 @pytest.mark.root
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("options", [0, TRACE_EXIT])
+@pytest.mark.parametrize("kind", HELD)
 def test_what_a_tracer_holds_runs_no_more(
-    root: Path, alice: dict[str, Any], script: Callable[[str], str], tracer: Callable[..., Any], options: int
+    root: Path,
+    alice: dict[str, Any],
+    script: Callable[[str], str],
+    tracer: Callable[..., Any],
+    options: int,
+    kind: str,
 ) -> None:
     """With PTRACE_O_TRACEEXIT a killed process stops just before its end, and its children are not ours yet."""
-    path = script("os.fork(); os.fork()\nwhile time.monotonic() < end: time.sleep(0.1)\n")
+    path = script(f"{textwrap.dedent(HELD[kind])}\nwhile time.monotonic() < end: time.sleep(0.1)\n")
     tracer(path, alice["uid"], options)
     begin = time.monotonic()
-    result = one(root, alice, path, timeout=1)
-    assert time.monotonic() - begin < 4
-    assert "did not finish within 1 s and was ended with all its processes" in result["msg"]
+    result = one(root, alice, path, timeout=2)
+    assert time.monotonic() - begin < 5
+    assert "did not finish within 2 s and was ended with all its processes" in result["msg"]
     assert [pid for pid in running(path) if state(pid) not in "ZXt" and pid in of_script(path)] == []
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("way")
+def test_the_children_of_what_sleeps_beyond_sigkill_are_ended(
+    root: Path, alice: dict[str, Any], script: Callable[[str], str], hold: Callable[[Path], None]
+) -> None:
+    held = root / "alice/held"
+    held.mkdir()
+    os.chown(held, alice["uid"], alice["gid"])
+    hold(held)
+    stays = "while time.monotonic() < end: time.sleep(0.1)"
+    path = script(f"if os.fork() == 0:\n    os.fork() and os.mkdir('held/x')\n    {stays}\ntime.sleep(0.5)\n")
+    assert "processes of the script cannot be killed" in one(root, alice, path)["msg"]
+    assert [pid for pid in running(path) if state(pid) not in "ZXD"] == []
 
 
 def of_script(path: str) -> list[int]:

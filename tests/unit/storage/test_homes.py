@@ -68,6 +68,10 @@ def test_the_skeleton_is_copied_with_the_users_rights(
     (skeleton / "bin" / "run").write_text("#!/bin/sh\n")
     (skeleton / "bin" / "run").chmod(0o6755)
     (skeleton / "bin").chmod(0o555)
+    (skeleton / "open").mkdir()
+    (skeleton / "open/all").touch()
+    for path in (skeleton / "open", skeleton / "open/all"):
+        path.chmod(0o777)
     (skeleton / "link").symlink_to("/etc/shadow")
     os.link(skeleton / "bin" / "run", skeleton / "twin")
     os.utime(skeleton / "twin", (1_000_000_000, 1_000_000_000))
@@ -79,6 +83,7 @@ def test_the_skeleton_is_copied_with_the_users_rights(
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert stat.S_IMODE((home / "bin/run").stat().st_mode) == 0o755
     assert stat.S_IMODE((home / "bin").stat().st_mode) == 0o555
+    assert {stat.S_IMODE((home / name).stat().st_mode) for name in ("open", "open/all")} == {0o775}
     assert os.readlink(home / "link") == "/etc/shadow"
     assert (home / "twin").stat().st_nlink == 1
     assert (home / "twin").stat().st_mtime == 1_000_000_000

@@ -432,7 +432,7 @@ def test_an_archive_on_the_storage_host(root: Path, make_user: MakeUser, tmp_pat
     place(root, source, make_user("alice", home=True))
     assert (root / "alice/course/course/readme").read_text() == "one"
     (result,) = place(root, [{"name": "x", "path": str(tmp_path / "none")}], make_user("alice"), check=True)
-    assert "No such file" in result["msg"]
+    assert "does not exist on this host" in result["msg"]
 
 
 @pytest.mark.usefixtures("in_process")

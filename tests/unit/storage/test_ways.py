@@ -20,6 +20,7 @@ from ansible_bootstrap.settings import load_settings, make_settings
 from ansible_bootstrap.state.directory import ensure_state_dir
 from ansible_bootstrap.storage import _files, _homes, _mkhomedir_helper
 from ansible_bootstrap.storage._errors import StorageError
+from ansible_bootstrap.storage._sources import Source, check_path, open_path
 from ansible_bootstrap.storage._ways import find_program, open_directory
 from tests.unit.storage.conftest import MakeUser
 
@@ -70,6 +71,10 @@ WAYS: dict[str, Callable[..., Any]] = {
     "skeleton of user_dir": lambda site, make_user, _: fill_home(site, make_user),
     "skeleton of mkhomedir": lambda site, *_: os.close(_mkhomedir_helper.open_skeleton(str(site / "skel"))),
     "script": lambda site, *_: find_program(str(site / "program"), "script", missing=""),
+    "tutorial, a directory": lambda site, *_: check_path(Source("a", ("a",), path=str(site / "volumes"))),
+    "tutorial, an archive": lambda site, *_: os.close(
+        open_path(Source("a", ("a",), path=str(site / "program")))
+    ),
     "mkhomedir_helper": lambda site, *_: _mkhomedir_helper.find_helper(str(site / "program")),
     "settings": lambda site, *_: load_settings(site / "settings.yml"),
     "settings of an embedded hub": lambda site, *_: load_settings(site / "settings.yml", private=True),
