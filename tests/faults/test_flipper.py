@@ -173,6 +173,30 @@ def _work(operation: str, tree: int, home: int) -> Any:
     return _placing.stage(home, placings)
 
 
+def test_what_a_user_may_write_elsewhere_is_not_reached_through_the_home(
+    home: dict[str, Any], root: Path, content: Path, flipper: Flip, counted: Counter[str]
+) -> None:
+    """The user's rights alone would allow it: that no link is followed must keep it."""
+    outside = root.parent / "outside"
+    outside.mkdir()
+    outside.chmod(0o777)
+    hostile = flipper(home["uid"], Path(home["directory"]), "work", "trap")
+    tree = os.open(content, DIRECTORY)
+    met = Counter[str]()
+    try:
+        for _ in range(ROUNDS):
+            with hostile.paused():
+                _begin("reveal", home, outside, content)
+            hostile.wait_for_flips()
+            found = _as(home, partial(_work, "reveal", tree), tree).value["x"]
+            met["a link" if "links are not followed" in found.get("error", "") else "the directory"] += 1
+            assert not list(outside.iterdir())
+    finally:
+        os.close(tree)
+    assert min(met["a link"], met["the directory"]) > 0, f"the exchange was never met: {met}"
+    counted["rounds"] += ROUNDS
+
+
 def test_a_home_itself_cannot_be_exchanged(root: Path, make_user: MakeUser, victims: Path) -> None:
     """Who could would own the directory above it, and below such a directory nothing is done."""
     alice = make_user("alice", directory=str(root / "students/alice"))
