@@ -110,7 +110,7 @@ def completed(
     return Entry(place, directory or place.directory or "", roles, "", now, now if since is None else since)
 
 
-_VERSION: Final = 4
+_VERSION: Final = 5
 _SCHEMA: Final = """
 CREATE TABLE complete (
     storage_host TEXT NOT NULL,
@@ -147,8 +147,7 @@ CREATE TABLE places (
 );
 CREATE TABLE persons (
     name TEXT PRIMARY KEY,
-    person TEXT NOT NULL,       -- the hub's id of the user, and when the hub made it
-    at REAL NOT NULL            -- seconds since the epoch
+    person TEXT NOT NULL        -- the hub's id of the user and when it was made; the same of some others
 );
 """
 
@@ -342,17 +341,23 @@ class Ledger:
 
     # -- who they are -------------------------------------------------------------------------
 
-    def person(self, name: str) -> tuple[str, float] | None:
-        """Return who the user of that name is, and since when that is known (as ``time.time``)."""
-        rows = self._file.select("SELECT person, at FROM persons WHERE name = ?", (name,))
-        return (str(rows[0][0]), float(rows[0][1])) if rows else None
+    def person(self, name: str) -> str | None:
+        """Return who the user of that name is, None if nothing is noted.
 
-    def note_persons(self, persons: Mapping[str, str]) -> None:
-        """Note who the users of these names are."""
-        now = time.time()
+        Raises:
+            sqlite3.Error, OSError: that cannot be read.
+        """
+        rows = self._file.select("SELECT person FROM persons WHERE name = ?", (name,))
+        return str(rows[0][0]) if rows else None
+
+    def note_persons(self, persons: Mapping[str, tuple[str, str]]) -> None:
+        """Note who the users of these names are, each with who that name is taken from: nobody else is replaced."""
         with self._file.writing() as database:
-            for values, bound in many_rows([(name, person, now) for name, person in persons.items()]):
-                database.execute(f"INSERT OR REPLACE INTO persons {values}", bound)
+            database.executemany(
+                "INSERT INTO persons VALUES (?, ?) ON CONFLICT (name)"
+                " DO UPDATE SET person = excluded.person WHERE person = ?",
+                [(name, *both) for name, both in persons.items()],
+            )
 
     def accept(self, names: Iterable[str]) -> int:
         """Let whoever has these names now be the person; return how many were somebody."""
