@@ -282,7 +282,7 @@ def _ledger(state_dir: str) -> Ledger | None:
 def _written(state_dir: str, change: Callable[[], int]) -> int:
     try:
         return change()
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, ValueError, sqlite3.Error) as error:
         raise SettingsError(f"the ledger in {state_dir} cannot be written: {error}") from None
 
 

@@ -123,7 +123,7 @@ async def test_users_who_were_made_while_the_clock_was_ahead_are_refused_too(hub
     hub.add("elder", "bob", "alice", created=now + timedelta(hours=1))
     await hub.start("alice")
     hub.delete("alice")
-    hub.add("alice", created=now)
+    hub.add("alice")
     assert await hub.refuses("alice")
 
 
