@@ -97,9 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     _harden()
     if not argv and (unfit := unfit_descriptors()):
         if 2 not in unfit:
-            log(
-                "refused: stdin, stdout and stderr must be pipes, sockets, terminals or /dev/null, not files"
-            )
+            log("refused: stdin, stdout and stderr must be pipes, sockets, terminals or /dev/null, not files")
         return EXIT_REFUSED
     try:
         return keep(functools.partial(_serve_one, argv, spare), _STOP_SIGNALS, log, fault=EXIT_FAULT)
