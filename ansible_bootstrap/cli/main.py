@@ -274,7 +274,7 @@ def _told(names: set[str]) -> set[str]:
         RefusedError: one is not UTF-8, so no hub has such a user, and SQLite could not be asked for it.
     """
     try:
-        "".join(names).encode()
+        " ".join(names).encode()
     except UnicodeEncodeError as error:
         raise RefusedError(f"a name is not UTF-8, so nothing was done: {error.object}") from None
     return names
