@@ -63,7 +63,7 @@ class Dispatcher:
         tries: runs in succession that find a storage host down, after which those who wait for it are answered.
         record: called with each run that has ended; must not block.
         complete: called with each user who has been bootstrapped (not: checked), the fingerprints of all roles
-            as of that run, and the time (as ``time.time``) as of which that is known; must not block.
+            as of that run, and the time (as ``time.monotonic``) as of which that is known; must not block.
         forget: awaited with the places of a clean-up before it begins. If it fails, or takes longer than
             five seconds, the clean-up is put off.
         keep: called with each clean-up that waits from now on, and with None once it no longer does, for a hub
@@ -170,7 +170,7 @@ class Dispatcher:
         Args:
             place: whose storage, and where.
             waiter: is told what becomes of it.
-            looked: when what it knows of the user was looked up, as ``time.time``; now, if it does not say.
+            looked: when what it knows of the user was looked up, as ``time.monotonic``; now, if it does not say.
 
         Raises:
             RefusedError: the place is not acceptable.

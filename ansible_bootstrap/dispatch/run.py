@@ -103,8 +103,8 @@ class Flight:
             users=len(works),
             check=check,
         )
-        self.since = self.record.started
-        """When what its outcomes rest on was known: a run that leaves out roles rests on what was known before."""
+        self.since = time.monotonic()
+        """By ``time.monotonic``, when what its outcomes rest on was known: if it leaves out roles, before it began."""
         if self.done:
             self.since = min(self.since, *(work.looked for work in works.values())) - LOOK_SECONDS
         self.fingerprints: tuple[RoleFingerprint, ...] = ()

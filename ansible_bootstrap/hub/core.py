@@ -173,7 +173,9 @@ class Core:
             for outcome in run.outcomes
             if outcome.status != "ok" or outcome.changed
         }
-        self.start(self.books.after_cleanup(token, sorted(users - changed), sorted(changed), time.time()))
+        self.start(
+            self.books.after_cleanup(token, sorted(users - changed), sorted(changed), time.monotonic())
+        )
 
     async def _restore(self, pending: PendingCleanups) -> None:
         self.dispatcher.restore(await pending.load(), partial(is_active, self.users))

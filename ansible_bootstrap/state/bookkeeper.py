@@ -66,7 +66,7 @@ class Bookkeeper:
         self._asked: set[_Question] = set()
         """Who is just being looked up."""
         self._lost: dict[str, float] = {}
-        """Whom the disk would not let us make unknown, and since when (as ``time.time``) they are."""
+        """Whom the disk would not let us make unknown, and since when (as ``time.monotonic``) they are."""
         self._places: list[Place] = []
         self._persons: dict[str, tuple[str, str]] = {}
         self._noted: dict[tuple[str, str], Place] = {}
@@ -129,7 +129,7 @@ class Bookkeeper:
         since: float | None = None,
     ) -> None:
         """Note that a bootstrap has succeeded, as :func:`ledger.completed`; returns at once."""
-        since = time.time() - outcome.seconds if since is None else since
+        since = time.monotonic() - outcome.seconds if since is None else since
         if since < self._lost.get(place.name, since):
             return
         self._lost.pop(place.name, None)
@@ -170,7 +170,7 @@ class Bookkeeper:
     async def forget(self, name: str) -> None:
         """Make a user unknown, on disk, before returning; to this hub at once, whatever the disk says."""
         self._overtake({name})
-        now = time.time()
+        now = time.monotonic()
         if len(self._lost) < MAX_WAITING:
             self._lost[name] = now
         await in_thread(partial(self._ledger.forget, [name]), timeout=DISK_SECONDS)
@@ -206,7 +206,7 @@ class Bookkeeper:
             token: of :meth:`doubt`.
             unchanged: storage hosts and names.
             changed: storage hosts and names.
-            at: when it ended, as ``time.time``.
+            at: when it ended, as ``time.monotonic``.
         """
         await self._try(partial(self._ledger.cleaned, token, unchanged, changed, at))
 
