@@ -165,7 +165,7 @@ def test_what_it_does_not_see_is_trusted_for_a_time(
     ledger.complete([completed(far, "", FINGERPRINTS)])
     at(monkeypatch, 3500)
     assert ledger.look(far)
-    at(monkeypatch, 200)
+    at(monkeypatch, 3700)
     assert ledger.look(far) is None
 
 
