@@ -42,7 +42,7 @@ from typing import Final, NoReturn
 from ansible_bootstrap.apply import runner
 from ansible_bootstrap.apply.boundary import enforce_boundary
 from ansible_bootstrap.apply.descendants import end_descendants, reap_orphans
-from ansible_bootstrap.apply.inherited import replace_limits, replace_share
+from ansible_bootstrap.apply.inherited import replace_limits, replace_share, unfit_descriptors
 from ansible_bootstrap.apply.keeper import keep
 from ansible_bootstrap.apply.run_directory import run_directory
 from ansible_bootstrap.apply.slots import take_slot
@@ -95,6 +95,10 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     spare, argv = argv[2:] == [SPARE], argv[:2] if argv[2:] == [SPARE] else argv
     _harden()
+    if not argv and (unfit := unfit_descriptors()):
+        if 2 not in unfit:
+            log("refused: stdin, stdout and stderr must be pipes, sockets, terminals or /dev/null, not files")
+        return EXIT_REFUSED
     try:
         return keep(functools.partial(_serve_one, argv, spare), _STOP_SIGNALS, log, fault=EXIT_FAULT)
     except (OSError, StorageError) as error:
@@ -108,12 +112,12 @@ def _serve_one(argv: list[str], spare: bool, end: Callable[[], None]) -> int:
         _heed_stops()
         if not argv:
             _replace_the_callers_limits()
-        take_slot()
         with contextlib.ExitStack() as held:
             ahead = held.enter_context(_Ahead(argv)) if spare else None
             held.callback(_ignore_stops)  # it ends by then
             if ahead is not None and not ahead.wait():
                 return EXIT_OK
+            take_slot()
             settings = _settings(argv)
             request = parse_request(_read_line(0, REQUEST_TIMEOUT if argv else STRANGERS_REQUEST_TIMEOUT))
             return _serve(settings, request, ahead, end)

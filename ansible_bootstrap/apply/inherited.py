@@ -1,4 +1,4 @@
-"""What a process inherits of its caller besides environment and descriptors: limits, and its share of the machine.
+"""What a process inherits of its caller besides the environment: descriptors, limits, its share of the machine.
 
 A caller before the boundary may lower them at will. A limit of one process would let no role start a program as its
 user; a share that is only what others leave (``SCHED_IDLE``) would have root's run wait, with its locks held, for as
@@ -18,6 +18,7 @@ import ctypes
 import os
 import platform
 import resource
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +62,25 @@ _TIMER_SLACK: Final = 50_000
 """Nanoseconds; the kernel's default."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def unfit_descriptors() -> list[int]:
+    """Return which of stdin, stdout and stderr are files: on a mount of the caller's, one holds us beyond SIGKILL.
+
+    To be asked before a slot is taken, for the answer may be held up, too.
+    """
+    return [number for number in range(3) if not _is_fit(number)]
+
+
+def _is_fit(number: int) -> bool:
+    try:
+        status = os.fstat(number)
+    except OSError:  # a mount that lets nobody in but its user
+        return False
+    mode = status.st_mode
+    if stat.S_ISCHR(mode):
+        return status.st_rdev == os.makedev(1, 3) or os.isatty(number)
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def replace_limits() -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 from ansible_bootstrap import __version__
 from ansible_bootstrap.cli.roster import Record, Roster, distinct
 from ansible_bootstrap.errors import AnsibleBootstrapError, RefusedError, SettingsError
+from ansible_bootstrap.storage._errors import printable
 
 if TYPE_CHECKING:
     from ansible_bootstrap.config import AnsibleBootstrap
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = args.function(args)
     except AnsibleBootstrapError as error:
-        print(f"ansible-bootstrap: {error.details or error.message}", file=sys.stderr)
+        print(f"ansible-bootstrap: {printable(error.details or error.message)}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         print("ansible-bootstrap: interrupted", file=sys.stderr)
@@ -242,7 +243,7 @@ def _of_hub(args: argparse.Namespace, settings: AnsibleBootstrap) -> Iterator[Re
 
 
 def _forget(args: argparse.Namespace) -> int:
-    names = {str(record["name"]) for record in _Asked(args) if record.get("name")}
+    names = _told({str(record["name"]) for record in _Asked(args) if record.get("name")})
     if args.all == bool(names):
         raise RefusedError("nobody to forget: give names, --roster FILE, or --all alone")
     state_dir = _load_config(args.config).state_dir
@@ -256,24 +257,44 @@ def _forget(args: argparse.Namespace) -> int:
 
 
 def _accept(args: argparse.Namespace) -> int:
+    names = _told(set(args.names))
     state_dir = _load_config(args.config).state_dir
     ledger = _ledger(state_dir)
     if ledger is None:
         return EXIT_SOME_FAILED
-    known = _written(state_dir, lambda: ledger.accept(args.names))
-    print(f"Accepted {len(set(args.names))} users; {known} of the names had belonged to somebody.")
+    known = _written(state_dir, lambda: ledger.accept(names))
+    print(f"Accepted {len(names)} users; {known} of the names had belonged to somebody.")
     return EXIT_OK
 
 
+def _told(names: set[str]) -> set[str]:
+    """Return the names.
+
+    Raises:
+        RefusedError: one is not UTF-8, so no hub has such a user, and SQLite could not be asked for it.
+    """
+    try:
+        " ".join(names).encode()
+    except UnicodeEncodeError as error:
+        raise RefusedError(f"a name is not UTF-8, so nothing was done: {error.object}") from None
+    return names
+
+
 def _ledger(state_dir: str) -> Ledger | None:
-    """Return the hub's ledger; None if there is none, which is said."""
+    """Return the hub's ledger; None if there is none, which is said.
+
+    Which directory is the default goes by the account, and who runs commands as root has one there, too: so it counts
+    only if a hub has had it.
+    """
+    from ansible_bootstrap.state.directory import LOCK, default_state_dir  # noqa: PLC0415
     from ansible_bootstrap.state.ledger import FILE, Ledger  # noqa: PLC0415
 
-    if (Path(state_dir) / FILE).exists():
+    path = Path(state_dir)
+    if (path / FILE).exists() and (state_dir != default_state_dir() or (path / LOCK).exists()):
         return Ledger(state_dir)
     print(
-        f"ansible-bootstrap: no hub has a ledger in {state_dir}, so nothing was done: run this as the hub's account, "
-        "or set c.AnsibleBootstrap.state_dir",
+        f"ansible-bootstrap: no hub has a ledger in {printable(state_dir)}, so nothing was done: run this as the hub's "
+        "account, or set c.AnsibleBootstrap.state_dir",
         file=sys.stderr,
     )
     return None
@@ -282,7 +303,7 @@ def _ledger(state_dir: str) -> Ledger | None:
 def _written(state_dir: str, change: Callable[[], int]) -> int:
     try:
         return change()
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, ValueError, sqlite3.Error) as error:
         raise SettingsError(f"the ledger in {state_dir} cannot be written: {error}") from None
 
 
@@ -291,17 +312,20 @@ def _status(args: argparse.Namespace) -> int:
     from ansible_bootstrap.state.history import FILE, History  # noqa: PLC0415
     from ansible_bootstrap.state.lookback import look_back  # noqa: PLC0415
 
+    _told({args.name or ""})
     state_dir = _load_config(args.config).state_dir
     history = History(state_dir)
     if not (Path(state_dir) / FILE).exists():
-        print(f"ansible-bootstrap: no history in {state_dir}", file=sys.stderr)
+        print(f"ansible-bootstrap: no history in {printable(state_dir)}", file=sys.stderr)
     try:
-        if args.name:
-            print_past(args.name, history.outcomes(args.name, LAST_OUTCOMES), as_json=args.json)
-        else:
-            print_status(history.runs(LAST_RUNS), look_back(history), as_json=args.json)
+        past = history.outcomes(args.name, LAST_OUTCOMES) if args.name else []
+        runs, all_of_it = history.runs(LAST_RUNS), look_back(history)
     except (OSError, ValueError, sqlite3.Error) as error:
         raise SettingsError(f"the history in {state_dir} cannot be read: {error}; move it away") from None
+    if args.name:
+        print_past(args.name, past, as_json=args.json)
+    else:
+        print_status(runs, all_of_it, as_json=args.json)
     return EXIT_OK
 
 

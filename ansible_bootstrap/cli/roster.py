@@ -37,6 +37,8 @@ class Roster:
     """
 
     def __init__(self, path: Path) -> None:
+        if path.exists() and not path.is_file():
+            raise RefusedError(f"{path} is no file: write the list to one")
         try:
             self._text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
@@ -59,7 +61,8 @@ class Roster:
 
     def _rows(self) -> csv.DictReader[str]:
         header = self._text.partition("\n")[0]
-        rows = csv.DictReader(io.StringIO(self._text), delimiter=max(",;\t", key=header.count))
+        csv.field_size_limit(len(self._text) + 1)  # A cell of any size is its row's trouble.
+        rows = csv.DictReader(io.StringIO(self._text), delimiter=max(",;\t", key=header.count), strict=True)
         try:
             fields = [(field or "").strip().lower() for field in rows.fieldnames or ()]
         except csv.Error as error:

@@ -205,7 +205,7 @@ class _Bulk:
         size = self._settings.batch_size
         while True:
             await asyncio.sleep(0)  # Users of a storage host that is down are answered without waiting.
-            looked = time.time()
+            looked = time.monotonic()
             batch = await self._batch(queue, size)
             if not batch and queue.later:  # A directory that is several users' is in one run at a time.
                 await self._until(lambda: not queue.asked)

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from ansible_bootstrap.dispatch.spare import Spare
+from ansible_bootstrap.dispatch.spare import Spare, SpareLostError
 from ansible_bootstrap.errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
 from ansible_bootstrap.protocol import SPARE, Described, End, Event, Refused, Request, parse_event
 
@@ -87,13 +87,16 @@ class ApplyClient:
         while self._alive:
             await asyncio.wait({run.gone for run in self._alive})  # Bounded: each has :data:`EXIT_SECONDS`.
 
-    async def start(self, request: Request, on_event: Callable[[Event], None], *, limit: float) -> ApplyRun:
+    async def start(
+        self, request: Request, on_event: Callable[[Event], None], *, limit: float, cold: bool = False
+    ) -> ApplyRun:
         """Start one run.
 
         Args:
             request: one operation on one batch of one storage host.
             on_event: called on the event loop for each event as it comes; must neither block nor raise.
             limit: seconds after which the run is stopped.
+            cold: not with the spare.
 
         Raises:
             ApplyError: the program could not be started; the details say what to do.
@@ -102,7 +105,11 @@ class ApplyClient:
         # A description needs no run of Ansible; the one that was started ahead is for somebody who waits.
         spare = self._spare if request.operation != "describe" else None
         # A hub in a storm takes a tenth of a second for each turn of its loop: with a spare, nothing is awaited here.
-        run = (await spare.take() if spare else None) or await self._launch(list(await self._argv()))
+        run = await spare.take() if spare and not cold else None
+        if run is not None:
+            run.lost = SpareLostError
+        else:
+            run = await self._launch(list(await self._argv()))
         run.begin(on_event, request.model_dump_json().encode() + b"\n", limit)
         if spare is not None:
             spare.prepare()
@@ -160,6 +167,8 @@ class ApplyRun(asyncio.SubprocessProtocol):
         self._stopping = False
         self._deaf = False
         self._failure: AnsibleBootstrapError | None = None
+        self.lost: type[ApplyError] = ApplyError
+        """What is raised if it ends before its first event."""
 
     # -- for the dispatcher -------------------------------------------------------------------
 
@@ -189,7 +198,7 @@ class ApplyRun(asyncio.SubprocessProtocol):
 
         Raises:
             AnsibleBootstrapError: it refused, was stopped, died, spoke nonsense or did not end. Users
-                for whom no outcome came have failed, with or without this error.
+                for whom no outcome came have failed, with or without this error. :class:`SpareLostError`: start again.
         """
         try:
             await self._over  # Bounded: the limit's timer stops, and stopping gives up.
@@ -282,6 +291,7 @@ class ApplyRun(asyncio.SubprocessProtocol):
         if self._on_event is None:
             self._nonsense("it speaks before it is asked")
             return
+        self.lost = ApplyError
         if isinstance(event, Refused):
             self._failure = BY_REASON[event.reason](f"the apply program refused: {_escape(event.message)}")
         if isinstance(event, End | Described):
@@ -312,7 +322,7 @@ class ApplyRun(asyncio.SubprocessProtocol):
             if code < 0
             else f"exited with {code}"
         )
-        return ApplyError(
+        return self.lost(
             f"the apply program {ended} before its last line: {self.last_words()}; "
             "try it by hand with `ansible-bootstrap run NAME`"
         )

@@ -6,7 +6,7 @@ no delay to gather a batch when nothing runs, and the batches grow by themselves
 what the storage host does in about ten seconds (``pace.py``).
 
 Whoever hangs costs only their own. A user who is not ready in time in a run of several is tried once more in a *lone*
-run, beside the storage host's ordinary one; a run that has one user left and gives no sign becomes a lone one. A
+run, beside the storage host's ordinary one; a run that gives no sign takes that place, if it is free. A
 storage host that is down answers at once, but for one user at a time who tries (``health.py``). A run that gives no
 sign takes no slot from other storage hosts; lone runs and those that try have slots of their own (``Slots``).
 
@@ -63,7 +63,7 @@ class Dispatcher:
         tries: runs in succession that find a storage host down, after which those who wait for it are answered.
         record: called with each run that has ended; must not block.
         complete: called with each user who has been bootstrapped (not: checked), the fingerprints of all roles
-            as of that run, and the time (as ``time.time``) as of which that is known; must not block.
+            as of that run, and the time (as ``time.monotonic``) as of which that is known; must not block.
         forget: awaited with the places of a clean-up before it begins. If it fails, or takes longer than
             five seconds, the clean-up is put off.
         keep: called with each clean-up that waits from now on, and with None once it no longer does, for a hub
@@ -170,7 +170,7 @@ class Dispatcher:
         Args:
             place: whose storage, and where.
             waiter: is told what becomes of it.
-            looked: when what it knows of the user was looked up, as ``time.time``; now, if it does not say.
+            looked: when what it knows of the user was looked up, as ``time.monotonic``; now, if it does not say.
 
         Raises:
             RefusedError: the place is not acceptable.
@@ -354,11 +354,11 @@ class Dispatcher:
         return min(waiting, key=lambda one: one[1].since, default=None)
 
     def _tick(self) -> None:
-        """Runs that give no sign make way: in the slots, and, if they have one user left, on their storage host."""
+        """Runs that give no sign make way: in the slots, and on their storage host."""
         self._ticker = None
         for host in list(self._hosts.values()):
             flight = host.flight
-            if flight is not None and host.lone is None and len(flight.works) <= 1 and flight.quiet:
+            if flight is not None and host.lone is None and flight.quiet:
                 host.flight, host.lone = None, flight
             self._offer(host)
         if self._flights and not self._closed:
@@ -502,9 +502,9 @@ class Dispatcher:
             if outcome.reason != "unreachable":
                 self._health.answers(place)
             return False
-        if len(flight.boarded) == 1:
-            return False
         self._health.suspect(place)
+        if len(flight.names) == 1:
+            return False
         host = self._hosts[flight.record.storage_host]
         if flight.abandoned or not work.wanted or host.has(place):
             return False

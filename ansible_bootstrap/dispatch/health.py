@@ -1,17 +1,19 @@
 """Which storage hosts are down and which users' storage hangs, as the runs have told.
 
-A storage host is *down* after a run that reached nobody there, or in which nobody was ready in time. Then each pause
-lets one user try (the probe), and everybody else is answered at once. A run of a single user who was not ready in
-time says nothing against a host that was up: that user's own directory may hang. So that a user whose directory hangs
-cannot prolong an outage as its probe, only a host that could not be reached gets longer pauses.
+A storage host is *down* after a run that reached nobody there, or that told nothing in all its time while no other run
+there had an answer. Then each pause lets one user try (the probe), and everybody else is answered at once. Users who
+were not ready in time say nothing against a host that was up, however many they are: their own directories may hang.
+A storage that is silent for all its users is told as unreachable. So that a user whose directory hangs cannot prolong
+an outage as its probe, only a host that could not be reached gets longer pauses.
 
 A user *hangs* who was not ready in time although others of the same run were: the next try is a run of that user
 alone. If that takes too long, too, the user is *held*: every further spawn is refused at once for some minutes.
-Whatever was noted of users while their host was down is forgotten when the host is back.
+Whatever was noted of users after their host was found down is forgotten when the host is back.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -41,7 +43,7 @@ class Down:
     reason: Reason
     why: str
     since: float
-    """As ``time.time``: when the run began that found it down."""
+    """As ``time.time``: when a run found it down."""
     pause: float
     due: float
     """As ``time.monotonic``: when the next user may try."""
@@ -67,6 +69,8 @@ class Health:
     def __init__(self) -> None:
         self._down: dict[str, Down] = {}
         self._hung: dict[tuple[str, str], _Hung] = {}
+        self._answered: dict[str, float] = {}
+        """By ``time.monotonic``: when a storage host last had an answer for one of its users."""
 
     def down(self, host: str) -> Down | None:
         """Return what is known of a storage host that is down, None for one that is up."""
@@ -101,7 +105,7 @@ class Health:
         )
 
     def suspect(self, place: Place) -> None:
-        """The user was not ready in time, in a run of several."""
+        """The user was not ready in time."""
         self._suspect((place.storage_host, place.name))
 
     def _suspect(self, user: tuple[str, str]) -> None:
@@ -112,6 +116,7 @@ class Health:
     def answers(self, place: Place) -> None:
         """The user's storage works, or has at least said what is wrong."""
         self._hung.pop((place.storage_host, place.name), None)
+        self._answered[place.storage_host] = time.monotonic()
 
     def learn(self, flight: Flight) -> Down | None:
         """Draw the conclusions from a run that has landed.
@@ -128,16 +133,17 @@ class Health:
         early = flight.said < len(outcomes) and not flight.hung and "timeout" in reasons
         if record.abandoned or early or not outcomes or not reasons <= {"unreachable", "timeout"}:
             return None
-        unreachable = reasons == {"unreachable"}
-        if len(flight.boarded) == 1 and not unreachable:
-            if flight.operation == "bootstrap":
+        unreachable = "unreachable" in reasons
+        if not unreachable:
+            if len(flight.names) == 1 and flight.operation == "bootstrap":
                 (name,) = flight.names
                 self._suspect((host, name))
                 self._hung[host, name].until = time.monotonic() + HOLD_SECONDS
-            if host not in self._down:
+            answered = self._answered.get(host, -math.inf) > time.monotonic() - record.seconds
+            if host not in self._down and (len(flight.names) == 1 or flight.said or answered):
                 return None
         why = record.error or outcomes[-1].message
-        down = self._down.setdefault(host, Down("timeout", why, record.started, FIRST_PAUSE, 0.0))
+        down = self._down.setdefault(host, Down("timeout", why, time.time(), FIRST_PAUSE, 0.0))
         if unreachable and down.failures:
             down.pause = min(2 * down.pause, LONGEST_PAUSE)
         down.reason, down.why = "unreachable" if unreachable else "timeout", why[:500]
@@ -149,7 +155,7 @@ class Health:
         down = self._down.pop(host, None)
         if down is not None:
             self._hung = {
-                user: hung for user, hung in self._hung.items() if user[0] != host or hung.since < down.since
+                user: hung for user, hung in self._hung.items() if user[0] != host or hung.since <= down.since
             }
 
 

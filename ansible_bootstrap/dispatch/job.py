@@ -66,7 +66,7 @@ class Work:
     login: Mapping[str, str] | None = None
     """If it was begun at a login, and so is wanted although nobody may wait: the roles that the user had then."""
     since: float = field(default_factory=time.monotonic)
-    looked: float = field(default_factory=time.time)
+    looked: float = field(default_factory=time.monotonic)
     """No later than this was what is known of the user looked up."""
     behind: int = 0
     """How many others its waiters were last told to wait for."""

@@ -120,7 +120,7 @@ class HostQueue:
             done = NOTHING_DONE
         work = self.logins.get(key)
         if work is not None:
-            work.place, work.login, work.looked = place, done, time.time()
+            work.place, work.login, work.looked = place, done, time.monotonic()
             return False
         self.logins[key] = Work(place, login=done)
         return True

@@ -13,6 +13,7 @@ from ansible_bootstrap.dispatch import sentences
 from ansible_bootstrap.dispatch.cleanups import Cleanup
 from ansible_bootstrap.dispatch.job import Waiter, Work, WorkKey, done_by_all
 from ansible_bootstrap.dispatch.run_log import log_run, log_user
+from ansible_bootstrap.dispatch.spare import SpareLostError
 from ansible_bootstrap.errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
 from ansible_bootstrap.protocol import (
     Accepted,
@@ -50,7 +51,7 @@ class Client(Protocol):
     """Starts runs, as ``apply_client.ApplyClient``."""
 
     def start(
-        self, request: Request, on_event: Callable[[Event], None], *, limit: float
+        self, request: Request, on_event: Callable[[Event], None], *, limit: float, cold: bool = False
     ) -> Coroutine[Any, Any, Run]:
         """Start one run."""
 
@@ -102,8 +103,8 @@ class Flight:
             users=len(works),
             check=check,
         )
-        self.since = self.record.started
-        """When what its outcomes rest on was known: a run that leaves out roles rests on what was known before."""
+        self.since = time.monotonic()
+        """By ``time.monotonic``, when what its outcomes rest on was known: if it leaves out roles, before it began."""
         if self.done:
             self.since = min(self.since, *(work.looked for work in works.values())) - LOOK_SECONDS
         self.fingerprints: tuple[RoleFingerprint, ...] = ()
@@ -155,11 +156,18 @@ class Flight:
         request = Request(
             operation=self.operation, users=users, check=self.record.check, diff=self._diff, done=self.done
         )
-        self._process = await client.start(request, self._on_event, limit=limit)
-        if self.abandoned:
-            self._process.stop(self._nobody_waits())
-        await self._process.finish()
+        try:
+            await self._finish(await client.start(request, self._on_event, limit=limit))
+        except SpareLostError as error:
+            self._log.warning("ansible_bootstrap: the run is started again: %s", error.details)
+            await self._finish(await client.start(request, self._on_event, limit=limit, cold=True))
         self.orderly = not self.abandoned
+
+    async def _finish(self, process: Run) -> None:
+        self._process = process
+        if self.abandoned:
+            process.stop(self._nobody_waits())
+        await process.finish()
 
     def join(self, waiter: Waiter, work: Work) -> None:
         """One more waits for a work in the air, and is told where it is."""

@@ -11,13 +11,17 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
-from ansible_bootstrap.errors import AnsibleBootstrapError
+from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
 
 if TYPE_CHECKING:
     from ansible_bootstrap.dispatch.client import ApplyRun
 
 START_SECONDS: Final = 5.0
 """For which a run waits for the process of a spare that is just being started."""
+
+
+class SpareLostError(ApplyError):
+    """A spare ended before it accepted its request, so nothing was done."""
 
 
 class Spare:

@@ -173,10 +173,12 @@ class Core:
             for outcome in run.outcomes
             if outcome.status != "ok" or outcome.changed
         }
-        self.start(self.books.after_cleanup(token, sorted(users - changed), sorted(changed), time.time()))
+        self.start(
+            self.books.after_cleanup(token, sorted(users - changed), sorted(changed), time.monotonic())
+        )
 
     async def _restore(self, pending: PendingCleanups) -> None:
-        self.dispatcher.restore(await pending.load(), partial(_is_active, self.users))
+        self.dispatcher.restore(await pending.load(), partial(is_active, self.users))
 
 
 _core: Core | None = None
@@ -207,7 +209,7 @@ def make_core(hub_config: Config, hub_settings: Mapping[str, Any] | None) -> Cor
     return _core
 
 
-def _is_active(users: Any, name: str) -> bool:
+def is_active(users: Any, name: str) -> bool:
     """Whether that user has an active server; also if it cannot be told, for then nothing may be deleted."""
     if users is None:
         return True

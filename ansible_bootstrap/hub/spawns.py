@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from ansible_bootstrap.errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
-from ansible_bootstrap.hub.core import Core, core_of
+from ansible_bootstrap.hub.core import Core, core_of, is_active
 from ansible_bootstrap.hub.failure import log_name, one_line, shown, why
 from ansible_bootstrap.hub.person import check_person
 from ansible_bootstrap.hub.progress import ProgressLog
@@ -186,7 +187,7 @@ async def stopped(spawner: Any) -> None:
                 return
             place = spawn.place if spawn else None
             place = place or await resolve(spawner, core.config)
-        core.dispatcher.cleanup(place, partial(_has_active_server, spawner.user))
+        core.dispatcher.cleanup(place, partial(_is_in_use, core.users, spawner.user, place.name))
         if core.pending is not None:
             await core.pending.written(POST_STOP_SECONDS)  # A hub killed right after this still knows of it.
     except Exception as error:
@@ -213,8 +214,9 @@ def _early(spawner: Any, spawn: Spawn) -> bool:
     return spawn.ready is not None and time.monotonic() - spawn.ready < EARLY_SECONDS
 
 
-def _has_active_server(user: Any) -> bool:
-    try:
-        return any(spawner.active for spawner in user.spawners.values())
-    except Exception:  # The user has been deleted from the hub's database in the meantime.
-        return False
+def _is_in_use(users: Any, user: Any, name: str) -> bool:
+    """Whether the user has an active server, or who has the name by now: somebody else, after a rename."""
+    with contextlib.suppress(Exception):  # The user has been deleted from the hub's database in the meantime.
+        if any(spawner.active for spawner in user.spawners.values()):
+            return True
+    return is_active(users, name)

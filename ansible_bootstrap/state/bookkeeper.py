@@ -2,7 +2,7 @@
 
 Looking a user up is what every login pays for, so it has 200 ms: no answer means that nothing is known of the user,
 who is then bootstrapped as if new. What is noted is gathered and written by one task at a time. A ledger that cannot
-be read or written is one warning in the log; spawns go on without it.
+be read or written is one warning in the log; spawns go on without it. Only who a user is must be told from it.
 
 The file is read in the event loop, which takes tens of microseconds: in a storm a thread would wait longer for the
 interpreter's lock, and the loop for the thread. Directories are looked at, and the file is written, in threads.
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from ansible_bootstrap.errors import AnsibleBootstrapError
+from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 from ansible_bootstrap.state.ledger import Entry, Ledger, completed, looked_at
@@ -66,9 +66,9 @@ class Bookkeeper:
         self._asked: set[_Question] = set()
         """Who is just being looked up."""
         self._lost: dict[str, float] = {}
-        """Whom the disk would not let us make unknown, and since when (as ``time.time``) they are."""
+        """Whom the disk would not let us make unknown, and since when (as ``time.monotonic``) they are."""
         self._places: list[Place] = []
-        self._persons: dict[str, str] = {}
+        self._persons: dict[str, tuple[str, str]] = {}
         self._noted: dict[tuple[str, str], Place] = {}
         self._task: asyncio.Task[None] | None = None
         self._complained = False
@@ -129,7 +129,7 @@ class Bookkeeper:
         since: float | None = None,
     ) -> None:
         """Note that a bootstrap has succeeded, as :func:`ledger.completed`; returns at once."""
-        since = time.time() - outcome.seconds if since is None else since
+        since = time.monotonic() - outcome.seconds if since is None else since
         if since < self._lost.get(place.name, since):
             return
         self._lost.pop(place.name, None)
@@ -146,24 +146,31 @@ class Bookkeeper:
             self._places.append(place)
             self._write_soon()
 
-    def person(self, name: str) -> tuple[str, float] | None:
-        """Return who the user of that name is, as :meth:`Ledger.person`; None, too, if that cannot be told."""
+    def person(self, name: str) -> str | None:
+        """Return who the user of that name is, as :meth:`Ledger.person`.
+
+        Raises:
+            ApplyError: that cannot be told now.
+        """
         try:
             return self._ledger.person(name)
         except Exception as error:
             self._complain(error)
-            return None
+            raise ApplyError(
+                f"the ledger in c.AnsibleBootstrap.state_dir cannot be read ({error}), so nobody can tell whether "
+                f"{name!a} is the person who was given the directory: try again, and mend the ledger if that stays"
+            ) from None
 
-    def note_person(self, name: str, person: str) -> None:
-        """Note who the user of that name is; returns at once."""
+    def note_person(self, name: str, person: str, instead: str = "") -> None:
+        """Note who the user of that name is, as :meth:`Ledger.note_persons`; returns at once."""
         if len(self._persons) < MAX_WAITING:
-            self._persons[name] = person
+            self._persons.setdefault(name, (person, instead))
             self._write_soon()
 
     async def forget(self, name: str) -> None:
         """Make a user unknown, on disk, before returning; to this hub at once, whatever the disk says."""
         self._overtake({name})
-        now = time.time()
+        now = time.monotonic()
         if len(self._lost) < MAX_WAITING:
             self._lost[name] = now
         await in_thread(partial(self._ledger.forget, [name]), timeout=DISK_SECONDS)
@@ -199,7 +206,7 @@ class Bookkeeper:
             token: of :meth:`doubt`.
             unchanged: storage hosts and names.
             changed: storage hosts and names.
-            at: when it ended, as ``time.time``.
+            at: when it ended, as ``time.monotonic``.
         """
         await self._try(partial(self._ledger.cleaned, token, unchanged, changed, at))
 

@@ -18,6 +18,9 @@ from ansible_bootstrap.errors import SettingsError
 from ansible_bootstrap.storage._errors import StorageError
 from ansible_bootstrap.storage._ways import open_directory
 
+LOCK: Final = "hub.lock"
+"""In a ``state_dir`` that a hub has, or has had."""
+
 
 def default_state_dir() -> str:
     """``/var/lib/ansible-bootstrap`` as root, else the account's own state directory."""
@@ -61,7 +64,7 @@ def hold_state_dir(path: str | os.PathLike[str]) -> None:
         SettingsError: another hub has it.
     """
     directory = ensure_state_dir(path)
-    lock = str(directory.resolve() / "hub.lock")
+    lock = str(directory.resolve() / LOCK)
     if lock in _LOCKS:
         return
     try:

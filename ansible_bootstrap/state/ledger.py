@@ -11,10 +11,10 @@ believed only while everything it was made under is as it was:
   entry is good for ``trust_for`` seconds only.
 
 Several hands write it (a hub, a command line beside it), so no entry depends on who writes first. Each says since when
-what it rests on is known, and whoever makes a user unknown leaves a tombstone: a run that was in the air by then
-notes nothing. A clean-up only doubts its users' entries, each clean-up with a token of its own, and believes them again
-if it has changed nothing; whom somebody else has forgotten or doubted meanwhile stays unknown. While it is under way
-nothing is noted of them, by nobody.
+what it rests on is known, by a clock that nobody sets and that begins with each boot. Whoever makes a user unknown
+leaves a tombstone: a run that was in the air by then notes nothing. A clean-up only doubts its users' entries, each
+clean-up with a token of its own, and believes them again if it has changed nothing; whom somebody else has forgotten or
+doubted meanwhile stays unknown. While it is under way nothing is noted of them, by nobody.
 
 The ledger may be deleted at any time: whoever is unknown is bootstrapped again, which changes nothing that is right.
 So what cannot be read is unknown, and a file that is broken is moved aside.
@@ -29,6 +29,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -54,15 +55,16 @@ _EVERYBODY: Final = ""
 """Stands for a name in a tombstone."""
 
 _UNDER_WAY: Final = (
-    "SELECT 1 FROM cleaning WHERE storage_host = {host} AND name = {name} AND until > ? AND until <= ?"
+    "SELECT 1 FROM cleaning WHERE storage_host = {host} AND name = {name} AND until > ? AND boot = ?"
 )
-"""Whether a user's clean-up is; one that ends later than any can was noted by a clock that has been set back."""
+"""Whether a user's clean-up is."""
 
 _NOTE: Final = f"""
 WITH entry (storage_host, work, name, place, directory, roles, seen, at, since) AS ({{values}})
-INSERT OR REPLACE INTO complete SELECT *, '' FROM entry
+INSERT OR REPLACE INTO complete SELECT *, ?, '' FROM entry
 WHERE NOT EXISTS (
-    SELECT 1 FROM forgotten WHERE forgotten.name IN (entry.name, '') AND forgotten.at > entry.since
+    SELECT 1 FROM forgotten
+    WHERE forgotten.name IN (entry.name, '') AND forgotten.boot = ? AND forgotten.at > entry.since
 ) AND NOT EXISTS ({_UNDER_WAY.format(host="entry.storage_host", name="entry.name")})
 """  # noqa: S608 - names of columns
 """But for whom has been made unknown since what the entry rests on was known, or is being cleaned up."""
@@ -79,7 +81,7 @@ class Entry:
     seen: str
     at: float
     since: float
-    """When what it rests on was known: whoever was forgotten later is not complete."""
+    """By ``time.monotonic``, when what it rests on was known: whoever was forgotten later is not complete."""
 
     def has(self, fingerprints: Sequence[RoleFingerprint]) -> bool:
         """Whether nothing is left to do of these roles."""
@@ -100,17 +102,17 @@ def completed(
         directory: where the apply side says that it is.
         fingerprints: of all roles, as of that run.
         missing: roles that failed and were let go on without.
-        since: when the run began or, if it left out roles, when it was known that the user has them; now, if not
-            given.
+        since: by ``time.monotonic``, when the run began or, if it left out roles, when it was known that the user has
+            them; now, if not given.
     """
-    now = time.time()
+    since = time.monotonic() if since is None else since
     roles = {role.role: role.fingerprint for role in fingerprints if role.revised}
     for role in missing:
         roles.pop(role, None)
-    return Entry(place, directory or place.directory or "", roles, "", now, now if since is None else since)
+    return Entry(place, directory or place.directory or "", roles, "", time.time(), since)
 
 
-_VERSION: Final = 4
+_VERSION: Final = 5
 _SCHEMA: Final = """
 CREATE TABLE complete (
     storage_host TEXT NOT NULL,
@@ -121,20 +123,23 @@ CREATE TABLE complete (
     roles TEXT NOT NULL,        -- JSON: role -> fingerprint
     seen TEXT NOT NULL,         -- inode, owner, group, mode; empty if this machine saw nothing
     at REAL NOT NULL,           -- seconds since the epoch
-    since REAL NOT NULL,        -- when what it rests on was known
+    since REAL NOT NULL,        -- when what it rests on was known, in seconds of that boot
+    boot TEXT NOT NULL,
     doubt TEXT NOT NULL,        -- the token of a clean-up that has begun; empty: believed
     PRIMARY KEY (storage_host, work, name)
 );
 CREATE INDEX complete_name ON complete (name);
 CREATE TABLE forgotten (
     name TEXT PRIMARY KEY,
-    at REAL NOT NULL
+    at REAL NOT NULL,           -- seconds of that boot
+    boot TEXT NOT NULL
 );
 CREATE TABLE cleaning (
     token TEXT NOT NULL,        -- of a clean-up that is under way
     storage_host TEXT NOT NULL,
     name TEXT NOT NULL,
-    until REAL NOT NULL,        -- it ends by then even if its hub is killed
+    until REAL NOT NULL,        -- it ends by then even if its hub is killed, in seconds of that boot
+    boot TEXT NOT NULL,
     PRIMARY KEY (token, storage_host, name)
 );
 CREATE INDEX cleaning_name ON cleaning (name);
@@ -147,8 +152,7 @@ CREATE TABLE places (
 );
 CREATE TABLE persons (
     name TEXT PRIMARY KEY,
-    person TEXT NOT NULL,       -- the hub's id of the user, and when the hub made it
-    at REAL NOT NULL            -- seconds since the epoch
+    person TEXT NOT NULL        -- the hub's id of the user and when it was made; the same of some others
 );
 """
 
@@ -223,14 +227,15 @@ class Ledger:
         with self._file.writing() as database:
             if until is not None and time.monotonic() >= until:
                 return
-            now = time.time()
             rows = [
                 _row(entry)
                 for entry in entries
                 if _is_text(entry.directory) and _is_text(*entry.place.work_key)
             ]
-            for values, bound in many_rows(rows, beside=2):
-                database.execute(_NOTE.format(values=values), [*bound, now, now + DAY])
+            for values, bound in many_rows(rows, beside=4):
+                database.execute(
+                    _NOTE.format(values=values), [*bound, _boot(), _boot(), time.monotonic(), _boot()]
+                )
 
     def forget(self, names: Iterable[str]) -> int:
         """Make users unknown, wherever they are, and return how many places that were.
@@ -266,15 +271,15 @@ class Ledger:
         token = uuid.uuid4().hex
         whose = _whose(places)
         with self._file.writing() as database:
-            now = time.time()
+            now = time.monotonic()
             database.executemany(
                 "UPDATE complete SET doubt = ? WHERE storage_host = ? AND name = ?",
                 [(token, *who) for who in whose],
             )
-            database.execute("DELETE FROM cleaning WHERE until <= ? OR until > ?", (now, now + DAY))
+            database.execute("DELETE FROM cleaning WHERE until <= ? OR boot <> ?", (now, _boot()))
             database.executemany(
-                "INSERT INTO cleaning VALUES (?, ?, ?, ?)",
-                [(token, *who, now + min(seconds, DAY)) for who in whose],
+                "INSERT INTO cleaning VALUES (?, ?, ?, ?, ?)",
+                [(token, *who, now + min(seconds, DAY), _boot()) for who in whose],
             )
             _bury(database, (name for _, name in whose), now)
         return token
@@ -292,7 +297,7 @@ class Ledger:
             token: what :meth:`doubt` has returned; entries that somebody else has doubted since stay doubted.
             unchanged: storage host and name of each of them.
             changed: storage host and name of each of them: what rests on earlier is known no more.
-            at: when it ended, as ``time.time``.
+            at: when it ended, as ``time.monotonic``.
 
         Raises:
             sqlite3.Error, OSError, SettingsError: it cannot be written; its users stay unknown for the ``seconds`` of
@@ -302,8 +307,8 @@ class Ledger:
         with self._file.writing() as database:
             database.execute("DELETE FROM cleaning WHERE token = ?", (token,))
             database.executemany(
-                "DELETE FROM complete WHERE storage_host = ? AND name = ? AND since < ?",
-                [(*who, at) for who in changed],
+                "DELETE FROM complete WHERE storage_host = ? AND name = ? AND (since < ? OR boot <> ?)",
+                [(*who, at, _boot()) for who in changed],
             )
             _bury(database, (name for _, name in changed), at)
             database.executemany(
@@ -342,17 +347,23 @@ class Ledger:
 
     # -- who they are -------------------------------------------------------------------------
 
-    def person(self, name: str) -> tuple[str, float] | None:
-        """Return who the user of that name is, and since when that is known (as ``time.time``)."""
-        rows = self._file.select("SELECT person, at FROM persons WHERE name = ?", (name,))
-        return (str(rows[0][0]), float(rows[0][1])) if rows else None
+    def person(self, name: str) -> str | None:
+        """Return who the user of that name is, None if nothing is noted.
 
-    def note_persons(self, persons: Mapping[str, str]) -> None:
-        """Note who the users of these names are."""
-        now = time.time()
+        Raises:
+            sqlite3.Error, OSError: that cannot be read.
+        """
+        rows = self._file.select("SELECT person FROM persons WHERE name = ?", (name,))
+        return str(rows[0][0]) if rows else None
+
+    def note_persons(self, persons: Mapping[str, tuple[str, str]]) -> None:
+        """Note who the users of these names are, each with who that name is taken from: nobody else is replaced."""
         with self._file.writing() as database:
-            for values, bound in many_rows([(name, person, now) for name, person in persons.items()]):
-                database.execute(f"INSERT OR REPLACE INTO persons {values}", bound)
+            database.executemany(
+                "INSERT INTO persons VALUES (?, ?) ON CONFLICT (name)"
+                " DO UPDATE SET person = excluded.person WHERE person = ?",
+                [(name, *both) for name, both in persons.items()],
+            )
 
     def accept(self, names: Iterable[str]) -> int:
         """Let whoever has these names now be the person; return how many were somebody."""
@@ -366,12 +377,11 @@ class Ledger:
     # -- inner --------------------------------------------------------------------------------
 
     def _entry(self, place: Place) -> Entry | None:
-        now = time.time()
         rows = self._file.select(
             "SELECT place, directory, roles, seen, at, since FROM complete"  # noqa: S608
             " WHERE storage_host = ? AND work = ? AND name = ? AND doubt = ''"
             f" AND NOT EXISTS ({_UNDER_WAY.format(host='?', name='?')})",
-            (*place.work_key, place.name, place.storage_host, place.name, now, now + DAY),
+            (*place.work_key, place.name, place.storage_host, place.name, time.monotonic(), _boot()),
         )
         for text, directory, roles, seen, at, since in rows:
             known = _place(text)
@@ -384,7 +394,7 @@ class Ledger:
         with self._file.writing() as database:
             database.executemany(f"DELETE FROM complete WHERE {which} AND doubt <> ''", values)  # noqa: S608
             known: int = database.executemany(f"DELETE FROM complete WHERE {which}", values).rowcount  # noqa: S608
-            _bury(database, names, time.time())
+            _bury(database, names, time.monotonic())
         return known
 
 
@@ -420,15 +430,19 @@ def _row(entry: Entry) -> tuple[Any, ...]:
     )
 
 
+@cache
+def _boot() -> str:
+    """Return which boot of the machine this is: ``time.monotonic`` is the same clock for all processes of one."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def _bury(database: sqlite3.Connection, names: Iterable[str], at: float) -> None:
-    """Set tombstones, and move none back; drop those older than any run in the air, and those of a wrong clock."""
-    rows = [(name, at, DAY) for name in names]
+    """Set tombstones, and move none back; drop those older than any run in the air, and those of another boot."""
+    database.execute("DELETE FROM forgotten WHERE ? - at > ? OR boot <> ?", (at, DAY, _boot()))
     database.executemany(
-        "INSERT INTO forgotten VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET at ="
-        " CASE WHEN abs(at - excluded.at) > ? THEN excluded.at ELSE max(at, excluded.at) END",
-        rows,
+        "INSERT INTO forgotten VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET at = max(at, excluded.at)",
+        [(name, at, _boot()) for name in names],
     )
-    database.execute("DELETE FROM forgotten WHERE abs(? - at) > ?", (at, DAY))
 
 
 def looked_at(entry: Entry) -> Entry:

@@ -30,8 +30,13 @@ loop."""
 _NO_DATABASE: Final = (11, 26)
 """SQLITE_CORRUPT and SQLITE_NOTADB; sqlite.org/rescode.html."""
 
-_OTHER_TABLES: Final = ("no such table", "no such column", "has no column named")
-"""What SQLite says where a file of our version does not have our tables."""
+_OTHER_CONTENT: Final = (
+    "no such table",
+    "no such column",
+    "has no column named",
+    "Could not decode to UTF-8",
+)
+"""What is said where a file of our version does not have our tables, or has bytes in them that are no text."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -107,7 +112,8 @@ class SqliteFile:
         """Hold the only transaction that writes; it is on the disk when the body has ended, and nowhere if that raises.
 
         Raises:
-            sqlite3.Error, OSError, SettingsError: it cannot be written; the next time it can, if it was damaged.
+            sqlite3.Error, OSError, UnicodeDecodeError, SettingsError: it cannot be written; the next time it can, if it
+                was damaged.
         """
         file: tuple[int, int] | None = None
         try:
@@ -122,7 +128,7 @@ class SqliteFile:
                 # A connection that closes last does it, but one for reading is kept. What is left in the WAL would be
                 # written into another file that comes in this one's place, from a backup say.
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
             # A process's connections share what the first has found: a file system that was read-only, say.
             with self._turn:
                 self._let_go()
@@ -135,7 +141,7 @@ class SqliteFile:
         file = _identity(self._path)
         try:
             return self._prepared()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             if not self._is_damage(error):
                 raise
             self._set_aside(file)
@@ -143,12 +149,13 @@ class SqliteFile:
             return self._prepared()
 
     def _is_damage(self, error: BaseException) -> bool:
+        # The latter where a damaged name is in what SQLite says of it.
+        if isinstance(error, (_OtherVersionError, UnicodeDecodeError)):
+            return True
         if not isinstance(error, sqlite3.DatabaseError):
             return False
-        if isinstance(error, _OtherVersionError):
-            return True
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        return code in _NO_DATABASE or any(text in str(error) for text in _OTHER_TABLES)
+        return code in _NO_DATABASE or any(text in str(error) for text in _OTHER_CONTENT)
 
     def _set_aside(self, file: tuple[int, int] | None) -> None:
         """Keep a file that is not ours under another name, unless another process has done that already."""

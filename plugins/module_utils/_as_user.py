@@ -52,6 +52,8 @@ MAX_ANSWER = 1 << 20
 
 _PATIENCE = 2.0
 """Seconds after which a child no longer takes another's turn: it waits for something, most likely."""
+_NOBODY = 10.0
+"""Seconds after which those of a batch are stopped of whom nobody is done: each is then tried alone."""
 _MOST_AT_ONCE = 64
 MOST_DESCRIPTORS = 253
 """SCM_MAX_FD of the kernel, unix(7)."""
@@ -125,7 +127,8 @@ class Patience:
     """How long a batch waits for its slowest.
 
     Attributes:
-        seconds: once all others are done, so many, or twice as long as the slowest of them took; 0 is no limit.
+        seconds: once all others are done, so many, or twice as long as the slowest of them took; at least
+            :data:`_NOBODY` if nobody is done; 0 is no limit.
         users: how many the batch has. Who has no task is done.
     """
 
@@ -229,11 +232,11 @@ class _Pool:
         return max(0.0, until - now) * 1000 + 1
 
     def _end_of_patience(self) -> float:
-        """Return when all that run will have run too long for those who wait for nothing but them."""
+        """Return when all that run will have run too long, whether others wait for them or nobody is done."""
         full = len(self.running) >= _MOST_AT_ONCE
-        if not self._patience.seconds or self._longest is None or (self._waiting and not full):
+        if not self._patience.seconds or (self._waiting and not full):
             return float("inf")
-        longest = max(self._patience.seconds, 2 * self._longest)
+        longest = max(self._patience.seconds, _NOBODY if self._longest is None else 2 * self._longest)
         return max(child.started for child in self.running.values()) + longest
 
     def _start(self) -> bool:

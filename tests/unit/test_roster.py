@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -89,9 +91,22 @@ def test_an_empty_cell_of_groups_says_that_there_are_none(tmp_path: Path) -> Non
     ]
 
 
-def test_a_quote_that_is_never_closed_is_an_error_and_not_one_endless_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [1, 50_000])
+def test_a_quote_that_is_never_closed_is_an_error_and_not_one_endless_name(tmp_path: Path, rows: int) -> None:
     with pytest.raises(RefusedError, match="not CSV"):
-        roster(tmp_path, 'name,groups\nalice,"' + "x,y\n" * 50_000)
+        roster(tmp_path, 'name,groups\nalice,"' + "x,y\n" * rows)
+
+
+def test_an_endless_name_costs_only_its_row(tmp_path: Path) -> None:
+    endless = "x" * 200_000
+    assert roster(tmp_path, f"name\n{endless}\nbob\n") == [{"name": endless}, {"name": "bob"}]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused_and_not_waited_at(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "class.txt")
+    with pytest.raises(RefusedError, match=r"class\.txt is no file"):
+        Roster(tmp_path / "class.txt")
 
 
 def test_the_same_name_on_two_hosts_is_two_users(tmp_path: Path) -> None:
@@ -109,7 +124,7 @@ def test_a_roster_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | 
 
 @pytest.mark.parametrize("header", ["name," + "x" * 200_000, 'name,"' + "x\n" * 100_000])
 def test_a_header_without_end_is_an_error(tmp_path: Path, header: str) -> None:
-    with pytest.raises(RefusedError, match="not CSV"):
+    with pytest.raises(RefusedError, match=r"not CSV|is none of"):
         roster(tmp_path, header + "\nalice,1\n")
 
 

@@ -183,6 +183,19 @@ def comparable(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # A run
 
 
+def test_it_takes_a_slot_with_its_request(spare):
+    ahead = spare("user_dir")
+    ahead.waiting()
+    program = {ahead.process.pid, ahead.keeper()}
+
+    def slots() -> list[str]:
+        opened = [str(link.readlink()) for pid in program for link in Path(f"/proc/{pid}/fd").iterdir()]
+        return [name for name in opened if "/slot-" in name]
+
+    assert slots() == []
+    assert ahead.run("alice") == 0
+
+
 def test_a_run_of_a_spare_says_and_does_what_a_cold_one_does(site, apply_program, spare):
     site.role("greet", say("hello"))
     site.role("gate", {"name": "Check", "ansible.builtin.fail": {"msg": "no"}, "when": "username == 'bob'"})

@@ -18,7 +18,7 @@ Usage: ``python fake_apply.py CONTROL [--settings FILE]``. CONTROL is a JSON fil
 
 It appends one JSON line to CONTROL.log when a run begins (with pid, environment and users) and ends. With ``--spare`` it
 says so in a line of its own and waits for its request; the end of stdin is then a good end. A spare minds ``spare``:
-``die`` (at once) or ``chatter`` (speaks before it is asked).
+``die`` (at once), ``crash`` (when it is asked) or ``chatter`` (speaks before it is asked).
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def main() -> None:
     if not line:
         os._exit(0)
     control = json.loads(control_file.read_text())
+    if sys.argv[-1] == "--spare" and control.get("spare") == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
     request = json.loads(line)
     users = request["users"]
     if request["operation"] == "cleanup":

@@ -303,7 +303,7 @@ async def test_forgetting_undoes_what_was_noted_before_and_is_not_written_yet(
     books: Bookkeeper, ledger: Ledger
 ) -> None:
     ledger.complete([])
-    books.complete(place(), ok(), FINGERPRINTS, time.time() - 1)
+    books.complete(place(), ok(), FINGERPRINTS, time.monotonic() - 1)
     await books.forget("alice")
     await books.written()
     assert ledger.look(place()) is None
@@ -316,7 +316,7 @@ async def test_whom_the_disk_would_not_forget_is_unknown_to_this_hub_all_the_sam
     await books.written()
     with monkeypatch.context() as context:
         context.setattr(ledger, "forget", lambda names: 1 / 0)
-        before = time.time()
+        before = time.monotonic()
         with pytest.raises(ZeroDivisionError):
             await books.forget("alice")
     assert ledger.look(place()) and await books.look(place()) is None and books.noted(place()) is None
@@ -357,7 +357,7 @@ async def test_after_a_clean_up_only_those_whom_it_left_as_they_were_are_known(
     ledger.note([completed(place(name), "", FINGERPRINTS) for name in ("alice", "bob")])
     token = await books.doubt([place(), place("bob")], 60)
     assert await books.look(place()) is None is await books.look(place("bob"))
-    await books.after_cleanup(token, [("nas1", "alice")], [("nas1", "bob")], time.time())
+    await books.after_cleanup(token, [("nas1", "alice")], [("nas1", "bob")], time.monotonic())
     assert await books.look(place()) and await books.look(place("bob")) is None
 
 

@@ -78,7 +78,7 @@ class Air:
         assert len(beside) < 2, "more than an ordinary and a lone run on one host"
         for other in beside:
             self.lone += 1
-            assert len(run.names) == 1 or len(other._left) <= 1, "neither is a lone one"
+            assert len(run.names) == 1 or other.quiet or other.revived or len(other._left) <= 1, "no lone one"
             assert not run.names & other.names, "a user in two runs"
         assert len(run.names) == 1 or self.down(run.host) is None, (
             "more than one user tries a host that is down"

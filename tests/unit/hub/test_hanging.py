@@ -144,17 +144,98 @@ async def test_who_hangs_and_comes_alone_keeps_nobody_waiting_for_long(hub: Hub,
         await hub.spawn("mallory")
 
 
-async def test_the_last_one_of_a_run_makes_way_too(hub: Hub, clock: Clock) -> None:
+@pytest.mark.parametrize("done", [("alice",), ()])
+async def test_those_of_whom_a_run_says_nothing_make_way_too(
+    hub: Hub, clock: Clock, done: tuple[str, ...]
+) -> None:
     spawns = [hub.spawn("mallory"), hub.spawn("alice")]
     run = await hub.run(1)
-    run.settle("alice")
+    for name in done:
+        run.settle(name)
     bob = hub.spawn("bob")
     hub.wait(clock, QUIET_SECONDS)
     (await hub.run(2)).succeed()
     assert await answer(bob) == "ok"
     run.settle("mallory")
+    if not done:
+        run.settle("alice")
     run.end()
     assert [await answer(spawn) for spawn in spawns] == ["ok", "ok"]
+
+
+async def hang_together(hub: Hub, *places: tuple[str, str], **fields: Any) -> list[asyncio.Task[Any]]:
+    """A run in which nobody is ready in time, while alice waits for the next."""
+    spawns = [hub.spawn(name, directory=path, server_name=path) for name, path in places]
+    run = await hub.run(1)
+    alice = hub.spawn("alice")
+    await hub.settled()
+    run.settle(**(fields or HANGS))
+    run.end()
+    return [*spawns, alice]
+
+
+async def test_users_who_hang_together_cost_nobody_else(hub: Hub, clock: Clock) -> None:
+    mallory, trudy, alice = await hang_together(hub, ("mallory", "/v/m"), ("trudy", "/v/t"))
+    runs = [await hub.run(2), await hub.run(3)]
+    assert sorted(run.names for run in runs) == [["alice"], ["mallory"]], "each is tried alone"
+    for run in runs:
+        run.settle(**(HANGS if run.names == ["mallory"] else {}))
+        run.end()
+    assert await answer(alice) == "ok"
+    (await hub.run(4)).succeed()
+    assert [(await mallory).reason, await answer(trudy)] == ["timeout", "ok"]
+    assert hub.dispatcher._health.down("") is None
+
+
+async def test_one_user_with_two_servers_who_hangs_costs_nobody_else(hub: Hub, clock: Clock) -> None:
+    one, two, alice = await hang_together(hub, ("mallory", "/v/m"), ("mallory", "/v/m--two"))
+    assert [(await spawn).reason for spawn in (one, two)] == ["timeout"] * 2
+    run = await hub.run(2)
+    assert run.names == ["alice"]
+    run.succeed()
+    assert await answer(alice) == "ok"
+    with pytest.raises(DeadlineError, match="hangs, and end it"):
+        await hub.spawn("mallory", directory="/v/m")
+
+
+async def test_a_run_that_told_nothing_says_nothing_against_a_host_that_answered_meanwhile(
+    hub: Hub, clock: Clock
+) -> None:
+    """As in a site role that looks into the homes of two who hang."""
+    spawns = [hub.spawn(name) for name in ("mallory", "trudy")]
+    silent = await hub.run(1)
+    hub.wait(clock, QUIET_SECONDS)
+    alice = hub.spawn("alice")
+    (await hub.run(2)).succeed()
+    assert await answer(alice) == "ok"
+    clock.now += 120
+    silent.end(DeadlineError("stopped"))
+    assert [await answer(spawn) for spawn in spawns] == ["timeout"] * 2
+    await landed(hub, 2)
+    assert hub.dispatcher._health.down("") is None
+
+
+async def test_who_hung_before_a_host_was_found_down_is_still_tried_alone_when_it_is_back(
+    hub: Hub, clock: Clock
+) -> None:
+    spawns = [hub.spawn(name, storage_host="s1") for name in ("mallory", "alice")]
+    run = await hub.run(1)
+    run.settle("mallory", **HANGS)
+    run.settle("alice", **DOWN)
+    run.end()
+    assert await answer(spawns[1]) == "failed"
+    await landed(hub, 1)
+    assert hub.dispatcher._health.down("s1") is not None
+    clock.now += FIRST_PAUSE
+    probe = hub.spawn("probe", storage_host="s1")
+    (await hub.run(2)).succeed()
+    assert await answer(probe) == "ok"
+    spawns = [hub.spawn(name, storage_host="s1") for name in ("mallory", "alice")]
+    runs = [await hub.run(3), await hub.run(4)]
+    assert sorted(run.names for run in runs) == [["alice"], ["mallory"]]
+    for run in runs:
+        run.succeed()
+    assert {await answer(spawn) for spawn in spawns} == {"ok"}
 
 
 async def test_a_user_is_in_one_run_at_a_time(hub: Hub) -> None:
@@ -215,30 +296,28 @@ async def test_a_login_that_hangs_is_tried_again_alone(hub: Hub) -> None:
 # A storage host
 
 
-async def go_down(hub: Hub, **fields: Any) -> None:
+async def go_down(hub: Hub) -> None:
     spawns = [hub.spawn(name, storage_host="s1") for name in ("u1", "u2")]
     run = await hub.run(len(hub.runs) + 1)
-    run.settle(**(fields or DOWN))
+    run.settle(**DOWN)
     run.end()
     await asyncio.wait(spawns)
     await landed(hub, len(hub.runs))
 
 
-@pytest.mark.parametrize(("fields", "error"), [(DOWN, UnreachableError), (HANGS, DeadlineError)])
-async def test_a_storage_host_that_is_down_answers_at_once(
-    hub: Hub, clock: Clock, log: Lines, fields: dict[str, Any], error: type[Exception]
-) -> None:
+async def test_a_storage_host_that_is_down_answers_at_once(hub: Hub, clock: Clock, log: Lines) -> None:
     spawns = [hub.spawn(name, storage_host="s1") for name in ("u1", "u2")]
     run = await hub.run(1)
     hub.dispatcher.prepare(Place("login", storage_host="s1"))
     waits = hub.spawn("waits", storage_host="s1")
     await hub.settled()
-    run.settle(**fields)
+    run.settle(**DOWN)
     run.end()
-    assert [await answer(spawn) for spawn in spawns] == ["failed" if fields is DOWN else "timeout"] * 2
+    assert [await answer(spawn) for spawn in spawns] == ["failed"] * 2
     for spawn in (waits, hub.spawn("comes", storage_host="s1")):
         with pytest.raises(
-            error, match=r"s1 has been down since 00:16:40.*the first user who comes after 00:16:45"
+            UnreachableError,
+            match=r"s1 has been down since 00:16:40.*the first user who comes after 00:16:45",
         ):
             await spawn
     hub.dispatcher.prepare(Place("login", storage_host="s1"))
@@ -331,7 +410,7 @@ async def test_a_user_who_hangs_cannot_make_a_storage_host_down_nor_keep_it_down
 
 
 async def test_nobody_is_to_blame_for_a_disk_that_hung(hub: Hub, clock: Clock) -> None:
-    await go_down(hub, **HANGS)
+    await go_down(hub)
     clock.now += FIRST_PAUSE
     probe = hub.spawn("probe", storage_host="s1")
     run = await hub.run(2)

@@ -256,6 +256,7 @@ async def test_a_ledger_that_cannot_forget_costs_nobody_the_clean_up(
         cleanup_delay=1.0,
         dispatcher=SimpleNamespace(cleanup=lambda place, active: cleaned.append(place)),
         pending=None,
+        users={},
     )
     monkeypatch.setattr(spawns, "POST_STOP_SECONDS", 0.1)
     monkeypatch.setattr(spawns, "core_of", lambda spawner: fake)

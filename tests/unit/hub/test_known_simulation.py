@@ -8,6 +8,7 @@ bootstraps beside the hub, settings that are changed meanwhile, directories by t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import tempfile
@@ -25,9 +26,10 @@ from hypothesis import strategies as st
 from traitlets.config import Config
 
 from ansible_bootstrap.config import AnsibleBootstrap
-from ansible_bootstrap.dispatch import cleanups, health
+from ansible_bootstrap.dispatch import cleanups, health, queue
 from ansible_bootstrap.dispatch import run as flights
 from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
+from ansible_bootstrap.hub import core
 from ansible_bootstrap.hub.core import Core
 from ansible_bootstrap.hub.current_fingerprints import CurrentFingerprints, Fingerprints
 from ansible_bootstrap.place import Place
@@ -39,6 +41,7 @@ from ansible_bootstrap.protocol import (
     Request,
     RoleFingerprint,
 )
+from ansible_bootstrap.state import bookkeeper, ledger
 from ansible_bootstrap.state.ledger import Entry, Ledger, completed
 
 ROLES = ("user_dir", "tutorials")
@@ -325,7 +328,9 @@ async def simulate(steps: list[tuple[Any, ...]], path: Path, seed: int) -> int:
         localtime=time.localtime,
         strftime=time.strftime,
     )
-    with patch.object(flights, "time", clock), patch.object(health, "time", clock):
+    with contextlib.ExitStack() as held:
+        for module in (flights, health, queue, core, bookkeeper, ledger):
+            held.enter_context(patch.object(module, "time", clock))
         return await take(steps, hub)
 
 
@@ -370,7 +375,7 @@ async def take(steps: list[tuple[Any, ...]], hub: Hub) -> int:
                 world.damage(name)
                 hub.ledger.forget([name])
             case ("command looks", place):
-                at = time.time()
+                at = time.monotonic() + hub.slept
                 hub.command.append((world.place(*place), hub.ledger.look(world.place(*place)), at))
             case ("command works", number):
                 hub.command_works(number)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -141,9 +142,11 @@ def test_the_directory_that_only_the_apply_side_knows_is_looked_at_too(
     assert ledger.look(plain) is None
 
 
-def at(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    now = time.time()
-    monkeypatch.setattr("ansible_bootstrap.state.ledger.time.time", lambda: now + seconds)
+def at(monkeypatch: pytest.MonkeyPatch, seconds: float, set_by: float = 0.0) -> None:
+    """So many seconds later; and then the clock is set."""
+    now, ticks = time.time(), time.monotonic()
+    clock = SimpleNamespace(time=lambda: now + seconds + set_by, monotonic=lambda: ticks + seconds)
+    monkeypatch.setattr("ansible_bootstrap.state.ledger.time", clock)
 
 
 def test_what_this_machine_sees_is_good_for_ever(
@@ -162,7 +165,7 @@ def test_what_it_does_not_see_is_trusted_for_a_time(
     ledger.complete([completed(far, "", FINGERPRINTS)])
     at(monkeypatch, 3500)
     assert ledger.look(far)
-    at(monkeypatch, 200)
+    at(monkeypatch, 3700)
     assert ledger.look(far) is None
 
 
@@ -201,7 +204,7 @@ def test_whom_a_clean_up_left_as_they_were_is_believed_again(ledger: Ledger, ali
     ledger.complete([completed(alice, "", FINGERPRINTS)])
     token = ledger.doubt([alice, replace(alice, name="bob")], 60)
     assert ledger.look(alice) is None
-    ledger.cleaned(token, [("localhost", "alice"), ("localhost", "bob")], [], time.time())
+    ledger.cleaned(token, [("localhost", "alice"), ("localhost", "bob")], [], time.monotonic())
     assert ledger.look(alice)
 
 
@@ -227,7 +230,7 @@ def test_whom_somebody_else_has_made_unknown_meanwhile_is_not_believed_again(
         assert ledger.forget_all() == 0
     else:
         ledger.doubt([alice], 60)
-    ledger.cleaned(token, ALICE, [], time.time())
+    ledger.cleaned(token, ALICE, [], time.monotonic())
     assert ledger.look(alice) is None
 
 
@@ -237,7 +240,7 @@ def test_a_run_that_was_in_the_air_when_its_user_was_made_unknown_notes_nothing(
 ) -> None:
     bob = replace(alice, name="bob")
     ledger.complete([completed(bob, "", FINGERPRINTS)])
-    before = time.time()
+    before = time.monotonic()
     time.sleep(0.002)
     match how:
         case "forget":
@@ -245,7 +248,7 @@ def test_a_run_that_was_in_the_air_when_its_user_was_made_unknown_notes_nothing(
         case "forget_all":
             ledger.forget_all()
         case "cleaned":
-            ledger.cleaned(ledger.doubt([alice], 60), [], ALICE, time.time())
+            ledger.cleaned(ledger.doubt([alice], 60), [], ALICE, time.monotonic())
     ledger.complete([completed(alice, "", FINGERPRINTS, since=before)])
     assert ledger.look(alice) is None
     ledger.complete([completed(alice, "", FINGERPRINTS)])
@@ -262,7 +265,7 @@ def test_nothing_is_noted_of_a_user_whose_clean_up_is_under_way(
     beside = Ledger(tmp_path / "state")
     beside.complete([completed(place, "", FINGERPRINTS) for place in (alice, elsewhere)])
     assert ledger.look(alice) is None and ledger.look(elsewhere)
-    ended = time.time()
+    ended = time.monotonic()
     ledger.cleaned(token, [], ALICE, ended)
     assert ledger.look(alice) is None
     beside.complete([completed(alice, "", FINGERPRINTS, since=ended - 1)])
@@ -276,7 +279,7 @@ def test_two_clean_ups_of_a_user_both_have_to_end(ledger: Ledger, alice: Place) 
     for token in (first, second):
         ledger.complete([completed(alice, "", FINGERPRINTS)])
         assert ledger.look(alice) is None
-        ledger.cleaned(token, ALICE, [], time.time())
+        ledger.cleaned(token, ALICE, [], time.monotonic())
     ledger.complete([completed(alice, "", FINGERPRINTS)])
     assert ledger.look(alice)
 
@@ -293,22 +296,49 @@ def test_a_clean_up_whose_hub_was_killed_ends_by_itself(
     assert bool(ledger.look(alice)) == known
 
 
-def test_a_clean_up_by_a_clock_that_was_a_year_ahead_does_not_last_for_a_year(
-    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("set_by", [-2 * 86400.0, -30.0, 30.0, 365 * 86400.0])
+@pytest.mark.parametrize("how", ["forget", "cleaned", "under way"])
+def test_a_clock_that_is_set_makes_nobody_known_and_keeps_nobody_unknown(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch, how: str, set_by: float
 ) -> None:
-    with monkeypatch.context() as context:
-        at(context, 365 * 86400)
-        ledger.doubt([alice], 60)
-    ledger.forget(["alice"])  # Or its tombstone, of the same clock, would do the same.
+    before = time.monotonic()
+    time.sleep(0.002)
+    token = ledger.doubt([alice], 60)
+    at(monkeypatch, 0.0, set_by)
+    if how == "forget":
+        ledger.forget(["alice"])
+    if how != "under way":
+        ledger.cleaned(token, [], ALICE, time.monotonic())
+    ledger.complete([completed(alice, "", FINGERPRINTS, since=before)])
+    assert ledger.look(alice) is None
+    at(monkeypatch, 61.0)
     ledger.complete([completed(alice, "", FINGERPRINTS)])
     assert ledger.look(alice)
 
 
+def test_what_was_before_the_machine_was_booted_holds_nobody_up_and_outlives_no_change(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+        context.setattr("ansible_bootstrap.state.ledger._boot", lambda: "earlier")
+        at(context, 1e6)
+        ledger.forget(["alice"])
+        ledger.doubt([replace(alice, name="bob")], 60)
+        ledger.complete([completed(alice, "", FINGERPRINTS)])
+    bob = replace(alice, name="bob", directory="/nowhere/bob")
+    ledger.complete([completed(place, "", FINGERPRINTS) for place in (alice, bob)])
+    assert ledger.look(alice) and ledger.look(bob)
+    with monkeypatch.context() as context:
+        context.setattr("ansible_bootstrap.state.ledger._boot", lambda: "later")
+        ledger.cleaned(ledger.doubt([alice], 60), [], ALICE, 1.0)
+        assert ledger.look(alice) is None and ledger.look(bob)
+
+
 def test_no_tombstone_is_moved_back(ledger: Ledger, alice: Place) -> None:
     token = ledger.doubt([alice], 60)
-    ended = time.time()
+    ended = time.monotonic()
     time.sleep(0.002)
-    between = time.time()
+    between = time.monotonic()
     time.sleep(0.002)
     ledger.forget(["alice"])
     ledger.cleaned(token, [], ALICE, ended)  # Noted late.
@@ -324,21 +354,10 @@ def test_what_was_noted_before_a_clean_up_is_not_found_while_it_is_under_way(
     first = ledger.doubt([alice], 60)
     with contextlib.closing(sqlite3.connect(tmp_path / "state" / FILE)) as database, database:
         database.execute(
-            "INSERT INTO cleaning VALUES ('another', 'localhost', 'alice', ?)", (time.time() + 60,)
+            "INSERT INTO cleaning SELECT 'another', storage_host, name, until, boot FROM cleaning"
         )
-    ledger.cleaned(first, ALICE, [], time.time())
+    ledger.cleaned(first, ALICE, [], time.monotonic())
     assert ledger.look(alice) is None
-
-
-def test_a_tombstone_of_a_clock_that_was_a_year_ahead_is_none(
-    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as context:
-        at(context, 365 * 86400)
-        ledger.doubt([alice], 60)
-    ledger.doubt([replace(alice, name="bob")], 60)
-    ledger.complete([completed(alice, "", FINGERPRINTS)])
-    assert ledger.look(alice)
 
 
 def test_a_note_that_waited_too_long_for_the_file_is_dropped(
@@ -534,7 +553,7 @@ def test_what_another_process_forgets_is_forgotten_here_at_once(
 ) -> None:
     context = multiprocessing.get_context("spawn")
     for _ in range(3):
-        ledger.complete([completed(alice, "", FINGERPRINTS, since=time.time() + 60)])
+        ledger.complete([completed(alice, "", FINGERPRINTS, since=time.monotonic() + 60)])
         assert ledger.look(alice) is not None
         other = context.Process(target=_forget, args=(tmp_path / "state",))
         other.start()

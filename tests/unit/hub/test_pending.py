@@ -14,7 +14,7 @@ from hub_fakes import FakeApply, Lines, until
 
 from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.dispatch.dispatcher import Dispatcher
-from ansible_bootstrap.hub.core import _is_active
+from ansible_bootstrap.hub.core import is_active
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.state.pending_cleanups import FILE, CleanupFile, PendingCleanups
 
@@ -242,4 +242,4 @@ async def test_many_changes_are_few_transactions_and_the_last_one_holds(
     ],
 )
 def test_who_cannot_be_told_to_be_away_is_not(users: Any, active: bool) -> None:
-    assert _is_active(users, "alice") is active
+    assert is_active(users, "alice") is active

@@ -14,7 +14,9 @@ import pytest
 from hub_fakes import FakeApply, Lines, is_alive, until
 
 from ansible_bootstrap.dispatch.client import ApplyClient
+from ansible_bootstrap.dispatch.dispatcher import Dispatcher
 from ansible_bootstrap.errors import ApplyError
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Event, OutcomeEvent, Request
 
 REQUEST = Request(
@@ -130,6 +132,19 @@ async def test_a_spare_that_is_killed_at_the_last_moment_is_not_used(hub: Hub) -
         pass  # without giving the loop a turn
     assert await hub.run() != spare
     assert hub.ok == 1
+
+
+async def test_a_spare_that_crashes_when_it_is_asked_costs_nobody_the_spawn(hub: Hub, log: Lines) -> None:
+    hub.apply.do(spare="crash")
+    hub.client.prepare()
+    await hub.ready()
+    dispatcher = Dispatcher(hub.client, log.logger)
+    place = Place("alice", storage_host="localhost")
+    outcome = await dispatcher.wait(place, timeout=20, on_progress=lambda text, share: None)
+    assert outcome.status == "ok"
+    assert any("the run is started again" in line for line in log.lines)
+    assert [note["argv"] for note in hub.apply.runs] == [[]], "it was no spare"
+    await dispatcher.close()
 
 
 async def test_a_spare_that_speaks_before_it_is_asked_is_not_believed(hub: Hub, log: Lines) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable
@@ -87,6 +88,24 @@ def _later(path: Path) -> None:
         database.execute("PRAGMA user_version = 99")
 
 
+def _no_text_in_the_schema(path: Path) -> None:
+    """What SQLite says of it is no UTF-8 either: an index is on a table that there is none of."""
+    data = path.read_bytes()
+    path.write_bytes(re.sub(rb"(CREATE INDEX \w+ ON .)\w", b"\\1\xd9", data))
+    if path.read_bytes() == data:
+        _overwrite(path)
+
+
+def _no_text_in_the_rows(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        for table in tables:
+            for _, column, kind, *_ in database.execute(f"PRAGMA table_info({table})").fetchall():
+                if kind == "TEXT" and column in {"place", "directory", "run"}:
+                    database.execute(f"UPDATE {table} SET {column} = CAST(x'ff' AS TEXT)")
+        database.commit()
+
+
 DAMAGE: dict[str, Callable[[Path], Any]] = {
     "zero bytes": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("this is no database " * 400),
@@ -95,6 +114,8 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "other tables": _other_tables,
     "another application's": _other_database,
     "a later version": _later,
+    "no text in the schema": _no_text_in_the_schema,
+    "no text in the rows": _no_text_in_the_rows,
 }
 SAID = set(DAMAGE) - {"zero bytes"}
 """What is more than an empty file."""
@@ -136,6 +157,25 @@ def test_only_the_write_finds_the_damage(kind: str, tmp_path: Path) -> None:
         file.write()
     file.write()
     assert file.read()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_forget_and_accept_with_a_damaged_ledger(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.py"
+    config.write_text(f"c.AnsibleBootstrap.state_dir = {str(tmp_path / 'state')!r}\n")
+    for command in ("forget", "accept"):
+        file = _file("ledger", tmp_path / "state")
+        for _ in range(2):
+            with contextlib.suppress(sqlite3.DatabaseError):
+                file.write()
+        path = file.path
+        del file
+        gc.collect()
+        DAMAGE[damage](path)
+        assert cli.main([command, "--config", str(config), "alice"]) in (0, 2)
+        assert cli.main([command, "--config", str(config), "alice"]) in (0, 1)
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, "a directory"])

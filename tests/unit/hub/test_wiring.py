@@ -52,7 +52,12 @@ class Hub:
         )
         self.log = logging.getLogger("test.wiring")
         self.user = SimpleNamespace(
-            name="alice", groups=[], spawners={}, active=False, get_spawner=lambda: self.spawner()
+            name="alice",
+            groups=[],
+            spawners={},
+            active=False,
+            get_spawner=lambda: self.spawner(),
+            settings={"users": {}},
         )
         for where in ("storage", "other"):
             (path / where / "alice").mkdir(parents=True)
@@ -335,6 +340,21 @@ async def test_who_is_just_being_cleaned_up_is_not_known(hub: Hub) -> None:
     await post_stop_hook(spawner)
     await until(lambda: hub.apply.cleanups)
     assert await hub.core.books.look(place) is None
+
+
+@settings(cleanup_delay=0.01)
+async def test_whose_name_has_an_active_server_is_not_cleaned_up(hub: Hub) -> None:
+    """The old user was renamed, or deleted and made again, while its server ran."""
+    spawner = await hub.start()
+    again = SimpleNamespace(active=True)
+    hub.user.settings["users"]["alice"] = again
+    await post_stop_hook(spawner)
+    await until(lambda: hub.core.dispatcher._cleanups._parked, 3)
+    await asyncio.sleep(0.3)
+    assert not hub.apply.cleanups
+    again.active = False
+    await post_stop_hook(await hub.start())
+    await until(lambda: hub.apply.cleanups)
 
 
 async def test_where_the_last_server_had_its_storage_is_told_by_the_present_settings_only(hub: Hub) -> None:

@@ -226,6 +226,14 @@ def test_who_counts_as_a_straggler(here: int, seconds: list[float], users: int, 
     assert [answer.value for answer in answers] == [None if each else "done" for each in late]
 
 
+def test_a_batch_of_which_nobody_is_done_is_stopped(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_as_user, "_NOBODY", 0.5)
+    started = time.monotonic()
+    answers = _as_user.run_all([_own(here, partial(time.sleep, 60))] * 2, 60, Patience(0.2, 2))
+    assert [answer.late for answer in answers] == [True, True]
+    assert time.monotonic() - started < 30
+
+
 def test_many_who_hang_give_up_their_places_to_others(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_as_user, "_MOST_AT_ONCE", 3)
     monkeypatch.setattr(_as_user, "_PATIENCE", 0.1)
