@@ -37,8 +37,6 @@ class Roster:
     """
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and not path.is_file():
-            raise RefusedError(f"{path} is no file: write the list to one")
         try:
             self._text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:

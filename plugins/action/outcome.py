@@ -48,12 +48,16 @@ def _batch_failed(args: dict[str, Any], state: State) -> State:
     role, outcome = args["role"], args.get("result") or {}
     users = state["users"]
     messages = {user["key"]: "" for user in users}
-    hang = set()
+    why: dict[str, str] = {}
     if role["name"].startswith(_plan.COLLECTION + ".") and isinstance(outcome.get("users"), list):
         messages = {user["key"]: user["msg"] for user in outcome["users"] if user["failed"]}
-        hang = {user["key"] for user in outcome["users"] if user["hangs"]}
+        why = {
+            user["key"]: "unreachable" if user["silent"] else "timeout"
+            for user in outcome["users"]
+            if user["hangs"]
+        }
     failed = [
-        _failure(user, args, messages[user["key"]], "timeout" if user["key"] in hang else "role_failed")
+        _failure(user, args, messages[user["key"]], why.get(user["key"], "role_failed"))
         for user in users
         if user["key"] in messages
     ]

@@ -58,6 +58,7 @@ class Claim:
         drafted: what shall be recorded next.
         error: why it failed.
         hangs: it failed because it took too long.
+        silent: it failed because the whole storage did not answer.
         place: its number in the batch.
     """
 
@@ -69,6 +70,7 @@ class Claim:
     changed: bool = False
     error: str | None = None
     hangs: bool = False
+    silent: bool = False
     place: int = _worker.NOWHERE
     notes: list[str] = field(default_factory=list)
     diff: list[dict[str, Any]] = field(default_factory=list)
@@ -196,7 +198,7 @@ def run(
     open_storage = partial(Storage, root, check=check, patience=Patience(patience if many > 1 else 0, many))
     fetched = _watch(claims, partial(_at_work, open_storage, work, lock_wait))
     results = {
-        key: result(key, claim.error, claim.changed, claim.notes, hangs=claim.hangs)
+        key: result(key, claim.error, claim.changed, claim.notes, hangs=claim.hangs, silent=claim.silent)
         for claim in claims
         for key in claim.keys
     }
@@ -218,7 +220,11 @@ def _watch(claims: list[Claim], work: Callable[[list[Claim], _Spares], Any]) -> 
                     return int(ended.said["fetched"])
                 stuck = [claim for claim in left if claim.place == ended.silent_at and not silent]
                 for claim in stuck or left:
-                    claim.error, claim.hangs = _NO_HOME if stuck else _NO_STORAGE, True
+                    claim.error, claim.hangs, claim.silent = (
+                        _NO_HOME if stuck else _NO_STORAGE,
+                        True,
+                        not stuck,
+                    )
                 left, silent = [claim for claim in left if claim.error is None], True
     except (StorageError, OSError) as error:
         _fail_all(left, error)

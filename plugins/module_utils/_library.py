@@ -16,6 +16,7 @@ on time and memory, whose working directory is all it could write to.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -87,12 +88,16 @@ class Library:
         """Close all descriptors, those of the trees too, and let others in."""
         while self._open:
             os.close(self._open.pop())
+        self.let_others_in()
+
+    def let_others_in(self) -> None:
+        """All that is wanted was obtained: others may fetch. The trees stay as long as their descriptors are open."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
     def _clear(self) -> None:
-        """Remove what a killed run left, and revisions that no source has any more."""
+        """Remove what a killed run left, and revisions that no source has any more and no run copies from."""
         for name in os.listdir(self._work):
             self._discard(self._work, name)
         wanted = {self._read_index(name).get("sha256") for name in os.listdir(self._index)}
@@ -227,6 +232,7 @@ class Library:
     def _tree(self, source: Source, content: str, note: str = "") -> Tree:
         directory = os.open(_tree_name(content, source), DIRECTORY, dir_fd=self._trees)
         self._open.append(directory)
+        fcntl.flock(directory, fcntl.LOCK_SH)  # so ``discard`` leaves it; a child that copies holds it, too
         return Tree(directory, content, note)
 
     def _read_index(self, name: str) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def result(
     notes: list[str] | None = None,
     *,
     hangs: bool = False,
+    silent: bool = False,
 ) -> dict[str, Any]:
     """Return what a module says about one user; ``error`` is None, or why it failed."""
     return {
@@ -84,4 +85,5 @@ def result(
         "msg": error or "",
         "notes": list(notes or ()),
         "hangs": hangs,
+        "silent": silent,
     }

@@ -231,6 +231,7 @@ def _bring(storage: Storage, jobs: list[_Job], options: Options) -> None:
         return
     try:
         trees = _obtain(library, wanted.values(), jobs)
+        library.let_others_in()  # one whose copy hangs must not keep them waiting
         _stage(storage, jobs, trees, options)
         _sync(storage, jobs)
         _reveal(storage, jobs, trees, options)

@@ -74,6 +74,9 @@ users:
       description: What was left although it matched, and why.
       type: list
       elements: str
+    silent:
+      description: Whether it failed because the whole storage did not answer.
+      type: bool
     hangs:
       description: Whether it failed because it took too long, or because the storage did not answer.
       type: bool

@@ -85,6 +85,9 @@ users:
       description: What the admin should know although it did not fail.
       type: list
       elements: str
+    silent:
+      description: Whether it failed because the whole storage did not answer.
+      type: bool
     hangs:
       description: Whether it failed because it took too long, or because the storage did not answer.
       type: bool

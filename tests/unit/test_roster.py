@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,11 +101,15 @@ def test_an_endless_name_costs_only_its_row(tmp_path: Path) -> None:
     assert roster(tmp_path, f"name\n{endless}\nbob\n") == [{"name": endless}, {"name": "bob"}]
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_what_is_no_file_is_refused_and_not_waited_at(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    make(tmp_path / "class.txt")
-    with pytest.raises(RefusedError, match=r"class\.txt is no file"):
-        Roster(tmp_path / "class.txt")
+def test_a_directory_is_refused_and_a_pipe_is_read(tmp_path: Path) -> None:
+    """As in ``--roster <(ldapsearch …)``."""
+    with pytest.raises(RefusedError, match="Is a directory"):
+        Roster(tmp_path)
+    reader, writer = os.pipe()
+    os.write(writer, b"alice\nbob\n")
+    os.close(writer)
+    assert list(Roster(Path(f"/dev/fd/{reader}"))) == [{"name": "alice"}, {"name": "bob"}]
+    os.close(reader)
 
 
 def test_the_same_name_on_two_hosts_is_two_users(tmp_path: Path) -> None:

@@ -41,7 +41,15 @@ def test_a_home_is_made_once(root: Path, make_user: MakeUser) -> None:
     assert one(root, alice, check=True)["changed"]
     assert os.listdir(root) == []
 
-    said = {"key": "alice", "changed": True, "failed": False, "msg": "", "notes": [], "hangs": False}
+    said = {
+        "key": "alice",
+        "changed": True,
+        "failed": False,
+        "msg": "",
+        "notes": [],
+        "hangs": False,
+        "silent": False,
+    }
     assert one(root, alice) == said
     status = (root / "alice").stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (alice["uid"], alice["gid"], 0o755)

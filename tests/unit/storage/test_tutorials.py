@@ -532,6 +532,36 @@ def test_a_revision_that_is_half_removed_is_never_served(
     subprocess.run(["chattr", "-R", "-i", str(root / ".ansible_bootstrap/cache")], check=True)
 
 
+def test_a_run_that_copies_keeps_nobody_from_fetching_and_its_revision_stays(
+    root: Path, make_user: MakeUser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one user whose copy hangs would deny tutorials to all, or an update empty the tree that is copied from."""
+    source = tmp_path / "course.zip"
+    revisions = [zipped(**{f"f{number}": text for number in range(6)}) for text in ("one", "two")]
+    wanted = [{"name": "course", "path": str(source), "strip_components": 1}]
+    source.write_bytes(revisions[0])
+    copying, stage = threading.Event(), _tutorials._stage
+    bob, carol = make_user("bob", home=True), make_user("carol", home=True)
+
+    def while_others_come(*given: Any) -> None:
+        if not copying.is_set():
+            copying.set()
+            source.write_bytes(revisions[1])
+            for user in (bob, carol):  # the second one's run would remove the first revision
+                (result,) = place(root, wanted, user)
+                assert not result["failed"], result
+        stage(*given)
+
+    monkeypatch.setattr(_tutorials, "_stage", while_others_come)
+    (result,) = place(root, wanted, make_user("alice", home=True))
+    assert result["changed"], result
+    for name, text in (("alice", "one"), ("bob", "two"), ("carol", "two")):
+        course = root / name / "course"
+        assert [path.read_text() for path in sorted(course.iterdir())] == [text] * 6
+    place(root, wanted, make_user("dave", home=True))
+    assert len(cached(root)) == 1, "the revision that nobody copies from any more is gone"
+
+
 def test_what_cannot_be_removed_from_the_cache_is_nobodys_trouble(
     root: Path, make_user: MakeUser, tmp_path: Path
 ) -> None:
