@@ -117,6 +117,14 @@ class ApplySettings(BaseModel):
         make_plan([role.model_dump(exclude_unset=True) for role in value])
         return value
 
+    @field_validator("uid", "gid", mode="before")
+    @classmethod
+    def _number_or_word(cls, value: Any) -> Any:
+        number = not isinstance(value, bool) and str(value).isascii() and str(value).isdigit()
+        if value is None or value in ("nss", "request") or number:
+            return value
+        raise ValueError("a number, 'nss' or 'request'")
+
     @field_validator("storage_root")
     @classmethod
     def _root(cls, value: str) -> str:

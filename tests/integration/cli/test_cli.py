@@ -215,7 +215,7 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(admin: Admin, args: lis
     ("settings", "said"),
     [
         ({"roles": ["user_dirr"]}, "user_dirr"),
-        ({"uid": "nobody-knows"}, "'uid' trait"),
+        ({"uid": "nobody-knows"}, "uid: a number, 'nss' or 'request'"),
         ({"extra_vars": {"bootstrap_root": "/"}}, "bootstrap_root"),
         ({"storage_rot": "/volumes"}, "did you mean 'storage_root'"),
     ],
