@@ -27,7 +27,7 @@ class Place:
     """For the log: named servers that share a directory share the work."""
 
     @property
-    def work_key(self) -> tuple[str, str]:
+    def job_key(self) -> tuple[str, str]:
         """Equal for two places exactly if bootstrapping them is the same piece of work."""
         return self.storage_host, self.directory or self.name
 

@@ -55,7 +55,7 @@ async def cost(users: int, add: Callable[[Dispatcher, int], Any]) -> float:
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     held += [task for task in added if task is not None]
-    flights = list(dispatcher._flights)
+    flights = list(dispatcher._tasks)
     for task in [*held, *flights]:
         task.cancel()
     await asyncio.gather(*held, *flights, return_exceptions=True)

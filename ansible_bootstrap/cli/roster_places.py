@@ -2,7 +2,7 @@
 
 What a roster's columns say is the admin's word and wins. What they leave open comes from the places that the user's
 servers last had, each of them, for named servers may have storage of their own; and for who has never had a server
-under the present settings, from a spawner object made for the purpose (``detached.py``).
+under the present settings, from a spawner object made for the purpose (``places/offline.py``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LastPlaces = Callable[[str], Sequence[Place]]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class RosterEntry:
     """One directory to bootstrap."""
 
     key: str
@@ -32,8 +32,8 @@ class Work:
     """What the admin should know of the record."""
 
 
-class Whereabouts:
-    """Makes works of records.
+class RosterPlaces:
+    """Makes rows of records.
 
     Args:
         settings: the hub's configuration.
@@ -51,7 +51,7 @@ class Whereabouts:
         """Whether the configuration says nothing of a spawner."""
         return self._detached.names_only
 
-    async def works(self, number: int, record: Any) -> list[Work] | Outcome:
+    async def rows(self, number: int, record: Any) -> list[RosterEntry] | Outcome:
         """Return what is to be done for a record, or why nothing can be: a bad record costs only itself.
 
         Args:
@@ -83,7 +83,7 @@ class Whereabouts:
             message = f"its key {user.key!r} repeats an earlier one"
             key = self._unique(user.key)
             return Outcome(key=key, name=user.name, status="failed", reason="refused", message=message)
-        return [Work(self._unique(_label(user, place)), place, notes) for place in places]
+        return [RosterEntry(self._unique(_label(user, place)), place, notes) for place in places]
 
     # -- inner --------------------------------------------------------------------------------
 
@@ -95,8 +95,8 @@ class Whereabouts:
             known = [place for place in known if not place.server_name][:1]
         if not known:
             known = [await self._detached_place(user, groups_known=groups_known)]
-        said = {_said(place, user).work_key: _said(place, user) for place in reversed(known)}
-        return list(reversed(said.values()))  # Servers that share a directory share the work.
+        said = {_said(place, user).job_key: _said(place, user) for place in reversed(known)}
+        return list(reversed(said.values()))  # Servers that share a directory share the row.
 
     async def _detached_place(self, user: User, *, groups_known: bool) -> Place:
         state = {UID_ATTRIBUTE: user.uid, GID_ATTRIBUTE: user.gid}

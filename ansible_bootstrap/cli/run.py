@@ -7,7 +7,8 @@ Whoever is known to be complete is left out, by the ledger that the hub keeps, t
 simply given again, and the hub of the next morning finds everybody complete.
 
 Beside a running hub it shares nothing with it but the locks on the storage hosts and the SQLite files below
-``state_dir``. Rosters may be long: of those who are final nothing is kept here, of those who wait a :class:`Work`.
+``state_dir``. Rosters may be long: nothing is kept here of users who are final, and a
+:class:`RosterEntry` of users who wait.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final
 
-from ansible_bootstrap.cli.roster_places import Whereabouts, Work
+from ansible_bootstrap.cli.roster_places import RosterEntry, RosterPlaces
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.dispatch.dispatcher import Dispatcher
-from ansible_bootstrap.dispatch.job import WorkKey
+from ansible_bootstrap.dispatch.job import JobKey
 from ansible_bootstrap.errors import AnsibleBootstrapError
 from ansible_bootstrap.fingerprints import describe
 from ansible_bootstrap.place import Place
@@ -75,7 +76,7 @@ async def bootstrap_all(
 
     Args:
         settings: the hub's configuration.
-        records: at least a name each; one that is malformed costs only itself. Read as the work goes on.
+        records: at least a name each; one that is malformed costs only itself. Read as the run goes on.
         tell: gets one outcome for each record, more for a user with several directories; must not raise.
         check: predict only.
         diff: log what differs.
@@ -132,12 +133,12 @@ class _Bulk:
     async def run(self, records: Iterable[dict[str, Any]]) -> None:
         hosts: dict[str, _Queue] = {}
         async with asyncio.TaskGroup() as group:
-            async for work in self._works(records):
-                host = work.place.storage_host
+            async for row in self._rows(records):
+                host = row.place.storage_host
                 if host not in hosts:
                     hosts[host] = _Queue()
                     group.create_task(self._feed(hosts[host]))
-                hosts[host].put(work)
+                hosts[host].put(row)
             for queue in hosts.values():
                 queue.close()
 
@@ -148,8 +149,8 @@ class _Bulk:
 
     # -- who ----------------------------------------------------------------------------------
 
-    async def _works(self, records: Iterable[dict[str, Any]]) -> Any:
-        whereabouts = Whereabouts(self._settings, self._last_places)
+    async def _rows(self, records: Iterable[dict[str, Any]]) -> Any:
+        whereabouts = RosterPlaces(self._settings, self._last_places)
         if whereabouts.names_only:
             _LOG.warning(
                 "the configuration names no spawner (c.JupyterHub.spawner_class): whom the system does not know is "
@@ -157,13 +158,13 @@ class _Bulk:
             )
         for chunk in _chunks(enumerate(records, start=1)):
             for answer in await asyncio.gather(
-                *(whereabouts.works(number, record) for number, record in chunk)
+                *(whereabouts.rows(number, record) for number, record in chunk)
             ):
                 if isinstance(answer, Outcome):
                     self._tell(answer, False)
                     continue
-                for work in answer:
-                    yield work
+                for row in answer:
+                    yield row
             await asyncio.sleep(0)  # Runs go on meanwhile.
 
     def _last_places(self, name: str) -> list[Place]:
@@ -213,27 +214,27 @@ class _Bulk:
             elif not batch:
                 break
             queue.asked |= batch.keys()
-            for work, entry in batch.values():
-                waiter = _Waiter(self, queue, work, dict(entry.roles) if entry is not None else {})
+            for row, entry in batch.values():
+                waiter = _Waiter(self, queue, row, dict(entry.roles) if entry is not None else {})
                 try:
-                    self._dispatcher.enter(work.place, waiter, looked)
+                    self._dispatcher.enter(row.place, waiter, looked)
                 except AnsibleBootstrapError as error:
                     waiter.settle(error)
             await self._until(lambda: len(queue.asked) <= size + size // 2)
         await self._until(lambda: not queue.asked)
 
-    async def _batch(self, queue: _Queue, size: int) -> dict[WorkKey, tuple[Work, Entry | None]]:
+    async def _batch(self, queue: _Queue, size: int) -> dict[JobKey, tuple[RosterEntry, Entry | None]]:
         """Return the next who are not complete; none at the end."""
-        batch: dict[WorkKey, tuple[Work, Entry | None]] = {}
+        batch: dict[JobKey, tuple[RosterEntry, Entry | None]] = {}
         while len(batch) < size and (taken := await queue.take(size - len(batch))):
-            for work, entry in zip(taken, await self._look(taken), strict=True):
-                key = work.place.work_key
+            for row, entry in zip(taken, await self._look(taken), strict=True):
+                key = row.place.job_key
                 if entry is not None and (wanted := await self._wanted()) and entry.has(wanted):
-                    self._tell(_complete(work, entry), True)
+                    self._tell(_complete(row, entry), True)
                 elif key in batch or key in queue.asked:
-                    queue.later.append(work)
+                    queue.later.append(row)
                 else:
-                    batch[key] = work, entry
+                    batch[key] = row, entry
         return batch
 
     async def _until(self, condition: Callable[[], bool]) -> None:
@@ -241,15 +242,15 @@ class _Bulk:
             self._answered.clear()
             await self._answered.wait()
 
-    async def _look(self, works: Sequence[Work]) -> list[Entry | None]:
+    async def _look(self, rows: Sequence[RosterEntry]) -> list[Entry | None]:
         """Return what is known of these; a directory that hangs makes its user unknown."""
         if not self._skips:
-            return [None] * len(works)
+            return [None] * len(rows)
         try:
-            entries = [self._ledger.recorded(work.place) for work in works]
+            entries = [self._ledger.recorded(row.place) for row in rows]
         except (sqlite3.Error, OSError, ValueError) as error:
             self._complain(f"the ledger cannot be read: {error}")
-            return [None] * len(works)
+            return [None] * len(rows)
 
         def look(number: int, entry: Entry) -> int | None:
             return number if self._ledger.holds(entry) else None
@@ -262,15 +263,13 @@ class _Bulk:
         intact = set(await self._looks.at_all(calls, SEEN_SECONDS, LOOK_SECONDS))
         return [entry if number in intact else None for number, entry in enumerate(entries)]
 
-    def settle(self, queue: _Queue, work: Work, answer: Outcome | AnsibleBootstrapError) -> None:
+    def settle(self, queue: _Queue, row: RosterEntry, answer: Outcome | AnsibleBootstrapError) -> None:
         """Tell what became of a user."""
         if self._interrupted:
             return
-        outcome = answer if isinstance(answer, Outcome) else _failed(work, answer)
-        self._tell(
-            outcome.model_copy(update={"key": work.key, "notes": (*work.notes, *outcome.notes)}), False
-        )
-        queue.asked.discard(work.place.work_key)
+        outcome = answer if isinstance(answer, Outcome) else _failed(row, answer)
+        self._tell(outcome.model_copy(update={"key": row.key, "notes": (*row.notes, *outcome.notes)}), False)
+        queue.asked.discard(row.place.job_key)
         self._answered.set()
 
     def _complete(
@@ -296,16 +295,16 @@ class _Queue:
     """Works of one storage host, and whether more will come."""
 
     def __init__(self) -> None:
-        self.asked: set[WorkKey] = set()
+        self.asked: set[JobKey] = set()
         """Those that the dispatcher has."""
-        self.later: list[Work] = []
+        self.later: list[RosterEntry] = []
         """Those whose directory is another's, too."""
-        self._works: deque[Work] = deque()
+        self._rows: deque[RosterEntry] = deque()
         self._closed = False
         self._changed = asyncio.Event()
 
-    def put(self, work: Work) -> None:
-        self._works.append(work)
+    def put(self, row: RosterEntry) -> None:
+        self._rows.append(row)
         self._changed.set()
 
     def close(self) -> None:
@@ -313,15 +312,15 @@ class _Queue:
         self._changed.set()
 
     def put_again(self) -> None:
-        self._works.extend(self.later)
+        self._rows.extend(self.later)
         self.later.clear()
 
-    async def take(self, count: int) -> list[Work]:
-        """Return up to so many works; none at the end."""
-        while not self._works and not self._closed:
+    async def take(self, count: int) -> list[RosterEntry]:
+        """Return up to so many rows; none at the end."""
+        while not self._rows and not self._closed:
             self._changed.clear()
             await self._changed.wait()
-        return [self._works.popleft() for _ in range(min(count, len(self._works)))]
+        return [self._rows.popleft() for _ in range(min(count, len(self._rows)))]
 
 
 @dataclass(eq=False, slots=True)
@@ -330,35 +329,35 @@ class _Waiter:
 
     bulk: _Bulk
     queue: _Queue
-    work: Work
+    row: RosterEntry
     done: Mapping[str, str]
 
     def say(self, text: str, share: float) -> None:
         """Nobody looks."""
 
     def settle(self, answer: Outcome | AnsibleBootstrapError) -> None:
-        self.bulk.settle(self.queue, self.work, answer)
+        self.bulk.settle(self.queue, self.row, answer)
 
 
-def _complete(work: Work, entry: Entry) -> Outcome:
+def _complete(row: RosterEntry, entry: Entry) -> Outcome:
     return Outcome(
-        key=work.key,
-        name=work.place.name,
+        key=row.key,
+        name=row.place.name,
         status="ok",
-        storage_host=work.place.storage_host,
+        storage_host=row.place.storage_host,
         directory=entry.directory,
-        notes=work.notes,
+        notes=row.notes,
     )
 
 
-def _failed(work: Work, error: AnsibleBootstrapError) -> Outcome:
+def _failed(row: RosterEntry, error: AnsibleBootstrapError) -> Outcome:
     return Outcome(
-        key=work.key,
-        name=work.place.name,
+        key=row.key,
+        name=row.place.name,
         status="failed",
         reason=error.reason,
         message=error.details or error.message,
-        storage_host=work.place.storage_host,
+        storage_host=row.place.storage_host,
     )
 
 

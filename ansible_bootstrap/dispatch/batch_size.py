@@ -20,7 +20,7 @@ import os
 from collections import deque
 from typing import Final
 
-from ansible_bootstrap.dispatch.run import Flight
+from ansible_bootstrap.dispatch.run import Run
 from ansible_bootstrap.protocol import Operation
 
 TARGET_SECONDS: Final = 10.0
@@ -47,7 +47,7 @@ class Pace:
         self.size = ceiling
         """Users that the next run may have."""
 
-    def landed(self, users: int, seconds: float) -> None:
+    def finished(self, users: int, seconds: float) -> None:
         """A run with so many users has ended as it should."""
         self._runs.append((users, seconds))
         line = self._line()
@@ -99,13 +99,13 @@ class TrackRecord:
         """Return how many users the next run may have."""
         return self._pace(host, operation).size
 
-    def learn(self, flight: Flight) -> None:
-        """Draw the conclusions from a run that has landed."""
-        record = flight.record
-        pace = self._pace(record.storage_host, flight.operation)
-        if flight.orderly and not any(outcome.reason == "unreachable" for outcome in record.outcomes):
-            pace.landed(record.users, record.seconds)
-        elif flight.error is not None and flight.error.reason == "timeout":
+    def learn(self, run: Run) -> None:
+        """Draw the conclusions from a run that has ended."""
+        record = run.record
+        pace = self._pace(record.storage_host, run.operation)
+        if run.orderly and not any(outcome.reason == "unreachable" for outcome in record.outcomes):
+            pace.finished(record.users, record.seconds)
+        elif run.error is not None and run.error.reason == "timeout":
             pace.ran_out_of_time(record.users, record.seconds)
 
     def _pace(self, host: str, operation: str) -> Pace:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from ansible_bootstrap.dispatch.job import WorkKey
+from ansible_bootstrap.dispatch.job import JobKey
 from ansible_bootstrap.place import Place
 
 MAX_CLEANUPS: Final = 20_000
@@ -46,7 +46,7 @@ class Cleanup:
 class _Parked:
     """Clean-ups of one user that wait for their delay, or for the user's last server to stop."""
 
-    places: dict[WorkKey, Place] = field(default_factory=dict)
+    places: dict[JobKey, Place] = field(default_factory=dict)
     active: Active = bool
     timer: asyncio.TimerHandle | None = None
 
@@ -70,7 +70,7 @@ class Cleanups:
         self,
         log: logging.Logger,
         delay: float,
-        keep: Callable[[WorkKey, Place | None], None],
+        keep: Callable[[JobKey, Place | None], None],
         forget: Callable[[Sequence[Place]], Awaitable[None]],
         on_due: Callable[[str], None],
     ) -> None:
@@ -80,7 +80,7 @@ class Cleanups:
         self._forget = forget
         self._on_due = on_due
         self._parked: dict[tuple[str, str], _Parked] = {}
-        self._due: dict[str, dict[WorkKey, Cleanup]] = {}
+        self._due: dict[str, dict[JobKey, Cleanup]] = {}
 
     def add(self, place: Place, active: Active) -> None:
         """Park a clean-up until its delay is over and the user has no active server."""
@@ -89,10 +89,10 @@ class Cleanups:
             self._log.warning("ansible_bootstrap: too many clean-ups wait; one is dropped")
             return
         parked = self._parked.setdefault(who, _Parked())
-        parked.places[place.work_key] = place
+        parked.places[place.job_key] = place
         parked.active = active
         self._wake(who, parked, self._next_end_of_delay())
-        self._keep(place.work_key, place)
+        self._keep(place.job_key, place)
 
     def restore(self, places: Iterable[Place], active: Callable[[str], bool]) -> None:
         """Take over what an earlier hub has left, but for what waits already."""
@@ -101,7 +101,7 @@ class Cleanups:
                 continue
             parked = self._parked.get((place.storage_host, place.name))
             if parked is not None:
-                parked.places[place.work_key] = place
+                parked.places[place.job_key] = place
             else:
                 self.add(place, partial(active, place.name))
 
@@ -111,7 +111,7 @@ class Cleanups:
         Returns:
             For :meth:`add`, should the server not start after all; None if nothing was withdrawn.
         """
-        key = place.work_key
+        key = place.job_key
         withdrawn: Active | None = None
         if (cleanup := self._pop_due(place.storage_host, key)) is not None:
             withdrawn = cleanup.active
@@ -128,14 +128,14 @@ class Cleanups:
     def waits(self, place: Place) -> bool:
         """Whether this very clean-up is still to come."""
         parked = self._parked.get((place.storage_host, place.name))
-        return place.work_key in self._due.get(place.storage_host, {}) or (
-            parked is not None and place.work_key in parked.places
+        return place.job_key in self._due.get(place.storage_host, {}) or (
+            parked is not None and place.job_key in parked.places
         )
 
     def settled(self, place: Place) -> None:
         """It is done, or needless; unless it has been asked for again meanwhile, there is nothing to keep."""
         if not self.waits(place):
-            self._keep(place.work_key, None)
+            self._keep(place.job_key, None)
 
     def is_due(self, host: str) -> bool:
         """Whether that storage host has any to be done now."""
@@ -146,7 +146,7 @@ class Cleanups:
         oldest = next(iter(self._due.get(host, {}).values()), None)
         return oldest is not None and self._now() - oldest.since >= PATIENCE_SECONDS
 
-    def take(self, host: str, most: int, but: Collection[str] = ()) -> dict[WorkKey, Cleanup]:
+    def take(self, host: str, most: int, but: Collection[str] = ()) -> dict[JobKey, Cleanup]:
         """Take those that have waited longest out, for a run; may be none after all.
 
         Args:
@@ -154,7 +154,7 @@ class Cleanups:
             most: so many.
             but: not those of users of these names.
         """
-        taken: dict[WorkKey, Cleanup] = {}
+        taken: dict[JobKey, Cleanup] = {}
         for key, cleanup in list(self._due.get(host, {}).items()):
             if len(taken) == most:
                 break
@@ -215,7 +215,7 @@ class Cleanups:
     def _park(self, cleanup: Cleanup) -> _Parked:
         who = (cleanup.place.storage_host, cleanup.place.name)
         parked = self._parked.setdefault(who, _Parked(active=cleanup.active))
-        parked.places.setdefault(cleanup.place.work_key, cleanup.place)
+        parked.places.setdefault(cleanup.place.job_key, cleanup.place)
         return parked
 
     def _wake(self, who: tuple[str, str], parked: _Parked, when: float) -> None:
@@ -235,7 +235,7 @@ class Cleanups:
             due[key] = Cleanup(place, parked.active, since)
         self._on_due(who[0])
 
-    def _pop_due(self, host: str, key: WorkKey) -> Cleanup | None:
+    def _pop_due(self, host: str, key: JobKey) -> Cleanup | None:
         due = self._due.get(host, {})
         cleanup = due.pop(key, None)
         if not due:

@@ -1,9 +1,9 @@
 """Who waits for what, and which run takes them. Pure asyncio: knows neither JupyterHub nor Ansible.
 
-*Work* is one user's directory on one storage host; *waiters* are the spawns that wait for it. Each
-storage host has one ordinary run in flight at most; whoever waits when it ends goes into the next. So there is
+A *job* is one user's directory on one storage host that is to be made ready; *waiters* are the spawns that wait for it.
+Each storage host has one ordinary run under way at most; whoever waits when it ends goes into the next. So there is
 no delay to gather a batch when nothing runs, and the batches grow by themselves when much does, up to
-what the storage host does in about ten seconds (``pace.py``).
+what the storage host does in about ten seconds (``batch_size.py``).
 
 Whoever hangs costs only their own. A user who is not ready in time in a run of several is tried once more in a *lone*
 run, beside the storage host's ordinary one; a run that gives no sign takes that place, if it is free. A
@@ -14,8 +14,8 @@ Nobody shares a future: each waiter has its own, so that one who cancels takes n
 CancelledError that reaches another spawn's hook leaves a server that is "ready" and does not exist;
 ref: ``User.spawn`` in jupyterhub/user.py catches ``Exception`` only.)
 
-Clean-up uses the same queue per host, so it never overlaps the bootstrap of the same directory. Spawns board
-first, for somebody waits for them; then logins (``host_queue.py``), then clean-ups (``cleanups.py``).
+Clean-up uses the same queue per host, so it never overlaps the bootstrap of the same directory. Spawns go
+first, for somebody waits for them; then logins (``queue.py``), then clean-ups (``cleanups.py``).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from typing import Any, Final
 from ansible_bootstrap.dispatch.batch_size import TARGET_SECONDS, TrackRecord
 from ansible_bootstrap.dispatch.cleanups import Cleanup, Cleanups, nothing_to_forget
 from ansible_bootstrap.dispatch.health import Health
-from ansible_bootstrap.dispatch.job import NOTHING_DONE, Say, Spawn, Waiter, Work, WorkKey
+from ansible_bootstrap.dispatch.job import NOTHING_DONE, Job, JobKey, Say, Spawn, Waiter
 from ansible_bootstrap.dispatch.loop_share import Turnstile, loop_has_time
 from ansible_bootstrap.dispatch.queue import HostQueue
-from ansible_bootstrap.dispatch.run import Client, Flight, Slots
+from ansible_bootstrap.dispatch.run import Client, Run, Slots
 from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError, DeadlineError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Operation, Outcome, RoleFingerprint
@@ -86,7 +86,7 @@ class Dispatcher:
         record: Callable[[RunRecord], None] = lambda record: None,
         complete: Callable[[Place, Outcome, Sequence[RoleFingerprint], float], None] = lambda *done: None,
         forget: Callable[[Sequence[Place]], Awaitable[None]] = nothing_to_forget,
-        keep: Callable[[WorkKey, Place | None], None] = lambda key, place: None,
+        keep: Callable[[JobKey, Place | None], None] = lambda key, place: None,
     ) -> None:
         self._client = client
         self._log = log
@@ -106,7 +106,7 @@ class Dispatcher:
         """Those that have something to do."""
         self._ready: dict[str, HostQueue] = {}
         """Hosts that could start a run, the longest waiting first."""
-        self._flights: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ticker: asyncio.TimerHandle | None = None
         self._turnstile = Turnstile()
         self._pump_scheduled = False
@@ -139,15 +139,15 @@ class Dispatcher:
                 storage host is down and nothing was started.
         """
         waiter = Spawn(asyncio.get_running_loop().create_future(), on_progress, done, self._turnstile)
-        host, work = self.enter(place, waiter)
+        host, job = self.enter(place, waiter)
         withdrawn = self._cleanups.withdraw(place)
         ready = False
         try:
             await asyncio.wait({waiter.future}, timeout=timeout)
             match waiter.answer:
                 case None:
-                    for flight in host.flights:
-                        flight.late = flight.late or flight.works.get(place.work_key) is work
+                    for run in host.runs:
+                        run.late = run.late or run.jobs.get(place.job_key) is job
                     raise DeadlineError(f"{place.name} was not ready within {timeout:g} s")
                 case AnsibleBootstrapError() as error:
                     raise error
@@ -161,10 +161,10 @@ class Dispatcher:
             elif again is not None:
                 self._cleanups.add(place, again)  # No server starts, so none will stop and ask for it again.
             waiter.future.cancel()
-            host.leave(work, waiter)
+            host.leave(job, waiter)
             self._drop_if_idle(host)
 
-    def enter(self, place: Place, waiter: Waiter, looked: float | None = None) -> tuple[HostQueue, Work]:
+    def enter(self, place: Place, waiter: Waiter, looked: float | None = None) -> tuple[HostQueue, Job]:
         """Let somebody wait for the bootstrap of this place; returns at once.
 
         Args:
@@ -182,15 +182,15 @@ class Dispatcher:
         if refusal is not None:
             self._drop_if_idle(host)
             raise refusal
-        work = host.join(place, waiter, alone=self._health.hangs(place))
-        work.looked = min(work.looked, looked or work.looked)
+        job = host.join(place, waiter, alone=self._health.hangs(place))
+        job.looked = min(job.looked, looked or job.looked)
         self._offer(host)
-        return host, work
+        return host, job
 
     def prepare(self, place: Place, done: Mapping[str, str] = NOTHING_DONE) -> None:
-        """Begin the work of somebody who has logged in, for whom nobody waits yet; returns at once.
+        """Begin the job of a user who has logged in, for whom nobody waits yet; returns at once.
 
-        A spawn that comes meanwhile joins the work. Whatever goes wrong is a line in the log.
+        A spawn that comes meanwhile joins the job. Whatever goes wrong is a line in the log.
 
         Args:
             place: whose storage, and where.
@@ -228,7 +228,7 @@ class Dispatcher:
         return True
 
     def waiting(self) -> dict[str, tuple[int, float]]:
-        """Return by storage host how many works wait for a run, and for how many seconds the oldest has."""
+        """Return by storage host how many jobs wait for a run, and for how many seconds the oldest has."""
         return {name: host.waiting() for name, host in self._hosts.items() if host.waiting()[0]}
 
     # -- clean-ups ----------------------------------------------------------------------------
@@ -254,9 +254,9 @@ class Dispatcher:
             places: as ``keep`` was told.
             active: whether the user of that name has an active server.
         """
-        flights = (flight for host in self._hosts.values() for flight in host.flights)
-        flying = {key for flight in flights for key in flight.works}
-        self._cleanups.restore((place for place in places if place.work_key not in flying), active)
+        runs = (run for host in self._hosts.values() for run in host.runs)
+        under_way = {key for run in runs for key in run.jobs}
+        self._cleanups.restore((place for place in places if place.job_key not in under_way), active)
 
     def waiting_cleanups(self) -> int:
         """Return how many clean-ups wait, for their time or for a run."""
@@ -282,7 +282,7 @@ class Dispatcher:
         if self._health.hangs(place):
             taken = bool(host.lone or host.alone)
         else:
-            taken = bool(host.flight or host.spawns or host.logins)
+            taken = bool(host.run or host.spawns or host.logins)
         return self._health.refusal(host.name) if taken or down.left > 0 else None
 
     def _has_work(self, host: HostQueue) -> bool:
@@ -310,24 +310,24 @@ class Dispatcher:
     def _pump(self) -> None:
         while (host := self._next_ready()) is not None:
             del self._ready[host.name]
-            host.flight = self._board(host)
-            if host.flight is None:
+            host.run = self._next_run(host)
+            if host.run is None:
                 self._drop_if_idle(host)
                 continue
             host.tell_the_others()
-            self._launch(host, host.flight, self._slots_for(host.name))
+            self._launch(host, host.run, self._slots_for(host.name))
         while self._few_slots.free and (lonely := self._next_lonely()) is not None:
-            host, work = lonely
-            del host.alone[work.place.work_key]
-            host.lone = self._flight(host, "bootstrap", {work.place.work_key: work})
+            host, job = lonely
+            del host.alone[job.place.job_key]
+            host.lone = self._flight(host, "bootstrap", {job.place.job_key: job})
             self._launch(host, host.lone, self._few_slots)
 
-    def _launch(self, host: HostQueue, flight: Flight, slots: Slots) -> None:
+    def _launch(self, host: HostQueue, run: Run, slots: Slots) -> None:
         loop = asyncio.get_running_loop()
-        slots.take(flight)
-        task = loop.create_task(self._fly(host, flight))
-        self._flights.add(task)
-        task.add_done_callback(self._flights.discard)
+        slots.take(run)
+        task = loop.create_task(self._see_through(host, run))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         if self._ticker is None:
             self._ticker = loop.call_later(TICK_SECONDS, self._tick)
 
@@ -344,12 +344,12 @@ class Dispatcher:
         urgent = (host for host in hosts if host.spawns or self._cleanups.is_overdue(host.name))
         return next(urgent, hosts[0] if hosts else None)
 
-    def _next_lonely(self) -> tuple[HostQueue, Work] | None:
+    def _next_lonely(self) -> tuple[HostQueue, Job] | None:
         """Return who goes into the next lone run, the one who has waited longest."""
         waiting = (
-            (host, work)
+            (host, job)
             for name, host in self._hosts.items()
-            if not self._health.rests(name) and (work := host.next_alone()) is not None
+            if not self._health.rests(name) and (job := host.next_alone()) is not None
         )
         return min(waiting, key=lambda one: one[1].since, default=None)
 
@@ -357,21 +357,21 @@ class Dispatcher:
         """Runs that give no sign make way: in the slots, and on their storage host."""
         self._ticker = None
         for host in list(self._hosts.values()):
-            flight = host.flight
-            if flight is not None and host.lone is None and flight.quiet:
-                host.flight, host.lone = None, flight
+            run = host.run
+            if run is not None and host.lone is None and run.quiet:
+                host.run, host.lone = None, run
             self._offer(host)
-        if self._flights and not self._closed:
+        if self._tasks and not self._closed:
             self._ticker = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
 
-    def _landed(self, host: HostQueue, flight: Flight) -> None:
-        """The run is over: its place in the air is another host's."""
-        self._slots.give_back(flight)
-        self._few_slots.give_back(flight)
-        if host.lone is flight:
+    def _give_way(self, host: HostQueue, run: Run) -> None:
+        """The run is over: its slot is another's."""
+        self._slots.give_back(run)
+        self._few_slots.give_back(run)
+        if host.lone is run:
             host.lone = None
         else:
-            host.flight = None
+            host.run = None
             host.resting = True
         self._offer(host)
 
@@ -380,7 +380,7 @@ class Dispatcher:
         self._offer(host)
         self._drop_if_idle(host)
 
-    def _board(self, host: HostQueue) -> Flight | None:
+    def _next_run(self, host: HostQueue) -> Run | None:
         """Take as many as a run may have: those who wait, else what is to be cleaned up.
 
         A clean-up that is overdue goes first, but not twice in a row while somebody waits.
@@ -388,30 +388,30 @@ class Dispatcher:
         somebody = bool(host.spawns or host.logins)
         overdue = self._cleanups.is_overdue(host.name) and not host.cleaned_last
         down = self._health.down(host.name) is not None
-        cleanups: dict[WorkKey, Cleanup] = {}
+        cleanups: dict[JobKey, Cleanup] = {}
         if overdue or not somebody:
             most = 1 if down else self._track_record.batch(host.name, "cleanup")
             elsewhere = host.lone.names if host.lone is not None else ()
             cleanups = self._cleanups.take(host.name, most, but=elsewhere)
         host.cleaned_last = bool(cleanups)
         if cleanups:
-            works = {key: Work(cleanup.place) for key, cleanup in cleanups.items()}
-            host.doubt({work.place.name for work in works.values()})
-            return self._flight(host, "cleanup", works, cleanups)
-        works = host.board(1 if down else self._track_record.batch(host.name, "bootstrap"))
-        return self._flight(host, "bootstrap", works) if works else None
+            jobs = {key: Job(cleanup.place) for key, cleanup in cleanups.items()}
+            host.doubt({job.place.name for job in jobs.values()})
+            return self._flight(host, "cleanup", jobs, cleanups)
+        jobs = host.take_batch(1 if down else self._track_record.batch(host.name, "bootstrap"))
+        return self._flight(host, "bootstrap", jobs) if jobs else None
 
     def _flight(
         self,
         host: HostQueue,
         operation: Operation,
-        works: dict[WorkKey, Work],
-        cleanups: dict[WorkKey, Cleanup] | None = None,
-    ) -> Flight:
-        return Flight(
+        jobs: dict[JobKey, Job],
+        cleanups: dict[JobKey, Cleanup] | None = None,
+    ) -> Run:
+        return Run(
             operation,
             host.name,
-            works,
+            jobs,
             check=self._check,
             diff=self._diff,
             log=self._log,
@@ -419,15 +419,13 @@ class Dispatcher:
             cleanups=cleanups,
         )
 
-    async def _fly(self, host: HostQueue, flight: Flight) -> None:
+    async def _see_through(self, host: HostQueue, run: Run) -> None:
         try:
             try:
-                if flight.operation == "bootstrap" or await self._cleanups.may_begin(
-                    flight.cleanups.values()
-                ):
-                    await self._begin(host, flight)
+                if run.operation == "bootstrap" or await self._cleanups.may_begin(run.cleanups.values()):
+                    await self._begin(host, run)
             finally:
-                self._landed(host, flight)
+                self._give_way(host, run)
             # Whom another run releases only queues behind those whom this one has released.
             if host.resting:
                 await loop_has_time()
@@ -437,47 +435,47 @@ class Dispatcher:
         finally:
             self._rested(host)
 
-    async def _begin(self, host: HostQueue, flight: Flight) -> None:
-        if len(flight.works) == 1 or self._health.down(host.name) is None:
-            await self._run(host, flight)
+    async def _begin(self, host: HostQueue, run: Run) -> None:
+        if len(run.jobs) == 1 or self._health.down(host.name) is None:
+            await self._carry_out(host, run)
             return
         # It was found down between the boarding and now: one user tries, not all of these.
-        flight.error = self._health.refusal(host.name)
-        flight.land()
-        self._cleanups.put_back(flight.cleanups.values())
-        self._call(self._record, flight.record)
+        run.error = self._health.refusal(host.name)
+        run.conclude()
+        self._cleanups.put_back(run.cleanups.values())
+        self._call(self._record, run.record)
 
-    async def _run(self, host: HostQueue, flight: Flight) -> None:
+    async def _carry_out(self, host: HostQueue, run: Run) -> None:
         try:
-            await flight.fly(self._client, self._run_limit)
+            await run.carry_out(self._client, self._run_limit)
         except asyncio.CancelledError:
-            flight.error = ApplyError("interrupted")
+            run.error = ApplyError("interrupted")
             raise
         except AnsibleBootstrapError as error:
-            flight.error = error
+            run.error = error
         except Exception as error:
             self._log.exception("ansible_bootstrap: a run failed unexpectedly")
-            flight.error = ApplyError(f"unexpected {type(error).__name__}: {error}")
+            run.error = ApplyError(f"unexpected {type(error).__name__}: {error}")
         finally:
-            flight.land()
-            self._track_record.learn(flight)
-            self._learn(host, flight)
-            self._call(self._record, flight.record)
+            run.conclude()
+            self._track_record.learn(run)
+            self._learn(host, run)
+            self._call(self._record, run.record)
 
-    def _learn(self, host: HostQueue, flight: Flight) -> None:
+    def _learn(self, host: HostQueue, run: Run) -> None:
         was_down = self._health.down(host.name) is not None
-        down = self._health.learn(flight)
+        down = self._health.learn(run)
         if down is None:
             if was_down and self._health.down(host.name) is None:
                 self._log.warning("ansible_bootstrap: storage host %s is back", host.name)
             return
         if not was_down:
             self._log.warning("ansible_bootstrap: storage host %s is down: %s", host.name, down.why)
-        self._cleanups.put_back(flight.cleanups.values())
+        self._cleanups.put_back(run.cleanups.values())
         if down.failures >= self._tries:
             refusal = self._health.refusal(host.name)
-            for work in host.drain():
-                work.fail(type(refusal), refusal.details)
+            for job in host.drain():
+                job.fail(type(refusal), refusal.details)
         else:
             host.spawns |= host.alone  # It was not they who hung.
             host.alone.clear()
@@ -488,27 +486,27 @@ class Dispatcher:
         if (host := self._hosts.get(name)) is not None:
             self._offer(host)
 
-    def _settled(self, flight: Flight, work: Work, outcome: Outcome) -> bool:
-        key, place = work.place.work_key, work.place
-        if flight.operation == "cleanup":
+    def _settled(self, run: Run, job: Job, outcome: Outcome) -> bool:
+        key, place = job.place.job_key, job.place
+        if run.operation == "cleanup":
             # Silence is not an outcome, and who could not be reached has none either: the next hub tries again.
             if outcome.reason != "unreachable":
-                flight.cleanups.pop(key, None)
+                run.cleanups.pop(key, None)
                 self._cleanups.settled(place)
             return False
         if outcome.status == "ok" and not self._check:
-            self._call(self._complete, place, outcome, flight.fingerprints, flight.since)
+            self._call(self._complete, place, outcome, run.fingerprints, run.since)
         if outcome.reason != "timeout":
             if outcome.reason != "unreachable":
                 self._health.answers(place)
             return False
         self._health.suspect(place)
-        if len(flight.names) == 1:
+        if len(run.names) == 1:
             return False
-        host = self._hosts[flight.record.storage_host]
-        if flight.abandoned or not work.wanted or host.has(place):
+        host = self._hosts[run.record.storage_host]
+        if run.abandoned or not job.wanted or host.has(place):
             return False
-        host.alone[key] = work
+        host.alone[key] = job
         return True
 
     def _call(self, callback: Callable[..., None], *values: Any) -> None:
@@ -519,9 +517,9 @@ class Dispatcher:
             self._log.exception("ansible_bootstrap: what a run has done could not be noted")
 
     async def close(self) -> None:
-        """End the runs in flight, and start nothing more."""
+        """End the runs under way, and start nothing more."""
         self._closed = True
-        for task in self._flights:
+        for task in self._tasks:
             task.cancel()
-        if self._flights:
-            await asyncio.wait(self._flights)  # Bounded: a run that is cancelled has ``SHUTDOWN_SECONDS``.
+        if self._tasks:
+            await asyncio.wait(self._tasks)  # Bounded: a run that is cancelled has ``SHUTDOWN_SECONDS``.

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from ansible_bootstrap.dispatch.run import Flight
+from ansible_bootstrap.dispatch.run import Run
 from ansible_bootstrap.errors import BY_REASON, AnsibleBootstrapError, DeadlineError, Reason
 from ansible_bootstrap.place import Place
 
@@ -118,29 +118,29 @@ class Health:
         self._hung.pop((place.storage_host, place.name), None)
         self._answered[place.storage_host] = time.monotonic()
 
-    def learn(self, flight: Flight) -> Down | None:
-        """Draw the conclusions from a run that has landed.
+    def learn(self, run: Run) -> Down | None:
+        """Draw the conclusions from a run that has ended.
 
         Returns:
             What is known of the storage host, if the run found it down.
         """
-        record = flight.record
+        record = run.record
         host, outcomes = record.storage_host, record.outcomes
-        if any(outcome.reason not in _NO_ANSWER for outcome in outcomes[: flight.said]):
+        if any(outcome.reason not in _NO_ANSWER for outcome in outcomes[: run.said]):
             self._back(host)
             return None
         reasons = {outcome.reason for outcome in outcomes}
-        early = flight.said < len(outcomes) and not flight.hung and "timeout" in reasons
+        early = run.said < len(outcomes) and not run.hung and "timeout" in reasons
         if record.abandoned or early or not outcomes or not reasons <= {"unreachable", "timeout"}:
             return None
         unreachable = "unreachable" in reasons
         if not unreachable:
-            if len(flight.names) == 1 and flight.operation == "bootstrap":
-                (name,) = flight.names
+            if len(run.names) == 1 and run.operation == "bootstrap":
+                (name,) = run.names
                 self._suspect((host, name))
                 self._hung[host, name].until = time.monotonic() + HOLD_SECONDS
             answered = self._answered.get(host, -math.inf) > time.monotonic() - record.seconds
-            if host not in self._down and (len(flight.names) == 1 or flight.said or answered):
+            if host not in self._down and (len(run.names) == 1 or run.said or answered):
                 return None
         why = record.error or outcomes[-1].message
         down = self._down.setdefault(host, Down("timeout", why, time.time(), FIRST_PAUSE, 0.0))

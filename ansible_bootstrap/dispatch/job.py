@@ -18,24 +18,24 @@ Say = Callable[[str, float], None]
 """Shows a waiting student one sentence, and which share of their way is done (0.0 to 1.0); must neither block
 nor raise."""
 
-WorkKey = tuple[str, str]
-"""``Place.work_key``."""
+JobKey = tuple[str, str]
+"""``Place.job_key``."""
 
 NOTHING_DONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Waiter(Protocol):
-    """Who waits for the outcome of a work."""
+    """Who waits for the outcome of a job."""
 
     done: Mapping[str, str]
     """Roles that the user has, with the fingerprint at which they got them."""
 
     @property
     def say(self) -> Say:
-        """Shows where the work is."""
+        """Shows where the job is."""
 
     def settle(self, answer: Outcome | AnsibleBootstrapError) -> None:
-        """Take what became of the work; must neither block nor raise."""
+        """Take what became of the job; must neither block nor raise."""
 
 
 @dataclass(eq=False, slots=True)
@@ -48,7 +48,7 @@ class Spawn:
     done: Mapping[str, str]
     turnstile: Turnstile
     answer: Outcome | AnsibleBootstrapError | None = None
-    """What became of the work, from the moment that it is known."""
+    """What became of the job, from the moment that it is known."""
 
     def settle(self, answer: Outcome | AnsibleBootstrapError) -> None:
         """Let the spawn go on with this, when its turn has come."""
@@ -58,7 +58,7 @@ class Spawn:
 
 
 @dataclass(eq=False, slots=True)
-class Work:
+class Job:
     """What is to be done once, whoever and how many want it."""
 
     place: Place
@@ -78,7 +78,7 @@ class Work:
 
     @property
     def done(self) -> dict[str, str]:
-        """The roles that the user has according to all who want the work."""
+        """The roles that the user has according to all who want the job."""
         said = [waiter.done for waiter in self.waiters]
         if self.login is not None:
             said.append(self.login)
@@ -107,9 +107,9 @@ class Work:
             waiter.settle(cls(details))
 
 
-def done_by_all(works: Iterable[Work]) -> dict[str, str]:
-    """Return the roles that the users of all these works have at the same fingerprint."""
-    return _common(work.done for work in works)
+def done_by_all(jobs: Iterable[Job]) -> dict[str, str]:
+    """Return the roles that the users of all these jobs have at the same fingerprint."""
+    return _common(job.done for job in jobs)
 
 
 def _common(said: Iterable[Mapping[str, str]]) -> dict[str, str]:

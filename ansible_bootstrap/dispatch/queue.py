@@ -1,6 +1,6 @@
-"""Who waits on one storage host, and in which order they board its next run.
+"""Who waits on one storage host, and in which order its next run takes them.
 
-Three classes: spawns that somebody waits for, logins (work begun so that it is done when the student presses Start),
+Three classes: spawns that somebody waits for, logins (job begun so that it is done when the student presses Start),
 and clean-ups, which are kept in ``cleanups.py``. A run takes waiting spawns, first come first served, and fills up
 with logins. A login whose user presses Start becomes a spawn, with the place in the order of one who has just come;
 if that spawn is cancelled, it is a login again.
@@ -14,13 +14,13 @@ import time
 from collections.abc import Collection, Mapping
 
 from ansible_bootstrap.dispatch import sentences
-from ansible_bootstrap.dispatch.job import NOTHING_DONE, Spawn, Waiter, Work, WorkKey
-from ansible_bootstrap.dispatch.run import Flight
+from ansible_bootstrap.dispatch.job import NOTHING_DONE, Job, JobKey, Spawn, Waiter
+from ansible_bootstrap.dispatch.run import Run
 from ansible_bootstrap.place import Place
 
 
 class HostQueue:
-    """The works of one storage host, and its runs in flight.
+    """The jobs of one storage host, and its runs under way.
 
     Args:
         name: of the host.
@@ -28,163 +28,163 @@ class HostQueue:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.flight: Flight | None = None
+        self.run: Run | None = None
         """The ordinary run."""
-        self.lone: Flight | None = None
+        self.lone: Run | None = None
         """A run that hangs, or of a user of whom that is to be feared."""
         self.resting = False
-        """Whether its last run has just landed, and the next has to wait until the hub has time."""
-        self.spawns: dict[WorkKey, Work] = {}
+        """Whether its last run has just ended, and the next has to wait until the hub has time."""
+        self.spawns: dict[JobKey, Job] = {}
         """Those that somebody waits for, the oldest first."""
-        self.logins: dict[WorkKey, Work] = {}
+        self.logins: dict[JobKey, Job] = {}
         """Those that nobody waits for yet."""
-        self.alone: dict[WorkKey, Work] = {}
+        self.alone: dict[JobKey, Job] = {}
         """Those that wait for a lone run, the oldest first."""
         self.cleaned_last = False
-        """Whether the last run that boarded was a clean-up."""
+        """Whether the last run was a clean-up."""
 
     @property
     def busy(self) -> bool:
         """Whether no ordinary run may begin here now."""
-        return self.flight is not None or self.resting
+        return self.run is not None or self.resting
 
     @property
-    def flights(self) -> list[Flight]:
-        """The runs in flight, two at most."""
-        return [flight for flight in (self.flight, self.lone) if flight is not None]
+    def runs(self) -> list[Run]:
+        """The runs under way, two at most."""
+        return [run for run in (self.run, self.lone) if run is not None]
 
     def has(self, place: Place) -> bool:
-        """Whether the work of this place waits, or is in flight."""
-        works = (self.spawns, self.logins, self.alone, *(flight.works for flight in self.flights))
-        return any(place.work_key in some for some in works)
+        """Whether the job of this place waits, or is under way."""
+        jobs = (self.spawns, self.logins, self.alone, *(run.jobs for run in self.runs))
+        return any(place.job_key in some for some in jobs)
 
-    def join(self, place: Place, waiter: Waiter, *, alone: bool = False) -> Work:
-        """Take a waiter into the work of this place, in flight or waiting, which begins with it if there is none.
+    def join(self, place: Place, waiter: Waiter, *, alone: bool = False) -> Job:
+        """Take a waiter into the job of this place, under way or waiting, which begins with it if there is none.
 
         Args:
             place: whose storage, and where.
             waiter: who waits.
-            alone: whether the work is to have a run of its own.
+            alone: whether the job is to have a run of its own.
         """
-        key = place.work_key
-        for flight in self.flights:
-            if (flying := _flying(flight, place, waiter.done)) is not None:
-                flight.join(waiter, flying)
-                return flying
+        key = place.job_key
+        for run in self.runs:
+            if (under_way := _under_way(run, place, waiter.done)) is not None:
+                run.join(waiter, under_way)
+                return under_way
         cleaned = self.is_cleaned(place)
         if cleaned:
             waiter.done = NOTHING_DONE  # What was known of the user is about to go.
         waiting = self.alone if alone or key in self.alone else self.spawns
-        work = waiting.get(key)
-        if work is None:
+        job = waiting.get(key)
+        if job is None:
             known = next((some.pop(key) for some in (self.spawns, self.logins) if key in some), None)
-            work = waiting[key] = known or Work(place)
-            work.since = time.monotonic()
-        if work.place != place:
-            work.doubt()  # It was of another place.
-            work.place = place  # What the spawner said last is right.
-        work.waiters.append(waiter)
+            job = waiting[key] = known or Job(place)
+            job.since = time.monotonic()
+        if job.place != place:
+            job.doubt()  # It was of another place.
+            job.place = place  # What the spawner said last is right.
+        job.waiters.append(waiter)
         if cleaned:
             waiter.say(sentences.AFTER_CLEANUP, 0.0)
         elif waiting is self.alone:
             pass
-        elif self.flight is not None and (behind := len(self.flight.works) + self._ahead(work)):
-            work.behind = behind
+        elif self.run is not None and (behind := len(self.run.jobs) + self._ahead(job)):
+            job.behind = behind
             waiter.say(sentences.behind(behind), 0.0)
-        return work
+        return job
 
-    def leave(self, work: Work, waiter: Spawn) -> None:
+    def leave(self, job: Job, waiter: Spawn) -> None:
         """One who waited does so no longer, with an outcome or without."""
-        work.waiters.remove(waiter)
-        key = work.place.work_key
-        if not work.waiters and self.spawns.get(key) is work:
+        job.waiters.remove(waiter)
+        key = job.place.job_key
+        if not job.waiters and self.spawns.get(key) is job:
             del self.spawns[key]
-            if work.login is not None:
-                self.logins[key] = work
-        if not work.wanted and self.alone.get(key) is work:
+            if job.login is not None:
+                self.logins[key] = job
+        if not job.wanted and self.alone.get(key) is job:
             del self.alone[key]
-        for flight in self.flights:
-            flight.abandon_if_unwanted()
+        for run in self.runs:
+            run.abandon_if_unwanted()
 
     def prepare(self, place: Place, done: Mapping[str, str]) -> bool:
         """Take a login in.
 
         Returns:
-            False if there is nothing to add: the work waits already, or is in flight.
+            False if there is nothing to add: the job waits already, or is under way.
         """
-        key = place.work_key
-        flying = any(_flying(flight, place, done) is not None for flight in self.flights)
-        if key in self.spawns or key in self.alone or flying:
+        key = place.job_key
+        under_way = any(_under_way(run, place, done) is not None for run in self.runs)
+        if key in self.spawns or key in self.alone or under_way:
             return False
         if self.is_cleaned(place):
             done = NOTHING_DONE
-        work = self.logins.get(key)
-        if work is not None:
-            work.place, work.login, work.looked = place, done, time.monotonic()
+        job = self.logins.get(key)
+        if job is not None:
+            job.place, job.login, job.looked = place, done, time.monotonic()
             return False
-        self.logins[key] = Work(place, login=done)
+        self.logins[key] = Job(place, login=done)
         return True
 
-    def board(self, most: int) -> dict[WorkKey, Work]:
+    def take_batch(self, most: int) -> dict[JobKey, Job]:
         """Take out who goes into the next ordinary run: spawns, and logins if there is room."""
-        boarded: dict[WorkKey, Work] = {}
+        members: dict[JobKey, Job] = {}
         elsewhere = self.lone.names if self.lone is not None else ()
         for waiting in (self.spawns, self.logins):
-            for key, work in list(waiting.items()):
-                if len(boarded) == most:
+            for key, job in list(waiting.items()):
+                if len(members) == most:
                     break
-                if work.place.name not in elsewhere:
-                    boarded[key] = waiting.pop(key)
-        return boarded
+                if job.place.name not in elsewhere:
+                    members[key] = waiting.pop(key)
+        return members
 
-    def next_alone(self) -> Work | None:
+    def next_alone(self) -> Job | None:
         """Return who goes into the next lone run, if one may begin now."""
-        elsewhere = self.flight.names if self.flight is not None else ()
+        elsewhere = self.run.names if self.run is not None else ()
         waiting = () if self.lone is not None else self.alone.values()
-        return next((work for work in waiting if work.place.name not in elsewhere), None)
+        return next((job for job in waiting if job.place.name not in elsewhere), None)
 
-    def drain(self) -> list[Work]:
+    def drain(self) -> list[Job]:
         """Take out all who wait."""
-        works = [work for waiting in (self.spawns, self.alone, self.logins) for work in waiting.values()]
+        jobs = [job for waiting in (self.spawns, self.alone, self.logins) for job in waiting.values()]
         for waiting in (self.spawns, self.alone, self.logins):
             waiting.clear()
-        return works
+        return jobs
 
     def doubt(self, names: Collection[str]) -> None:
         """A clean-up of these users begins: what was known of them is so no longer, in whichever directory."""
         if names:
             for waiting in (self.spawns, self.logins, self.alone):
-                for work in waiting.values():
-                    if work.place.name in names:
-                        work.doubt()
+                for job in waiting.values():
+                    if job.place.name in names:
+                        job.doubt()
 
     def tell_the_others(self) -> None:
         """Say how many come first to those whom a full run has left behind."""
-        flying = len(self.flight.works) if self.flight is not None else 0
-        for ahead, work in enumerate(self.spawns.values()):
-            if (behind := flying + ahead) and behind != work.behind:
-                work.behind = behind
-                work.say(sentences.behind(behind))
+        under_way = len(self.run.jobs) if self.run is not None else 0
+        for ahead, job in enumerate(self.spawns.values()):
+            if (behind := under_way + ahead) and behind != job.behind:
+                job.behind = behind
+                job.say(sentences.behind(behind))
 
     def is_cleaned(self, place: Place) -> bool:
-        """Whether a clean-up of that user is in flight, even if of a directory by another name."""
-        return any(flight.operation == "cleanup" and place.name in flight.names for flight in self.flights)
+        """Whether a clean-up of that user is under way, even if of a directory by another name."""
+        return any(run.operation == "cleanup" and place.name in run.names for run in self.runs)
 
     def waiting(self) -> tuple[int, float]:
-        """Return how many works wait, and for how many seconds the oldest has."""
-        sinces = [work.since for works in (self.spawns, self.logins, self.alone) for work in works.values()]
+        """Return how many jobs wait, and for how many seconds the oldest has."""
+        sinces = [job.since for jobs in (self.spawns, self.logins, self.alone) for job in jobs.values()]
         return len(sinces), max(0.0, time.monotonic() - min(sinces)) if sinces else 0.0
 
-    def _ahead(self, work: Work) -> int:
-        if next(reversed(self.spawns.values())) is work:
+    def _ahead(self, job: Job) -> int:
+        if next(reversed(self.spawns.values())) is job:
             return len(self.spawns) - 1
-        return list(self.spawns.values()).index(work)
+        return list(self.spawns.values()).index(job)
 
 
-def _flying(flight: Flight, place: Place, done: Mapping[str, str]) -> Work | None:
-    """Return the work of this place in that run, unless the run leaves out what this user needs done."""
-    if flight.operation != "bootstrap" or flight.abandoned:
+def _under_way(run: Run, place: Place, done: Mapping[str, str]) -> Job | None:
+    """Return the job of this place in that run, unless the run leaves out what this user needs done."""
+    if run.operation != "bootstrap" or run.abandoned:
         return None
-    work = flight.works.get(place.work_key)
-    fits = work is not None and work.place == place and flight.done.items() <= done.items()
-    return work if fits else None
+    job = run.jobs.get(place.job_key)
+    fits = job is not None and job.place == place and run.done.items() <= done.items()
+    return job if fits else None

@@ -1,4 +1,4 @@
-"""A run in flight: its request, what its events tell, and who is left without an outcome when it lands."""
+"""A run under way: its request, what its events tell, and which users are left without an outcome when it ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from ansible_bootstrap.dispatch import sentences
 from ansible_bootstrap.dispatch.cleanups import Cleanup
-from ansible_bootstrap.dispatch.job import Waiter, Work, WorkKey, done_by_all
+from ansible_bootstrap.dispatch.job import Job, JobKey, Waiter, done_by_all
 from ansible_bootstrap.dispatch.run_log import log_run, log_user
 from ansible_bootstrap.dispatch.spare import SpareLostError
 from ansible_bootstrap.errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
@@ -37,8 +37,8 @@ QUIET_SECONDS: Final = 10.0
 """Without an event, after which a run may hang."""
 
 
-class Run(Protocol):
-    """A run of the apply program, as ``apply_client.ApplyRun``."""
+class Process(Protocol):
+    """A run of the apply program, as ``client.ApplyRun``."""
 
     def stop(self, why: AnsibleBootstrapError) -> None:
         """End it; returns at once."""
@@ -48,51 +48,51 @@ class Run(Protocol):
 
 
 class Client(Protocol):
-    """Starts runs, as ``apply_client.ApplyClient``."""
+    """Starts runs, as ``client.ApplyClient``."""
 
     def start(
         self, request: Request, on_event: Callable[[Event], None], *, limit: float, cold: bool = False
-    ) -> Coroutine[Any, Any, Run]:
+    ) -> Coroutine[Any, Any, Process]:
         """Start one run."""
 
 
-class Flight:
+class Run:
     """One run of one operation on one storage host.
 
     Args:
-        operation: for all its works.
+        operation: for all its jobs.
         storage_host: where they are.
-        works: those who have boarded.
+        jobs: those that it takes.
         check: only predict.
         diff: log what differs.
         log: for the admin.
-        settled: called with each work that has an outcome of its own, before its waiters are released; returns whether
+        settled: called with each job that has an outcome of its own, before its waiters are released; returns whether
             they are to wait on, for another run.
-        cleanups: what the works are made of, if the operation is ``cleanup``.
+        cleanups: what the jobs are made of, if the operation is ``cleanup``.
     """
 
     def __init__(
         self,
         operation: Operation,
         storage_host: str,
-        works: dict[WorkKey, Work],
+        jobs: dict[JobKey, Job],
         *,
         check: bool,
         diff: bool = False,
         log: logging.Logger,
-        settled: Callable[[Flight, Work, Outcome], bool],
-        cleanups: dict[WorkKey, Cleanup] | None = None,
+        settled: Callable[[Run, Job, Outcome], bool],
+        cleanups: dict[JobKey, Cleanup] | None = None,
     ) -> None:
         self.operation = operation
-        self.works = works
+        self.jobs = jobs
         """Those without an outcome yet."""
-        self.boarded = frozenset(works)
+        self.members = frozenset(jobs)
         """All, with or without an outcome."""
-        self.keys = _keys(works)
+        self.keys = _keys(jobs)
         """The same by their key in the request."""
-        self.names = frozenset(work.place.name for work in works.values())
+        self.names = frozenset(job.place.name for job in jobs.values())
         """Of all users."""
-        self.done = done_by_all(works.values()) if operation == "bootstrap" else {}
+        self.done = done_by_all(jobs.values()) if operation == "bootstrap" else {}
         self.cleanups = cleanups or {}
         """Those that are still to be done."""
         self.record = RunRecord(
@@ -100,22 +100,22 @@ class Flight:
             operation=operation,
             storage_host=storage_host,
             started=time.time(),
-            users=len(works),
+            users=len(jobs),
             check=check,
         )
         self.since = time.monotonic()
         """By ``time.monotonic``, when what its outcomes rest on was known: if it leaves out roles, before it began."""
         if self.done:
-            self.since = min(self.since, *(work.looked for work in works.values())) - LOOK_SECONDS
+            self.since = min(self.since, *(job.looked for job in jobs.values())) - LOOK_SECONDS
         self.fingerprints: tuple[RoleFingerprint, ...] = ()
         """Of all roles, as of this run."""
         self.error: AnsibleBootstrapError | None = None
-        """Why those who have no outcome when it lands have none."""
+        """Why those who have no outcome when it ends have none."""
         self.orderly = False
         """Whether the apply program has ended as it should."""
         self.abandoned = False
         self.late = False
-        """Whether somebody gave up waiting while it was in the air."""
+        """Whether somebody gave up waiting while it was under way."""
         self.said = 0
         """How many outcomes the run itself has told."""
         self._diff = diff
@@ -125,7 +125,7 @@ class Flight:
         self._last_sign = math.inf
         """By ``time.monotonic``; a run that has not begun (its clean-up waits for the ledger) is not quiet."""
         self._limit = 0.0
-        self._process: Run | None = None
+        self._process: Process | None = None
         self._roles: tuple[str, ...] = ()
         self._clock = RoleClock(self.record)
         self._shown: tuple[str, float] = ("", 0.0)
@@ -140,7 +140,7 @@ class Flight:
         """Whether it has ended without a sign for long, and had about all the time that a run may have."""
         return self.quiet and self.record.seconds >= 0.9 * self._limit
 
-    async def fly(self, client: Client, limit: float) -> None:
+    async def carry_out(self, client: Client, limit: float) -> None:
         """Run it to its end.
 
         Args:
@@ -152,7 +152,7 @@ class Flight:
         """
         self._began = self._last_sign = time.monotonic()
         self._limit = limit
-        users = [self.works[key].place.user(name).model_dump() for name, key in self.keys.items()]
+        users = [self.jobs[key].place.user(name).model_dump() for name, key in self.keys.items()]
         request = Request(
             operation=self.operation, users=users, check=self.record.check, diff=self._diff, done=self.done
         )
@@ -163,15 +163,15 @@ class Flight:
             await self._finish(await client.start(request, self._on_event, limit=limit, cold=True))
         self.orderly = not self.abandoned
 
-    async def _finish(self, process: Run) -> None:
+    async def _finish(self, process: Process) -> None:
         self._process = process
         if self.abandoned:
             process.stop(self._nobody_waits())
         await process.finish()
 
-    def join(self, waiter: Waiter, work: Work) -> None:
-        """One more waits for a work in the air, and is told where it is."""
-        work.waiters.append(waiter)
+    def join(self, waiter: Waiter, job: Job) -> None:
+        """One more waits for a job under way, and is told where it is."""
+        job.waiters.append(waiter)
         if self._shown[0]:
             waiter.say(*self._shown)
 
@@ -179,31 +179,31 @@ class Flight:
         """Stop the run if nobody wants what is left of it."""
         if (
             self.operation == "bootstrap"
-            and self.works
+            and self.jobs
             and not self.abandoned
-            and not any(work.wanted for work in self.works.values())
+            and not any(job.wanted for job in self.jobs.values())
         ):
             self.abandoned = True
             self.record.abandoned = not self.late
             if self._process is not None:
                 self._process.stop(self._nobody_waits())
 
-    def land(self) -> None:
+    def conclude(self) -> None:
         """Close the record. Whoever has no outcome has failed: silence is never success."""
         self._clock.stop()
         self.record.seconds = time.monotonic() - self._began
         error = self.error or ApplyError("the run ended without an outcome for this user")
         details = f"run {self.record.run}: {error.details or error.message}"
-        if self.works:
+        if self.jobs:
             self.record.error = error.details
             if self.operation == "cleanup":
-                self._log.warning("ansible_bootstrap: clean-up of %d users: %s", len(self.works), details)
+                self._log.warning("ansible_bootstrap: clean-up of %d users: %s", len(self.jobs), details)
         for name, key in self.keys.items():
-            work = self.works.get(key)
-            if work is not None:
-                self._note(self._silent(name, work.place.storage_host, error, work))
-                work.fail(BY_REASON[error.reason], details)
-        self.works.clear()
+            job = self.jobs.get(key)
+            if job is not None:
+                self._note(self._silent(name, job.place.storage_host, error, job))
+                job.fail(BY_REASON[error.reason], details)
+        self.jobs.clear()
         log_run(self._log, self.record)
 
     # -- events -------------------------------------------------------------------------------
@@ -230,20 +230,20 @@ class Flight:
         if role in self._roles:
             share = max(share, self._roles.index(role) / len(self._roles))
         self._shown = (sentences.at_work(role, users), share)
-        for work in self.works.values():
-            work.say(*self._shown)
+        for job in self.jobs.values():
+            job.say(*self._shown)
 
     def _settle(self, outcome: Outcome) -> None:
         key = self.keys.get(outcome.key)
-        work = self.works.get(key) if key else None
-        if key is None or work is None or work.place.name != outcome.name:
+        job = self.jobs.get(key) if key else None
+        if key is None or job is None or job.place.name != outcome.name:
             self._log.warning("ansible_bootstrap: run %s has an outcome nobody asked for", self.record.run)
             return
-        del self.works[key]
+        del self.jobs[key]
         self._note(outcome)
         self.said += 1
-        if not self._settled(self, work, outcome):
-            work.settle(outcome)
+        if not self._settled(self, job, outcome):
+            job.settle(outcome)
         self.abandon_if_unwanted()
 
     def _nobody_waits(self) -> AnsibleBootstrapError:
@@ -256,26 +256,26 @@ class Flight:
         if not self.record.abandoned:  # Else it is no failure of theirs.
             log_user(self._log, self.record, outcome)
 
-    def _silent(self, key: str, host: str, error: AnsibleBootstrapError, work: Work) -> Outcome:
+    def _silent(self, key: str, host: str, error: AnsibleBootstrapError, job: Job) -> Outcome:
         return Outcome(
             key=key,
-            name=work.place.name,
+            name=job.place.name,
             status="failed",
             reason=error.reason,
             message=error.details or error.message,
             storage_host=host,
-            directory=work.place.directory or "",
+            directory=job.place.directory or "",
             seconds=round(self.record.seconds, 3),
             run=self.record.run,
         )
 
 
-def _keys(works: Mapping[WorkKey, Work]) -> dict[str, WorkKey]:
-    keys: dict[str, WorkKey] = {}
-    for key, work in works.items():
-        name, number = work.place.name, 2
+def _keys(jobs: Mapping[JobKey, Job]) -> dict[str, JobKey]:
+    keys: dict[str, JobKey] = {}
+    for key, job in jobs.items():
+        name, number = job.place.name, 2
         while name in keys:  # One user's named servers with a directory each.
-            name, number = f"{work.place.name}#{number}", number + 1
+            name, number = f"{job.place.name}#{number}", number + 1
         keys[name] = key
     return keys
 
@@ -291,21 +291,21 @@ class Slots:
     def __init__(self, at_work: int, most: int) -> None:
         self._at_work = at_work
         self._most = most
-        self._flights: set[Flight] = set()
+        self._runs: set[Run] = set()
 
     @property
     def free(self) -> bool:
         """Whether one more may begin."""
-        at_work = sum(not flight.quiet for flight in self._flights)
-        return at_work < self._at_work and len(self._flights) < self._most
+        at_work = sum(not run.quiet for run in self._runs)
+        return at_work < self._at_work and len(self._runs) < self._most
 
-    def take(self, flight: Flight) -> None:
+    def take(self, run: Run) -> None:
         """The run begins."""
-        self._flights.add(flight)
+        self._runs.add(run)
 
-    def give_back(self, flight: Flight) -> None:
+    def give_back(self, run: Run) -> None:
         """The run is over; without effect on one that has no slot here."""
-        self._flights.discard(flight)
+        self._runs.discard(run)
 
 
 class RoleClock:

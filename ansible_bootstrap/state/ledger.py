@@ -230,7 +230,7 @@ class Ledger:
             rows = [
                 _row(entry)
                 for entry in entries
-                if _is_text(entry.directory) and _is_text(*entry.place.work_key)
+                if _is_text(entry.directory) and _is_text(*entry.place.job_key)
             ]
             for values, bound in many_rows(rows, beside=4):
                 database.execute(
@@ -381,7 +381,7 @@ class Ledger:
             "SELECT place, directory, roles, seen, at, since FROM complete"  # noqa: S608
             " WHERE storage_host = ? AND work = ? AND name = ? AND doubt = ''"
             f" AND NOT EXISTS ({_UNDER_WAY.format(host='?', name='?')})",
-            (*place.work_key, place.name, place.storage_host, place.name, time.monotonic(), _boot()),
+            (*place.job_key, place.name, place.storage_host, place.name, time.monotonic(), _boot()),
         )
         for text, directory, roles, seen, at, since in rows:
             known = _place(text)
@@ -419,7 +419,7 @@ def _whose(places: Iterable[Place]) -> list[tuple[str, str]]:
 
 def _row(entry: Entry) -> tuple[Any, ...]:
     return (
-        *entry.place.work_key,
+        *entry.place.job_key,
         entry.place.name,
         json.dumps(asdict(entry.place)),
         entry.directory,

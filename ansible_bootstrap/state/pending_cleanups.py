@@ -1,6 +1,6 @@
 """Clean-ups that wait, kept on disk: a hub that is killed has them done when it is back.
 
-A row is one piece of work (``Place.work_key``); it goes when the clean-up has an outcome, or when the user's
+A row is one piece of work (``Place.job_key``); it goes when the clean-up has an outcome, or when the user's
 next server has made it needless. What a hub finds at its start it does then, unless that user has a server.
 
 Nothing here holds anybody up: changes are gathered on the event loop and written in a thread, one
@@ -24,7 +24,7 @@ from ansible_bootstrap.place import Place
 from ansible_bootstrap.state.sqlite_file import SqliteFile
 from ansible_bootstrap.threads import in_thread
 
-WorkKey = tuple[str, str]
+JobKey = tuple[str, str]
 
 FILE: Final = "cleanups.sqlite"
 """Below ``state_dir``, mode 0600. Not in the history: that one may be deleted at any time."""
@@ -53,25 +53,25 @@ class CleanupFile:
         self._path = Path(state_dir) / FILE
         self._file = SqliteFile(self._path, _SCHEMA, _VERSION, "clean-ups that waited are lost")
 
-    def read(self) -> dict[WorkKey, Place]:
+    def read(self) -> dict[JobKey, Place]:
         """Return what waits; drops rows that make no acceptable place.
 
         Raises:
             sqlite3.Error, OSError, SettingsError: it cannot be read.
         """
-        found: dict[WorkKey, Place] = {}
-        bad: list[WorkKey] = []
+        found: dict[JobKey, Place] = {}
+        bad: list[JobKey] = []
         for host, work, text in self._file.select("SELECT storage_host, work, place FROM cleanups", ()):
             try:
                 place = _place(text)
-                found[place.work_key] = place
+                found[place.job_key] = place
             except (ValueError, TypeError, KeyError, RefusedError):
                 bad.append((host, work))
         if bad:
             self.write(dict.fromkeys(bad))
         return found
 
-    def write(self, changes: Mapping[WorkKey, Place | None]) -> None:
+    def write(self, changes: Mapping[JobKey, Place | None]) -> None:
         """Keep these places, and forget those that are None: all of it or nothing.
 
         Raises:
@@ -90,7 +90,7 @@ class CleanupFile:
             )
 
 
-def _change(kept: dict[WorkKey, Place], key: WorkKey, place: Place | None) -> None:
+def _change(kept: dict[JobKey, Place], key: JobKey, place: Place | None) -> None:
     if place is None:
         kept.pop(key, None)
     else:
@@ -115,10 +115,10 @@ class PendingCleanups:
     def __init__(self, state_dir: str | os.PathLike[str], log: logging.Logger) -> None:
         self._file = CleanupFile(state_dir)
         self._log = log
-        self._changes: dict[WorkKey, Place | None] = {}
-        self._early: dict[WorkKey, Place | None] = {}
+        self._changes: dict[JobKey, Place | None] = {}
+        self._early: dict[JobKey, Place | None] = {}
         """What was noted before the file had been read: it is newer than the file."""
-        self._kept: dict[WorkKey, Place] | None = None
+        self._kept: dict[JobKey, Place] | None = None
         """What the file holds once all changes are written; None until it has been read."""
         self._task: asyncio.Task[None] | None = None
         self._complained = False
@@ -137,7 +137,7 @@ class PendingCleanups:
         self._kept = kept
         return left
 
-    def note(self, key: WorkKey, place: Place | None) -> None:
+    def note(self, key: JobKey, place: Place | None) -> None:
         """A clean-up waits from now on, or (None) no longer. Returns at once; never raises."""
         if self._kept is None:
             self._early[key] = place

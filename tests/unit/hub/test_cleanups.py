@@ -41,7 +41,7 @@ async def test_one_that_is_asked_for_again_is_as_old_as_before(
     await until(lambda: not waiting._parked)
     await until(lambda: waiting.is_overdue("s1"), 3)
     assert time.monotonic() - began < 1.5, "its age began anew"
-    assert list(waiting.take("s1", 10)) == [ALICE.work_key]
+    assert list(waiting.take("s1", 10)) == [ALICE.job_key]
     assert not waiting.is_due("s1")
 
 

@@ -273,7 +273,7 @@ async def test_a_run_that_is_cancelled_with_the_hub_starts_no_other(hub: Hub) ->
     await hub.run(1)
     second = hub.spawn("bob")
     await hub.settled()
-    for task in hub.dispatcher._flights:
+    for task in hub.dispatcher._tasks:
         task.cancel()
     with pytest.raises(ApplyError):
         await first
@@ -289,7 +289,7 @@ async def test_nothing_is_kept_of_those_who_are_done(hub: Hub) -> None:
         await spawn
     await hub.settled()
     assert not hub.dispatcher._hosts
-    assert not hub.dispatcher._flights
+    assert not hub.dispatcher._tasks
     assert not hub.dispatcher._ready
 
 
@@ -441,5 +441,5 @@ async def test_a_thousand_who_wait_cost_little(hub: Hub) -> None:
 def test_a_place_is_the_same_work_whatever_the_server_is_called() -> None:
     place = Place("alice", directory="/v/alice")
     assert place == dataclasses.replace(place, server_name="b")
-    assert place.work_key == ("", "/v/alice")
-    assert Place("alice", storage_host="a").work_key == ("a", "alice")
+    assert place.job_key == ("", "/v/alice")
+    assert Place("alice", storage_host="a").job_key == ("a", "alice")

@@ -46,7 +46,7 @@ def assert_empty(hub: Hub) -> None:
     """Nothing is left of anybody."""
     assert not hub.dispatcher._hosts
     assert not hub.dispatcher._ready
-    assert not hub.dispatcher._flights
+    assert not hub.dispatcher._tasks
     assert not hub.dispatcher._cleanups._parked
     assert not hub.dispatcher._cleanups._due
     assert hub.dispatcher.waiting() == {}
@@ -295,7 +295,7 @@ async def test_a_host_that_nobody_waits_for_any_more_does_not_wait_for_a_run(log
     assert list(hub.dispatcher._hosts) == ["s1"]
     run.succeed()
     await first
-    await until(lambda: not hub.dispatcher._flights)
+    await until(lambda: not hub.dispatcher._tasks)
     await hub.settled()
     assert_empty(hub)
 
@@ -316,7 +316,7 @@ async def test_a_storm_of_cancels_costs_the_others_nothing_and_leaves_nothing(lo
     flying = asyncio.create_task(pilot())
     assert {outcome.status for outcome in await asyncio.gather(first, *stay)} == {"ok"}
     flying.cancel()
-    await until(lambda: not hub.dispatcher._flights)
+    await until(lambda: not hub.dispatcher._tasks)
     await hub.settled()
     assert_empty(hub)
 
@@ -327,7 +327,7 @@ async def test_a_run_that_everybody_left_says_nothing_against_its_host(log: Line
         spawn, run = await busy(hub, storage_host=host)
         await cancel(spawn)
         run.end(run.stopped)
-        await until(lambda: not hub.dispatcher._flights)
+        await until(lambda: not hub.dispatcher._tasks)
     again = [hub.spawn("alice", storage_host=host) for host in ("s1", "s2")]
     await hub.run(4)
     for run in hub.runs:
@@ -423,7 +423,7 @@ async def test_a_user_is_forgotten_before_their_clean_up_begins(log: Lines) -> N
     hub = Hub(log, forget=forget)
     for name in ("alice", "bob"):
         hub.dispatcher.cleanup(Place(name), never)
-    await until(lambda: hub.dispatcher._flights)
+    await until(lambda: hub.dispatcher._tasks)
     await hub.settled()
     assert not hub.runs
     assert not hub.dispatcher.claim_untouched(Place("alice")), "it has begun: who is known is no longer so"
@@ -463,7 +463,7 @@ async def test_who_cannot_be_forgotten_is_not_cleaned_up_now(
     assert run.request.operation == "cleanup"
     run.succeed()
     await until(lambda: kept == [alice, None])
-    await until(lambda: not hub.dispatcher._flights)
+    await until(lambda: not hub.dispatcher._tasks)
     assert_empty(hub)
 
 
@@ -478,7 +478,7 @@ async def test_a_clean_up_that_was_put_off_is_withdrawn_by_the_spawn(
 
     hub = Hub(log, forget=forget)
     hub.dispatcher.cleanup(Place("alice"), never)
-    await until(lambda: hub.dispatcher._flights)
+    await until(lambda: hub.dispatcher._tasks)
     spawn = hub.spawn("alice")
     await hub.settled()
     go.set()
@@ -486,7 +486,7 @@ async def test_a_clean_up_that_was_put_off_is_withdrawn_by_the_spawn(
     assert run.request.operation == "bootstrap"
     run.succeed()
     assert (await spawn).status == "ok"
-    await until(lambda: not hub.dispatcher._flights)
+    await until(lambda: not hub.dispatcher._tasks)
     await hub.settled()
     assert_empty(hub)
 
@@ -530,7 +530,7 @@ async def test_a_clean_up_doubts_who_waits_under_another_name_of_the_directory(h
     await until(lambda: len(hub.records) == 2)
 
 
-async def boarded_after(hub: Hub, monkeypatch: pytest.MonkeyPatch, turn_seconds: float) -> int:
+async def turns_between_runs(hub: Hub, monkeypatch: pytest.MonkeyPatch, turn_seconds: float) -> int:
     """Return how many turns of the loop, each of which takes as long, lie between the end of a run and the next."""
     first, run = await busy(hub)
     second = hub.spawn("second")
@@ -544,7 +544,7 @@ async def boarded_after(hub: Hub, monkeypatch: pytest.MonkeyPatch, turn_seconds:
             clock[0] += turn_seconds
             asyncio.get_running_loop().call_soon(turn)
 
-    has_time, board = dispatcher.loop_has_time, hub.dispatcher._board
+    has_time, next_run = dispatcher.loop_has_time, hub.dispatcher._next_run
 
     async def rest() -> None:
         turn()
@@ -552,10 +552,10 @@ async def boarded_after(hub: Hub, monkeypatch: pytest.MonkeyPatch, turn_seconds:
 
     def end(host: Any) -> Any:
         over[0] = True
-        return board(host)
+        return next_run(host)
 
     monkeypatch.setattr(dispatcher, "loop_has_time", rest)
-    monkeypatch.setattr(hub.dispatcher, "_board", end)
+    monkeypatch.setattr(hub.dispatcher, "_next_run", end)
     run.succeed()
     await first
     (await hub.run(2)).succeed()
@@ -566,11 +566,11 @@ async def boarded_after(hub: Hub, monkeypatch: pytest.MonkeyPatch, turn_seconds:
 async def test_in_an_idle_hub_the_next_run_begins_when_the_loop_has_come_round_twice(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert await boarded_after(hub, monkeypatch, 0.001) == 4
+    assert await turns_between_runs(hub, monkeypatch, 0.001) == 4
 
 
 async def test_a_busy_hub_rests_from_runs_but_not_for_ever(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = await boarded_after(hub, monkeypatch, 0.1)
+    turns = await turns_between_runs(hub, monkeypatch, 0.1)
     assert 0 <= turns - spare_time.MOST_REST / 0.1 <= 3
 
 
@@ -597,7 +597,7 @@ async def test_a_host_that_rests_begins_nothing_and_keeps_no_other_host_waiting(
     assert [user["name"] for user in third.request.users] == ["again", "late"]
     third.succeed()
     await asyncio.gather(again, late)
-    await until(lambda: not hub.dispatcher._flights)
+    await until(lambda: not hub.dispatcher._tasks)
     assert_empty(hub)
 
 
@@ -606,7 +606,7 @@ async def test_a_hub_that_ends_begins_no_run_on_another_host_either(log: Lines) 
     first, _ = await busy(hub, storage_host="s1")
     other = hub.spawn("other", storage_host="s2")
     await hub.settled()
-    (flight,) = hub.dispatcher._flights
+    (flight,) = hub.dispatcher._tasks
     flight.cancel()
     await asyncio.wait({flight})
     await hub.settled()
@@ -984,7 +984,7 @@ async def fly(hub: Hub, clock: Clock, users: int, seconds: float, how: str = "or
     while not all(spawn.done() for spawn in spawns):
         hub.runs[-1].succeed()
         await hub.settled()
-    await until(lambda: not hub.dispatcher._flights)
+    await until(lambda: not hub.dispatcher._tasks)
     return len(run.names)
 
 
@@ -1024,7 +1024,7 @@ async def test_each_storage_host_and_clean_up_has_a_pace_of_its_own(
     assert len(run.names) == 100
     run.succeed()
     await asyncio.gather(*other)
-    await until(lambda: not hub.dispatcher._flights)
+    await until(lambda: not hub.dispatcher._tasks)
     number = len(hub.runs) + 1
     first, run = await busy(hub, storage_host="s1")
     for user in range(50):

@@ -235,7 +235,7 @@ async def simulate(steps: list[tuple[Any, ...]], batch_size: int, air: Air) -> N
         later(10.0)
         await asyncio.sleep(0)
         parked = [parked for parked in dispatcher._cleanups._parked.values() if not parked.active()]
-        if not (dispatcher._hosts or dispatcher._flights or parked) and all(spawn.done() for spawn in spawns):
+        if not (dispatcher._hosts or dispatcher._tasks or parked) and all(spawn.done() for spawn in spawns):
             break
     else:
         raise AssertionError("it does not come to an end")

@@ -43,7 +43,7 @@ async def answer(spawn: asyncio.Task[Any]) -> str:
 
 
 async def landed(hub: Hub, runs: int) -> None:
-    await until(lambda: len(hub.records) == runs and not hub.dispatcher._flights)
+    await until(lambda: len(hub.records) == runs and not hub.dispatcher._tasks)
 
 
 async def hang_in_company(hub: Hub, who: str = "mallory") -> tuple[asyncio.Task[Any], Run]:

@@ -17,7 +17,7 @@ def storm(pace: Pace, users: int, seconds: Callable[[int], float]) -> list[int]:
     while users:
         sizes.append(min(users, pace.size))
         users -= sizes[-1]
-        pace.landed(sizes[-1], seconds(sizes[-1]))
+        pace.finished(sizes[-1], seconds(sizes[-1]))
     return sizes
 
 
@@ -31,9 +31,9 @@ def test_short_runs_stay_as_large_as_they_may_be() -> None:
 
 def test_a_run_that_was_too_long_is_followed_by_one_of_the_right_size() -> None:
     pace = Pace(CEILING, FLOOR)
-    pace.landed(500, 75)
+    pace.finished(500, 75)
     assert pace.size == 66
-    pace.landed(66, 10.9)
+    pace.finished(66, 10.9)
     assert 55 <= pace.size < 66
 
 
@@ -66,13 +66,13 @@ def test_runs_that_were_not_full_let_nothing_grow() -> None:
     pace = Pace(CEILING, FLOOR)
     storm(pace, 600, lambda users: 60.0 * users)
     for _ in range(20):
-        pace.landed(1, 1.0)
+        pace.finished(1, 1.0)
     assert pace.size == FLOOR
 
 
 def test_the_first_who_waits_for_a_download_costs_the_class_nothing() -> None:
     pace = Pace(CEILING, FLOOR)
-    pace.landed(1, 60)
+    pace.finished(1, 60)
     assert pace.size == CEILING
 
 
@@ -95,7 +95,7 @@ def test_at_the_floor_it_finds_out_whether_more_users_would_cost_more() -> None:
 
 def test_what_once_was_slow_to_start_is_not_so_for_ever() -> None:
     pace = Pace(CEILING, FLOOR)
-    pace.landed(1, 60)
+    pace.finished(1, 60)
     sizes = storm(pace, 4000, lambda users: 1 + 0.15 * users)
     assert sizes[-2] < 100, sizes
 
@@ -110,5 +110,5 @@ def test_a_run_that_was_given_up_late_was_too_large(users: int, seconds: float, 
 def test_no_sequence_of_runs_is_trouble() -> None:
     pace = Pace(CEILING, FLOOR)
     for users, seconds in ((1, 0.0), (500, 0.0), (5, 1.0), (10, 1.0), (6, 30.0), (5, 1.0)):
-        pace.landed(users, seconds)
+        pace.finished(users, seconds)
         assert FLOOR <= pace.size <= CEILING

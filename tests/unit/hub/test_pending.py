@@ -61,11 +61,11 @@ def names(apply: FakeApply) -> list[str]:
 def test_the_file_keeps_places_as_they_are(tmp_path: Path) -> None:
     file = CleanupFile(tmp_path / "state")
     assert file.read() == {}
-    file.write({ALICE.work_key: None})
+    file.write({ALICE.job_key: None})
     assert not (tmp_path / "state").exists(), "made only to forget something"
-    file.write({ALICE.work_key: ALICE, BOB.work_key: BOB})
-    assert CleanupFile(tmp_path / "state").read() == {ALICE.work_key: ALICE, BOB.work_key: BOB}
-    file.write({ALICE.work_key: None, ("s1", "nobody"): None})
+    file.write({ALICE.job_key: ALICE, BOB.job_key: BOB})
+    assert CleanupFile(tmp_path / "state").read() == {ALICE.job_key: ALICE, BOB.job_key: BOB}
+    file.write({ALICE.job_key: None, ("s1", "nobody"): None})
     assert list(file.read().values()) == [BOB]
     assert (tmp_path / "state" / FILE).stat().st_mode & 0o777 == 0o600
 
@@ -75,7 +75,7 @@ def test_the_file_keeps_places_as_they_are(tmp_path: Path) -> None:
 )
 def test_a_row_that_is_no_place_is_dropped(tmp_path: Path, text: str) -> None:
     file = CleanupFile(tmp_path)
-    file.write({BOB.work_key: BOB})
+    file.write({BOB.job_key: BOB})
     with sqlite3.connect(tmp_path / FILE) as database:
         database.execute("INSERT INTO cleanups VALUES ('s1', 'x', ?)", (text,))
     assert list(file.read().values()) == [BOB]
@@ -219,14 +219,14 @@ async def test_many_changes_are_few_transactions_and_the_last_one_holds(
     hub = start()
     places = [Place(f"u{number}", storage_host="s1") for number in range(500)]
     for place in places:
-        hub.pending.note(place.work_key, place)
+        hub.pending.note(place.job_key, place)
     for place in places[1:]:
-        hub.pending.note(place.work_key, None)
+        hub.pending.note(place.job_key, None)
     assert await hub.on_disk() == ["u0"]
     assert len(writes) <= 2
     await hub.pending.load()
-    hub.pending.note(places[0].work_key, places[0])
-    hub.pending.note(places[7].work_key, None)
+    hub.pending.note(places[0].job_key, places[0])
+    hub.pending.note(places[7].job_key, None)
     await hub.pending.written(5)
     assert len(writes) <= 2, "nothing had changed"
 

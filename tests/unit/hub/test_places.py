@@ -388,7 +388,7 @@ async def test_named_servers_with_a_volume_each_are_work_of_their_own() -> None:
         asked = named(name, docker(volumes={ROOT + "/{username}/{servername}": "/home/jovyan"}))
         places_.append(await resolve(asked, settings(storage_root=ROOT)))
     assert [place.directory for place in places_] == [f"{ROOT}/alice{end}" for end in ("", "/one", "/two")]
-    assert len({place.work_key for place in places_}) == 3
+    assert len({place.job_key for place in places_}) == 3
 
 
 @pytest.mark.parametrize(

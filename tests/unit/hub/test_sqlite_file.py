@@ -54,7 +54,7 @@ def _file(kind: str, state: Path) -> File:
     waiting = CleanupFile(state)
     return File(
         state / pending.FILE,
-        lambda: waiting.write({ALICE.work_key: ALICE}),
+        lambda: waiting.write({ALICE.job_key: ALICE}),
         waiting.read,
         "clean-ups that waited are lost",
     )
