@@ -4,8 +4,8 @@ Rejected: ``asyncio.to_thread`` and every ``ThreadPoolExecutor``. The interprete
 at exit, so one hung LDAP lookup would keep the hub from stopping. And a thread per call: a hung
 directory server would leave one for each student who tries.
 
-Looking at users' directories has threads of its own (``state/probe.py``): an NFS server that hangs takes all of them, and
-must not take those that everything else needs.
+Looking at users' directories has threads of its own (``state/probe.py``): an NFS server that hangs takes all of them,
+and must not take those that everything else needs.
 """
 
 from __future__ import annotations
