@@ -128,7 +128,8 @@ def test_the_power_fails_at_every_step(
             if shown not in ({}, whole):
                 counted["cut partial"] += 1
             assert shown in ({}, whole), f"the power failed at step {at} of {steps}"
-            assert not any(user["failed"] for user in work()), f"the power failed at step {at} of {steps}"
+            done = work()
+            assert not any(user["failed"] for user in done), f"step {at} of {steps}: {done}"
             assert killing.tree(place) == whole
             assert not any(user["changed"] for user in work())
 

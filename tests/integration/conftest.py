@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,15 @@ class Answer:
 class Running:
     """An apply program that has been given its request; its stdin is open."""
 
-    def __init__(self, process: subprocess.Popen[bytes], stdout: Path, stderr: Path) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        stdout: Path,
+        stderr: Path,
+        copies: Sequence[subprocess.Popen[bytes]] = (),
+    ) -> None:
         self.process = process
+        self._copies = copies
         self._stdout = stdout
         self._stderr = stderr
 
@@ -135,6 +142,8 @@ class Running:
     def answer(self, seconds: float = 60) -> Answer:
         """Wait for the end."""
         status = self.process.wait(seconds)
+        for copy in self._copies:
+            copy.wait(10)
         return Answer(status, self.events(), self._stderr.read_text())
 
 
@@ -167,11 +176,18 @@ class ApplyProgram:
             argv = ("--settings", str(self.settings_file(settings or self.site.settings())))
         number = len(self._started)
         stdout, stderr = self.site.path / f"stdout-{number}", self.site.path / f"stderr-{number}"
-        with stdout.open("wb") as out, stderr.open("wb") as err:
+        copies: list[subprocess.Popen[bytes]] = []
+        with contextlib.ExitStack() as opened:
+            out, err = (opened.enter_context(path.open("wb")) for path in (stdout, stderr))
+            if not argv:  # before the boundary it writes to no file
+                copies = [
+                    subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file) for file in (out, err)
+                ]
+                out, err = (opened.enter_context(copy.stdin) for copy in copies if copy.stdin)
             process = subprocess.Popen(
                 [*prefix, *APPLY, *argv], stdin=subprocess.PIPE, stdout=out, stderr=err, **(popen or {})
             )
-        running = Running(process, stdout, stderr)
+        running = Running(process, stdout, stderr, copies)
         self._started.append(running)
         assert process.stdin
         with contextlib.suppress(BrokenPipeError):

@@ -193,17 +193,19 @@ def test_environment_directory_and_umask_of_the_caller_change_nothing(machine, s
 
 
 STDIN = {
-    "closed": ("exec <&-", 2, "cut short|cannot be read"),
+    "closed": ("exec <&-", 2, "cut short|cannot be read|not files"),
     "empty": ("exec </dev/null", 2, "cut short"),
     "a directory": ("exec </", 1, "is a directory"),
     "for writing only": ("exec 0>>/dev/null", 2, "cannot be read"),
-    "endless zeros": ("exec </dev/zero", 2, "longer than"),
+    "endless zeros": ("exec < <(cat /dev/zero)", 2, "longer than"),
+    "a device": ("exec </dev/zero", 2, "not files"),
+    "a file": ("exec </etc/passwd", 2, "not files"),
     "endless lines": ("exec < <(yes)", 2, "follows"),
     "noise": ("exec < <(head -c 100000 /dev/urandom; echo)", 2, "malformed|follows"),
     "a full disk for answers": (
         f"exec < <(echo '{request('alice').decode().strip()}'; sleep 2) >/dev/full",
-        4,
-        "No space",
+        2,
+        "not files",
     ),
     "closed answers": ("exec </dev/null >&-", 2, "cut short"),
 }
@@ -219,13 +221,6 @@ def test_stdin_that_is_no_request_does_nothing(machine):
         assert answer.status == status and re.search(word, answer.log), (what, answer)
         assert answer.ok == set()
     assert not machine.exists("alice")
-
-
-def test_a_file_for_stdin_is_a_caller_that_has_gone_already(machine, sudo):
-    machine.path(machine.world / "request").write_bytes(request("alice"))
-    answer = machine.start(*SUDO, shell=f"exec <{machine.world}/request").answer()
-    assert answer.status == 3, answer
-    assert sudo("alice").ok == {"alice"}, "what the stopped run left is completed"
 
 
 def test_a_terminal_gets_the_same_lines_and_its_end_is_the_end(machine):
@@ -375,7 +370,9 @@ def test_a_run_has_the_limits_and_the_share_of_a_service_whatever_the_caller_low
     for name, shell in {"alice": "", "bob": f"{{ {lowered}; }} >/dev/null 2>&1"}.items():
         answer = sudo(name, shell=shell) if shell else sudo(name)
         assert answer.ok == {name}, answer
-        told[name] = (machine.home(name) / "told").read_text()
+        text = (machine.home(name) / "told").read_text()
+        # So many more than the user has at that moment.
+        told[name] = re.sub(r"(?<=Max processes) +10\d\d +10\d\d ", " 1024 1024 ", text)
     assert told["bob"] == told["alice"]
     assert re.search(r"Max core file size +0 +0 ", told["bob"])
 
