@@ -2,7 +2,7 @@
 
 Two kinds live here side by side, because an admin has one configuration file:
 
-* the **hub's own**: whom to ask, how long to wait, where to keep history;
+* the **hub's own**: which spawner to ask, how long to wait, where to keep the history;
 * the **apply side's** (:data:`APPLY_SIDE`, the keys of ``settings.ApplySettings``): what is done to
   a user's storage. Their traits are made from its fields, so that a setting is described once. With the embedded
   apply program, those that are not defaults are handed over in a file of mode 0600. Behind a boundary (another

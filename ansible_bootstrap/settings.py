@@ -44,7 +44,7 @@ _PER_USER: Final = frozenset({"username", "user_dir", "user_uid", "user_gid", "u
 """What a site role finds about its user; as an extra var it would hold for everybody."""
 
 _PER_ROLE: Final = frozenset(f"{role}_users" for role in BUILT_IN_ROLES)
-"""Whom a role of ours works for, which is the batch; whoever is missing in another list would pass for done."""
+"""The lists of users of our roles, which are the batch; a user who is missing in another list would pass for done."""
 
 
 class RoleSetting(BaseModel):
@@ -61,7 +61,7 @@ class RoleSetting(BaseModel):
 
 
 class ApplySettings(BaseModel):
-    """What the apply program does and to whom; the admin's alone, never the caller's."""
+    """What the apply program does, and for which users; the admin's alone, never the caller's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

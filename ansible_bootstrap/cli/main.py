@@ -84,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--hub",
         action="store_true",
-        help="everybody whom the running hub knows; needs a token with the scope list:users in the environment "
+        help="all users of the running hub; needs a token with the scope list:users in the environment "
         "variable JUPYTERHUB_API_TOKEN, and read:users:groups to know users' groups",
     )
     run.add_argument(
@@ -114,9 +114,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     forget = commands.add_parser(
         "forget",
-        help="make users unknown, so that their next login or run does everything again",
-        description="Make users unknown: their next login, or run, looks at everything again. Nothing of theirs is "
-        "touched. Exits 0 also if nothing was known.",
+        help="remove users from the ledger, so that their next login or run does everything again",
+        description="Remove users from the ledger: their next login, or run, looks at everything again. Their files "
+        "are not touched. Exits 0 also if there was no record.",
     )
     forget.add_argument("names", metavar="NAME", nargs="*", help="a username")
     forget.add_argument("--roster", metavar="FILE", type=Path, help="as for run; only the names count")
@@ -233,7 +233,7 @@ class _Asked:
 
 
 def _of_hub(args: argparse.Namespace, settings: AnsibleBootstrap) -> Iterator[Record]:
-    """Yield everybody whom the hub knows."""
+    """Yield all users of the hub."""
     from ansible_bootstrap.cli.hub_users import api_url, hub_users  # noqa: PLC0415
     from ansible_bootstrap.cli.report import Progress  # noqa: PLC0415
 
@@ -252,7 +252,7 @@ def _forget(args: argparse.Namespace) -> int:
         return EXIT_SOME_FAILED
     known = _written(state_dir, lambda: ledger.forget_all() if args.all else ledger.forget(names))
     users = "everybody" if args.all else f"{len(names)} users" if len(names) > 1 else ascii(min(names))
-    print(f"Forgot {users}; {known} director{'y was' if known == 1 else 'ies were'} known.")
+    print(f"Forgot {users}; {known or 'no'} director{'y' if known == 1 else 'ies'} had a record.")
     return EXIT_OK
 
 

@@ -60,7 +60,7 @@ Tell = Callable[[Outcome, bool], None]
 
 _LOG = logging.getLogger(__name__)
 _RUNS = _LOG.getChild("runs")
-"""What became of whom is told by the command itself."""
+"""The command itself tells what became of each user."""
 
 
 async def bootstrap_all(
@@ -153,8 +153,8 @@ class _Bulk:
         whereabouts = RosterPlaces(self._settings, self._last_places)
         if whereabouts.names_only:
             _LOG.warning(
-                "the configuration names no spawner (c.JupyterHub.spawner_class): whom the system does not know is "
-                "taken by name, and the directory is the storage root's of that name"
+                "the configuration names no spawner (c.JupyterHub.spawner_class): users without a system account get "
+                "<storage_root>/<username>"
             )
         for chunk in _chunks(enumerate(records, start=1)):
             for answer in await asyncio.gather(

@@ -1,11 +1,11 @@
-"""Who waits for what, and which run takes them. Pure asyncio: knows neither JupyterHub nor Ansible.
+"""Bring waiting users and runs together. Pure asyncio: knows neither JupyterHub nor Ansible.
 
 A *job* is one user's directory on one storage host that is to be made ready; *waiters* are the spawns that wait for it.
-Each storage host has one ordinary run under way at most; whoever waits when it ends goes into the next. So there is
+Each storage host has one ordinary run under way at most; users who wait when it ends go into the next. So there is
 no delay to gather a batch when nothing runs, and the batches grow by themselves when much does, up to
 what the storage host does in about ten seconds (``batch_size.py``).
 
-Whoever hangs costs only their own. A user who is not ready in time in a run of several is tried once more in a *lone*
+A user who hangs delays nobody else. A user who is not ready in time in a run of several is tried once more in a *lone*
 run, beside the storage host's ordinary one; a run that gives no sign takes that place, if it is free. A
 storage host that is down answers at once, but for one user at a time who tries (``health.py``). A run that gives no
 sign takes no slot from other storage hosts; lone runs and those that try have slots of their own (``Slots``).
@@ -209,7 +209,7 @@ class Dispatcher:
             return
         self._too_many_logins = self._too_many_logins and logins > MAX_LOGINS // 2
         host = self._host(place.storage_host)
-        # One who hangs is left to the spawn, for whom somebody waits.
+        # A user who hangs is left to the spawn.
         if not self._health.hangs(place) and self._refusal(host, place) is None and host.prepare(place, done):
             self._offer(host)
         self._drop_if_idle(host)
@@ -426,7 +426,7 @@ class Dispatcher:
                     await self._begin(host, run)
             finally:
                 self._give_way(host, run)
-            # Whom another run releases only queues behind those whom this one has released.
+            # Spawns that another run releases queue behind those that this one has released.
             if host.resting:
                 await loop_has_time()
         except asyncio.CancelledError:

@@ -30,7 +30,7 @@ HOLD_SECONDS: Final = 300.0
 """For which a user is refused at once after a run of that user alone was not ready in time."""
 
 MAX_HUNG: Final = 10_000
-"""Most users of whom it is known that they hang; the oldest are forgotten first."""
+"""Most users who are remembered as hanging; the oldest are forgotten first."""
 
 _NO_ANSWER: Final = frozenset({"unreachable", "timeout", "apply_failed"})
 """Reasons of outcomes that do not show that the storage host works."""

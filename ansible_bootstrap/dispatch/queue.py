@@ -31,7 +31,7 @@ class HostQueue:
         self.run: Run | None = None
         """The ordinary run."""
         self.lone: Run | None = None
-        """A run that hangs, or of a user of whom that is to be feared."""
+        """A run that hangs, or the run of a user who may hang."""
         self.resting = False
         """Whether its last run has just ended, and the next has to wait until the hub has time."""
         self.spawns: dict[JobKey, Job] = {}
@@ -159,7 +159,7 @@ class HostQueue:
                         job.doubt()
 
     def tell_the_others(self) -> None:
-        """Say how many come first to those whom a full run has left behind."""
+        """Tell users whom a full run has left behind how many come before them."""
         under_way = len(self.run.jobs) if self.run is not None else 0
         for ahead, job in enumerate(self.spawns.values()):
             if (behind := under_way + ahead) and behind != job.behind:

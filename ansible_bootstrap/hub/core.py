@@ -73,7 +73,7 @@ class Core:
         self._doubts: dict[tuple[str, str], str] = {}
         """By storage host and name: the token of those whose clean-up has begun."""
         self.preparing: set[str] = set()
-        """For whom a login is just being looked at."""
+        """Names of users whose login is just being looked at."""
         self.metrics = Metrics(hosts=[config.storage_host] if isinstance(config.storage_host, str) else [])
         self._recorder = Recorder(History(config.state_dir, config.history_days), config.log)
         self.dispatcher = Dispatcher(
@@ -165,7 +165,7 @@ class Core:
             self._after_cleanup(run)
 
     def _after_cleanup(self, run: RunRecord) -> None:
-        """Whom a clean-up left as they were is still complete."""
+        """Users whom a clean-up left unchanged are still complete."""
         users = {(run.storage_host, outcome.name) for outcome in run.outcomes}
         token = max((self._doubts.pop(user, "") for user in users), default="")  # They have the same.
         changed = {
@@ -237,7 +237,7 @@ def when_up(loop: asyncio.AbstractEventLoop) -> None:
 
 
 async def _make_ready(core: Core) -> None:
-    """Pay before the first student comes for what the first would otherwise wait for."""
+    """Prepare at the hub's start what the first spawn needs."""
     core.client.prepare()
     if core.remembers:
         await core.fingerprints.current()

@@ -66,7 +66,7 @@ class Bookkeeper:
         self._asked: set[_Question] = set()
         """Who is just being looked up."""
         self._lost: dict[str, float] = {}
-        """Whom the disk would not let us make unknown, and since when (as ``time.monotonic``) they are."""
+        """Users who could not be forgotten on disk, and since when (as ``time.monotonic``) they are."""
         self._places: list[Place] = []
         self._persons: dict[str, tuple[str, str]] = {}
         self._noted: dict[tuple[str, str], Place] = {}
@@ -200,7 +200,7 @@ class Bookkeeper:
         changed: Sequence[tuple[str, str]],
         at: float,
     ) -> None:
-        """A clean-up has ended: believe what is known of whom it left as they were, and of nobody else.
+        """A clean-up has ended: believe what is known of users it left unchanged, and of nobody else.
 
         Args:
             token: of :meth:`doubt`.

@@ -1,4 +1,4 @@
-"""What runs there were and what became of whom: one SQLite file for ``ansible-bootstrap status``.
+"""Past runs and the outcome of each user: one SQLite file for ``ansible-bootstrap status``.
 
 It is for people to look at; nothing is decided by it. The hub hands records to a daemon thread, so a slow
 or full disk delays no spawn, and a history that cannot be written is one warning in the log. A file that another

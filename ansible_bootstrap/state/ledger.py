@@ -67,7 +67,7 @@ WHERE NOT EXISTS (
     WHERE forgotten.name IN (entry.name, '') AND forgotten.boot = ? AND forgotten.at > entry.since
 ) AND NOT EXISTS ({_UNDER_WAY.format(host="entry.storage_host", name="entry.name")})
 """  # noqa: S608 - names of columns
-"""But for whom has been made unknown since what the entry rests on was known, or is being cleaned up."""
+"""Except users who were forgotten since the entry's knowledge was taken, or whose clean-up is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +281,7 @@ class Ledger:
                 "INSERT INTO cleaning VALUES (?, ?, ?, ?, ?)",
                 [(token, *who, now + min(seconds, DAY), _boot()) for who in whose],
             )
-            _bury(database, (name for _, name in whose), now)
+            _note_forgotten(database, (name for _, name in whose), now)
         return token
 
     def cleaned(
@@ -291,7 +291,7 @@ class Ledger:
         changed: Iterable[tuple[str, str]],
         at: float,
     ) -> None:
-        """A clean-up has ended: believe again what is known of whom it left as they were, forget whom it has changed.
+        """A clean-up has ended: believe again what is known of users it left unchanged, forget users it has changed.
 
         Args:
             token: what :meth:`doubt` has returned; entries that somebody else has doubted since stay doubted.
@@ -310,7 +310,7 @@ class Ledger:
                 "DELETE FROM complete WHERE storage_host = ? AND name = ? AND (since < ? OR boot <> ?)",
                 [(*who, at, _boot()) for who in changed],
             )
-            _bury(database, (name for _, name in changed), at)
+            _note_forgotten(database, (name for _, name in changed), at)
             database.executemany(
                 "UPDATE complete SET doubt = '' WHERE storage_host = ? AND name = ? AND doubt = ?",
                 [(*who, token) for who in unchanged],
@@ -394,7 +394,7 @@ class Ledger:
         with self._file.writing() as database:
             database.executemany(f"DELETE FROM complete WHERE {which} AND doubt <> ''", values)  # noqa: S608
             known: int = database.executemany(f"DELETE FROM complete WHERE {which}", values).rowcount  # noqa: S608
-            _bury(database, names, time.monotonic())
+            _note_forgotten(database, names, time.monotonic())
         return known
 
 
@@ -436,7 +436,7 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _bury(database: sqlite3.Connection, names: Iterable[str], at: float) -> None:
+def _note_forgotten(database: sqlite3.Connection, names: Iterable[str], at: float) -> None:
     """Set tombstones, and move none back; drop those older than any run in the air, and those of another boot."""
     database.execute("DELETE FROM forgotten WHERE ? - at > ? OR boot <> ?", (at, DAY, _boot()))
     database.executemany(

@@ -225,7 +225,7 @@ class CallbackModule(CallbackBase):
         return self._last.get(key) or self._last.get(None) or _NOTHING_SEEN
 
     def _keys(self, result: Any) -> list[str]:
-        """Whom a result concerns: one user, or in the storage host's own plays everybody left."""
+        """Return the users a result concerns: one user, or in the storage host's own plays all who are left."""
         user = result._host.get_vars().get("bootstrap_user")
         return [user["key"]] if user else [key for key in self._users if key not in self._final]
 

@@ -25,7 +25,7 @@ options:
     type: path
     required: true
   uid_min:
-    description: Root does not work for a uid below this.
+    description: Lowest uid for which root may act.
     type: int
     default: 1000
   patience:

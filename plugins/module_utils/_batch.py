@@ -187,7 +187,7 @@ def run(
     Args:
         users: the records as given; a bad one fails alone.
         root: the storage root.
-        uid_min: root does not work for a uid below this.
+        uid_min: lowest uid for which root may act.
         work: what to do.
         check: predict, write nothing.
         patience: seconds, with the slowest of several users; 0 is no limit.

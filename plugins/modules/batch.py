@@ -39,11 +39,11 @@ options:
     description: A gid, C(nss) or C(request). By default as O(uid) says.
     type: raw
   uid_min:
-    description: Root never works for a uid below this.
+    description: Lowest uid for which root may act.
     type: int
     default: 1000
   uid_max:
-    description: Root never works for a uid above this.
+    description: Highest uid for which root may act.
     type: int
     default: 4294967294
   gid_min:

@@ -45,9 +45,9 @@ extends_documentation_fragment: ansible_bootstrap.jupyterhub.batch
 author: the ansible_bootstrap contributors
 attributes:
   check_mode:
-    description: Runs nothing, and predicts for whom it would be run once.
+    description: Runs nothing, and predicts the users for whom it would be run once.
   diff_mode:
-    description: Shows for whom it is run.
+    description: Shows the users for whom it is run.
 """
 
 EXAMPLES = r"""

@@ -34,7 +34,7 @@ def test_a_name_that_is_not_utf_8_is_refused_before_anything_is_done(
     assert cli.main([*args, NO_TEXT, "--config", config]) == 2
     assert "not UTF-8, so nothing was done" in capsys.readouterr().err
     assert cli.main(["forget", "alice", "--config", config]) == 0
-    assert "1 directory was known" in capsys.readouterr().out
+    assert "1 directory had a record" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -93,4 +93,4 @@ def test_the_default_directory_of_another_account_than_the_hubs_is_not_taken_for
         assert "run this as the hub's account" in said
     hold_state_dir(state)
     assert cli.main(["forget", "alice", "--config", config]) == 0
-    assert "1 directory was known" in capsys.readouterr().out
+    assert "1 directory had a record" in capsys.readouterr().out

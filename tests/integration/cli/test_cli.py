@@ -107,11 +107,11 @@ def test_whoever_is_complete_is_left_out_until_forgotten(admin: Admin) -> None:
     assert "changed  carol: user_dir" in said
     assert "2 were complete already" in said
     assert "were complete" not in admin.types("run", "--roster", "class.csv", "--again")
-    assert "Forgot 'alice'; 1 directory was known." in admin.types("forget", "alice")
-    assert "Forgot 2 users; 1 directory was known." in admin.types("forget", "--roster", "class.csv")
-    assert "Forgot 'nobody'; 0 directories were known." in admin.types("forget", "nobody")
+    assert "Forgot 'alice'; 1 directory had a record." in admin.types("forget", "alice")
+    assert "Forgot 2 users; 1 directory had a record." in admin.types("forget", "--roster", "class.csv")
+    assert "Forgot 'nobody'; no directories had a record." in admin.types("forget", "nobody")
     assert "1 was complete already" in admin.types("run", "alice", "bob", "carol")
-    assert "Forgot everybody; 3 directories were known." in admin.types("forget", "--all")
+    assert "Forgot everybody; 3 directories had a record." in admin.types("forget", "--all")
 
 
 def test_a_home_that_was_removed_is_made_again_though_the_user_was_complete(admin: Admin) -> None:

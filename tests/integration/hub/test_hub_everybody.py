@@ -165,7 +165,7 @@ def test_the_command_bootstraps_all_of_them_and_the_hub_then_knows_that(
     assert "early.bird" not in fake.runs[1]["users"], "the hub's spawn was known to the command"
     asyncio.run(spawn("student007"))
     assert len(fake.runs) == 2, "the command's work was known to the hub"
-    assert "1 directory was known" in everybody.command("forget", "student007")
+    assert "1 directory had a record" in everybody.command("forget", "student007")
     asyncio.run(spawn("student007"))
     assert fake.runs[2]["users"] == ["student007"]
 
