@@ -19,49 +19,47 @@ and only then does this program exit.
 
 from __future__ import annotations
 
-import array
 import contextlib
-import fcntl
 import functools
-import json
 import os
-import resource
 import select
-import signal
 import sys
-import termios
-import threading
 import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 from ansible_bootstrap.apply import runner
 from ansible_bootstrap.apply.boundary import enforce_boundary
-from ansible_bootstrap.apply.descendants import end_descendants, reap_orphans
+from ansible_bootstrap.apply.caller import (
+    STOP_SIGNALS,
+    Stopped,
+    can_be_read,
+    emit,
+    harden,
+    heed_stops,
+    ignore_stops,
+    log,
+    read_line,
+    stop_on_end_of_stdin,
+)
+from ansible_bootstrap.apply.descendants import descendants, end_descendants, reap_orphans
 from ansible_bootstrap.apply.inherited import replace_limits, replace_share, unfit_descriptors
 from ansible_bootstrap.apply.keeper import keep
+from ansible_bootstrap.apply.outcomes import EXIT_OK, Batch, Tail, last_words
 from ansible_bootstrap.apply.run_directory import run_directory
 from ansible_bootstrap.apply.slots import take_slot
-from ansible_bootstrap.errors import AnsibleBootstrapError, Reason, RefusedError
+from ansible_bootstrap.errors import AnsibleBootstrapError, RefusedError
 from ansible_bootstrap.fingerprints import describe, installed, short_name
 from ansible_bootstrap.protocol import (
-    MAX_REQUEST_BYTES,
     SPARE,
     Accepted,
     Described,
-    End,
-    Event,
-    Fetched,
-    Outcome,
-    OutcomeEvent,
     Refused,
     Request,
     RoleFingerprint,
-    RoleStarted,
     User,
     parse_request,
     parse_users,
@@ -70,8 +68,6 @@ from ansible_bootstrap.settings import SYSTEM_FILE, ApplySettings, RoleSetting, 
 from ansible_bootstrap.storage._errors import StorageError
 from ansible_bootstrap.storage._priority import step_back
 
-EXIT_OK: Final = 0
-EXIT_SOME_FAILED: Final = 1
 EXIT_REFUSED: Final = 2
 EXIT_STOPPED: Final = 3
 EXIT_FAULT: Final = 4
@@ -80,27 +76,22 @@ REQUEST_TIMEOUT: Final = 30.0
 """Seconds in which the whole request line must have come."""
 STRANGERS_REQUEST_TIMEOUT: Final = 10.0
 """The same for a caller before the boundary."""
-WRITE_TIMEOUT: Final = 30.0
-"""Seconds without progress after which a caller that does not read counts as gone."""
 
 _POLL: Final = 0.005
 _RUNNER_GRACE: Final = 1.0
-_STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-_TERMINAL_SIGNALS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
-"""With these, somebody at a terminal could halt a run in the middle, and its locks with it."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Serve one request and return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     spare, argv = argv[2:] == [SPARE], argv[:2] if argv[2:] == [SPARE] else argv
-    _harden()
+    harden()
     if not argv and (unfit := unfit_descriptors()):
         if 2 not in unfit:
             log("refused: stdin, stdout and stderr must be pipes, sockets, terminals or /dev/null, not files")
         return EXIT_REFUSED
     try:
-        return keep(functools.partial(_serve_one, argv, spare), _STOP_SIGNALS, log, fault=EXIT_FAULT)
+        return keep(functools.partial(_serve_one, argv, spare), STOP_SIGNALS, log, fault=EXIT_FAULT)
     except (OSError, StorageError) as error:
         log(f"no request can be served: {error}")
         return EXIT_FAULT
@@ -109,25 +100,25 @@ def main(argv: list[str] | None = None) -> int:
 def _serve_one(argv: list[str], spare: bool, end: Callable[[], None]) -> int:
     """Serve one request and return the exit status; ``end`` ends all that was started for it."""
     try:
-        _heed_stops()
+        heed_stops()
         if not argv:
             _replace_the_callers_limits()
         with contextlib.ExitStack() as held:
             ahead = held.enter_context(_Ahead(argv)) if spare else None
-            held.callback(_ignore_stops)  # it ends by then
+            held.callback(ignore_stops)  # it ends by then
             if ahead is not None and not ahead.wait():
                 return EXIT_OK
             take_slot()
             settings = _settings(argv)
-            request = parse_request(_read_line(0, REQUEST_TIMEOUT if argv else STRANGERS_REQUEST_TIMEOUT))
+            request = parse_request(read_line(0, REQUEST_TIMEOUT if argv else STRANGERS_REQUEST_TIMEOUT))
             return _serve(settings, request, ahead, end)
     except AnsibleBootstrapError as error:
         with contextlib.suppress(
-            OSError, _Stopped
+            OSError, Stopped
         ):  # where nobody hears it, the log and the status still tell
-            _emit(Refused(reason=error.reason, message=error.details or error.message))
+            emit(Refused(reason=error.reason, message=error.details or error.message))
         return _conclude(f"refused: {error.details or error.message}", EXIT_REFUSED)
-    except (_Stopped, BrokenPipeError) as stop:
+    except (Stopped, BrokenPipeError) as stop:
         return _conclude(f"stopped: {stop}", EXIT_STOPPED)
     except Exception:
         return _conclude(traceback.format_exc(), EXIT_FAULT)
@@ -164,11 +155,11 @@ class _Ahead:
         """Wait without limit; return whether there is a request to be read."""
         while not select.select([0], [], [], None)[0]:
             pass
-        if not _can_be_read(0):
+        if not can_be_read(0):
             return False
         if installed() != self._installed:
             self._drop()
-            os.execv(  # noqa: S606 - as _harden() will find it, nothing is inherited
+            os.execv(  # noqa: S606 - as harden() will find it, nothing is inherited
                 sys.executable, [sys.executable, "-I", "-m", "ansible_bootstrap.apply", *self._argv]
             )
         return True
@@ -186,8 +177,8 @@ class _Ahead:
             False,
         ):
             why = "the request needs another"
-        elif not run.is_alive():
-            why = f"it ended while it waited: {run.fault or _last_words(run.directory)}"
+        elif not run.is_alive() or (run.has_process and not descendants()):
+            why = f"it ended while it waited: {run.fault or last_words(run.directory)}"
         else:
             return run
         log(f"this run starts cold, for the one that waited could not be used: {why}")
@@ -205,32 +196,15 @@ class _Ahead:
             self._held.close()
 
 
-def _can_be_read(descriptor: int) -> bool:
-    """Tell a descriptor that has something to say from one at its end."""
-    count = array.array("i", [0])
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(descriptor, termios.FIONREAD, count)
-        return count[0] > 0
-    return True  # no pipe, socket or file: to be found out by reading
-
-
 def _conclude(text: str, status: int) -> int:
-    with contextlib.suppress(_Stopped):
+    with contextlib.suppress(Stopped):
         log(text)
     return status
 
 
-def log(text: str) -> None:
-    """Write to the admin's log, one line a line, control characters escaped."""
-    for line in text.splitlines():
-        safe = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
-        with contextlib.suppress(OSError):
-            _write(2, f"{safe}\n".encode("utf-8", "backslashreplace"))
-
-
 def _serve(settings: ApplySettings, request: Request, ahead: _Ahead | None, end: Callable[[], None]) -> int:
     if request.operation == "describe":
-        _emit(Described(roles=describe(settings)))
+        emit(Described(roles=describe(settings)))
         return EXIT_OK
     users, refused = parse_users(request.users)
     storage_host = _only_host(users)
@@ -242,8 +216,8 @@ def _serve(settings: ApplySettings, request: Request, ahead: _Ahead | None, end:
         roles = _left(settings.roles, fingerprints, request.done)
     started = ahead.take(settings, request, storage_host) if ahead is not None and roles and users else None
     names = tuple(short_name(role) for role in roles)
-    _emit(Accepted(run=run, storage_host=storage_host, roles=names, fingerprints=fingerprints))
-    batch = _Batch(run, storage_host, users)
+    emit(Accepted(run=run, storage_host=storage_host, roles=names, fingerprints=fingerprints))
+    batch = Batch(run, storage_host, users)
     for outcome in refused:
         batch.finish(outcome.model_copy(update={"run": run, "storage_host": storage_host}))
     if not roles or not users:
@@ -282,12 +256,12 @@ def _left(
     )
 
 
-def _run(run: runner.PlaybookRun, batch: _Batch, end: Callable[[], None]) -> None:
+def _run(run: runner.PlaybookRun, batch: Batch, end: Callable[[], None]) -> None:
     """Let the run do what it was given; meanwhile pass its outcomes on and watch for the stop."""
-    lines = _Tail(runner.outcomes_file(run.directory))
+    lines = Tail(runner.outcomes_file(run.directory))
     try:
         try:
-            _stop_on_end_of_stdin()
+            stop_on_end_of_stdin()
             if not run.waits:
                 run.start()
         except RuntimeError:  # This account or machine has no thread to spare.
@@ -298,7 +272,7 @@ def _run(run: runner.PlaybookRun, batch: _Batch, end: Callable[[], None]) -> Non
             reap_orphans()
             batch.take(lines.read())
     finally:
-        _ignore_stops()  # from here on it ends by itself, and at once
+        ignore_stops()  # from here on it ends by itself, and at once
         run.cancel()
         end()
         if run.is_alive() and not batch.over:  # it may have been about to start Ansible
@@ -308,119 +282,7 @@ def _run(run: runner.PlaybookRun, batch: _Batch, end: Callable[[], None]) -> Non
     if run.fault:
         batch.give_up(f"ansible-runner: {run.fault}")
     elif batch.waiting:
-        batch.give_up(_last_words(run.directory))
-
-
-class _Batch:
-    """The users of this run and what has become of them; each gets exactly one outcome."""
-
-    def __init__(self, run: str, storage_host: str, users: list[User]) -> None:
-        self.run = run
-        self.storage_host = storage_host
-        self.users = {user.key: user for user in users}
-        self.waiting = dict(self.users)
-        self.lost: tuple[Reason, str] | None = None
-        """Why Ansible could not even begin the batch."""
-        self.ways: set[str] = set()
-        """How it was done, see :class:`End`."""
-        self.over = False
-        """Whether Ansible has nothing left to do but to clear up after itself."""
-        self._start = time.monotonic()
-        self._ok = 0
-        self._failed = 0
-
-    def take(self, lines: list[bytes]) -> None:
-        """Take lines of the outcomes file."""
-        for line in lines:
-            data = json.loads(line)
-            kind = data.pop("type")
-            if kind == "role":
-                _emit(RoleStarted(role=data["role"], users=data["users"]))
-            elif kind == "fetched":
-                _emit(Fetched(role=data["role"], count=data["count"]))
-            elif kind == "diff":
-                log(data["text"])
-            elif kind == "lost":
-                self.lost = data["reason"], data["message"]
-            elif kind == "module":
-                self.ways.add(data["way"])
-            elif kind == "over":
-                self.over = True
-            elif kind == "outcome" and data["key"] in self.waiting:
-                seconds = self._seconds()
-                self.finish(Outcome(run=self.run, storage_host=self.storage_host, seconds=seconds, **data))
-
-    def finish(self, outcome: Outcome) -> None:
-        """Pass one user's outcome on."""
-        self.waiting.pop(outcome.key, None)
-        if outcome.status == "ok":
-            self._ok += 1
-        else:
-            self._failed += 1
-        for note in outcome.notes:
-            log(f"{self.run}: {outcome.name}: {note}")
-        _emit(OutcomeEvent(outcome=outcome))
-
-    def nothing_left(self) -> None:
-        """Everybody has every role already."""
-        for user in list(self.waiting.values()):
-            self.finish(
-                Outcome(
-                    key=user.key,
-                    name=user.name,
-                    status="ok",
-                    run=self.run,
-                    storage_host=self.storage_host,
-                    directory=user.directory or "",
-                )
-            )
-
-    def give_up(self, message: str) -> None:
-        """Fail whoever has no outcome: silence is never success."""
-        reason, message = self.lost or ("apply_failed", message)
-        for user in list(self.waiting.values()):
-            self.finish(
-                Outcome(
-                    key=user.key,
-                    name=user.name,
-                    status="failed",
-                    reason=reason,
-                    message=message,
-                    run=self.run,
-                    storage_host=self.storage_host,
-                    directory=user.directory or "",
-                    seconds=self._seconds(),
-                )
-            )
-
-    def _seconds(self) -> float:
-        return round(time.monotonic() - self._start, 3)
-
-    def end(self) -> int:
-        """Say that this was all; return the exit status."""
-        way = "+".join(way for way in ("cold", "spare", "ansible", "worker") if way in self.ways)
-        _emit(End(run=self.run, ok=self._ok, failed=self._failed, way=way))
-        return EXIT_SOME_FAILED if self._failed else EXIT_OK
-
-
-class _Tail:
-    """The whole lines that have been added to a growing file since the last look."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: int | None = None
-        self._rest = b""
-
-    def read(self) -> list[bytes]:
-        if self._file is None:
-            try:
-                self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                return []
-        while chunk := os.read(self._file, 1 << 20):
-            self._rest += chunk
-        *lines, self._rest = self._rest.split(b"\n")
-        return lines
+        batch.give_up(last_words(run.directory))
 
 
 def _only_host(users: list[User]) -> str:
@@ -429,18 +291,6 @@ def _only_host(users: list[User]) -> str:
     if len(hosts) > 1:
         raise RefusedError("the users of one request have one storage host")
     return hosts.pop() if hosts else "localhost"
-
-
-def _last_words(directory: Path) -> str:
-    """Return the end of Ansible's own output, for the admin, where no outcome says more."""
-    try:
-        text = (directory / "artifacts" / "run" / "stdout").read_text("utf-8", "replace")
-    except OSError:
-        text = ""
-    lines = [line for line in text.splitlines() if "ERROR" in line or "fatal" in line] or text.splitlines()
-    return (
-        f"Ansible ended early: {' | '.join(lines[-3:])[-1500:]}" if lines else "Ansible ended without a word"
-    )
 
 
 def _settings(argv: list[str]) -> ApplySettings:
@@ -461,116 +311,6 @@ def _replace_the_callers_limits() -> None:
     replace_share()
     step_back()
     replace_limits()
-
-
-def _harden() -> None:
-    """Take nothing from the caller: environment, directory, descriptors, signals."""
-    while os.open(os.devnull, os.O_RDWR) < 3:
-        pass  # were stdin, stdout or stderr closed, the next file to be opened would be it
-    environment = runner.scrubbed_environment()
-    os.environ.clear()
-    os.environ.update(environment)
-    os.umask(0o077)
-    os.chdir("/")
-    os.closerange(3, max(map(int, os.listdir("/proc/self/fd"))) + 1)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.pthread_sigmask(signal.SIG_SETMASK, _STOP_SIGNALS)  # until somebody heeds them
-    for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGALRM, _unread)
-    for number in _TERMINAL_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    for number in _STOP_SIGNALS:
-        signal.signal(number, _stop)
-    step_back()
-
-
-def _read_line(descriptor: int, timeout: float) -> bytes:
-    """Read the request line, unbuffered, so that what follows it stays in the pipe."""
-    deadline = time.monotonic() + timeout
-    data = bytearray()
-    while not data.endswith(b"\n"):
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([descriptor], [], [], left)[0]:
-            raise RefusedError(f"no whole request line within {timeout:.0f} s")
-        try:
-            chunk = os.read(descriptor, 1 << 16)
-        except OSError as error:
-            raise RefusedError(f"the request cannot be read: {error.strerror}") from None
-        if not chunk:
-            break
-        data += chunk
-        if len(data) > MAX_REQUEST_BYTES:
-            raise RefusedError(f"the request is longer than {MAX_REQUEST_BYTES} bytes")
-        _line, newline, rest = chunk.partition(b"\n")
-        if newline and rest:
-            raise RefusedError("something follows the request line")
-    return bytes(data)
-
-
-class _Stopped(BaseException):
-    """The caller wants no more of this run; raised in the main thread, wherever it is."""
-
-
-def _heed_stops() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
-
-
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    _ignore_stops()
-    raise _Stopped(signal.Signals(number).name)
-
-
-def _ignore_stops() -> None:
-    for number in _STOP_SIGNALS:
-        signal.signal(number, _ignore)
-
-
-def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """Do nothing; unlike SIG_IGN, this is not inherited by what is started, nor a race with what has arrived."""
-
-
-def _stop_on_end_of_stdin() -> None:
-    def watch() -> None:
-        with contextlib.suppress(OSError):  # EIO: a terminal that has gone
-            while os.read(0, 4096):
-                pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _emit(event: Event) -> None:
-    _write(1, json.dumps(event.model_dump(mode="json"), ensure_ascii=True).encode() + b"\n")
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    """Write all, unless the caller reads nothing of it for :data:`WRITE_TIMEOUT`.
-
-    The deadline is a signal, for only that ends a write to whatever stands there: pipe, socket or terminal. Signals
-    come to the main thread, so another thread, which writes a line of the log at most, has no deadline.
-
-    Raises:
-        _Stopped: nobody reads.
-    """
-    bounded = threading.current_thread() is threading.main_thread()
-    rest = memoryview(data)
-    while rest:
-        try:
-            if bounded:
-                signal.setitimer(signal.ITIMER_REAL, WRITE_TIMEOUT)
-            rest = rest[os.write(descriptor, rest) :]
-        finally:
-            if bounded:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _unread(_number: int, _frame: FrameType | None) -> NoReturn:
-    """Say no more to a caller that reads nothing, and stop."""
-    silence = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-    os.dup2(silence, 1)
-    os.dup2(silence, 2)
-    raise _Stopped(f"the caller has read nothing for {WRITE_TIMEOUT:.0f} s")
 
 
 if __name__ == "__main__":

@@ -107,6 +107,8 @@ class PlaybookRun:
         self.waits = waits
         self.fault: BaseException | None = None
         """Why Ansible could not be started, if so."""
+        self.has_process = False
+        """Whether Ansible has been started, or is about to be within a moment."""
         self._request = directory / "request.json"
         self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -123,6 +125,7 @@ class PlaybookRun:
             "forks": settings.forks if storage_host == "localhost" else min(settings.forks, _MAX_SSH_FORKS),
             # Given, runner leaves this process's signal handlers alone.
             "cancel_callback": self._cancelled.is_set,
+            "status_handler": self._note_status,
         }
 
     def start(self) -> None:
@@ -163,6 +166,9 @@ class PlaybookRun:
         """Wait for its end, up to so long; returns at once if it was never started."""
         if self._thread.ident is not None:
             self._thread.join(seconds)
+
+    def _note_status(self, status: dict[str, Any], **_: Any) -> None:
+        self.has_process = self.has_process or status["status"] == "running"
 
     def _run(self) -> None:
         try:

@@ -283,7 +283,6 @@ def test_an_ansible_that_died_while_it_waited_makes_the_run_a_cold_one(site, spa
     ahead = spare("greet")
     os.kill(ahead.waiting(), signal.SIGKILL)
     ahead.wait_for(lambda: len(descendants(ahead.process.pid)) == 1)
-    time.sleep(0.5)  # ansible-runner's library looks for its end this often
     assert ahead.run("alice") == 0
     assert ahead.log.count("starts cold") == 1 and ahead.way.startswith("cold")
     assert ahead.outcomes == {"alice": "ok"}
