@@ -56,6 +56,7 @@ async def bootstrap(spawner: Any) -> None:
         core = core_of(spawner)
         if core.config.observing:
             core.start(_observe(spawner, core))
+            spawn.ready = began  # it holds nobody up, and the server's stop has a clean-up to predict
             way = "observed"
             return
         way = await _make_ready(spawner, core, spawn)

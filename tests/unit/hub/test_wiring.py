@@ -330,6 +330,17 @@ async def test_a_start_that_failed_leaves_nothing_to_clean_up(hub: Hub) -> None:
     assert hub.core.dispatcher.waiting_cleanups() == 1
 
 
+@settings(cleanup_delay=0.01, mode="observe")
+async def test_a_clean_up_is_predicted_where_nothing_is_done(hub: Hub) -> None:
+    spawner = hub.spawner()
+    await pre_spawn_hook(spawner)
+    await until(lambda: hub.runs == 1 and not hub.core._background)
+    await post_stop_hook(spawner)
+    (cleanup,) = await until(lambda: hub.apply.cleanups)
+    assert cleanup["check"] and cleanup["users"] == ["alice"]
+    await until(lambda: not hub.core._background)
+
+
 @settings(cleanup_delay=0.01)
 async def test_who_is_just_being_cleaned_up_is_not_known(hub: Hub) -> None:
     spawner = await hub.start()
