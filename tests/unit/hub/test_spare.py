@@ -200,7 +200,7 @@ async def test_a_run_that_comes_while_its_spare_is_started_takes_that(hub: Hub) 
     hub.client.prepare()
     await asyncio.sleep(0)
     pid = await hub.run()
-    assert pid == hub.apply.noted("spare")[0]["pid"]
+    assert pid in {note["pid"] for note in hub.apply.noted("spare")}
 
 
 async def test_a_request_larger_than_a_pipe_arrives_whole(hub: Hub) -> None:
