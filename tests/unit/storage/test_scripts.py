@@ -84,6 +84,7 @@ def test_it_runs_once_as_the_user_with_a_clean_environment(
         "msg": "",
         "notes": [],
         "hangs": False,
+        "silent": False,
     }
 
     home = root / "alice"

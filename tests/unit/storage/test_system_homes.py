@@ -149,7 +149,15 @@ def test_a_home_is_made_once(root: Path, make_user: MakeUser, ensure: Ensure, sk
     assert os.listdir(root) == []
 
     results = ensure(alice, bob, options=options)
-    said = {"key": "alice", "changed": True, "failed": False, "msg": "", "notes": [], "hangs": False}
+    said = {
+        "key": "alice",
+        "changed": True,
+        "failed": False,
+        "msg": "",
+        "notes": [],
+        "hangs": False,
+        "silent": False,
+    }
     assert results[0] == said
     is_whole(root, alice, skeleton)
     is_whole(root, bob, skeleton)
