@@ -12,7 +12,7 @@ believed only while everything it was made under is as it was:
 
 Several hands write it (a hub, a command line beside it), so no entry depends on who writes first. Each says since when
 what it rests on is known, by a clock that nobody sets and that begins with each boot. Whoever makes a user unknown
-leaves a tombstone: a run that was in the air by then notes nothing. A clean-up only doubts its users' entries, each
+leaves a tombstone: a run that was under way by then notes nothing. A clean-up only doubts its users' entries, each
 clean-up with a token of its own, and believes them again if it has changed nothing; whom somebody else has forgotten or
 doubted meanwhile stays unknown. While it is under way nothing is noted of them, by nobody.
 
@@ -437,7 +437,7 @@ def _boot() -> str:
 
 
 def _note_forgotten(database: sqlite3.Connection, names: Iterable[str], at: float) -> None:
-    """Set tombstones, and move none back; drop those older than any run in the air, and those of another boot."""
+    """Set tombstones, and move none back; drop those older than any run under way, and those of another boot."""
     database.execute("DELETE FROM forgotten WHERE ? - at > ? OR boot <> ?", (at, DAY, _boot()))
     database.executemany(
         "INSERT INTO forgotten VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET at = max(at, excluded.at)",

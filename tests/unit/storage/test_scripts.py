@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ansible_bootstrap.storage import _homes, _scripts
+from ansible_bootstrap.storage import _homes, _report, _scripts
 from ansible_bootstrap.storage._scripts import Options
 from ansible_bootstrap.storage._state import identity
 from ansible_bootstrap.storage._ways import find_program
@@ -77,15 +77,7 @@ def test_it_runs_once_as_the_user_with_a_clean_environment(
 
     assert one(root, alice, path, check=True)["changed"]
     assert os.listdir(root) == ["alice"]
-    assert one(root, alice, path) == {
-        "key": "alice",
-        "changed": True,
-        "failed": False,
-        "msg": "",
-        "notes": [],
-        "hangs": False,
-        "silent": False,
-    }
+    assert one(root, alice, path) == _report.result("alice", None, changed=True)
 
     home = root / "alice"
     assert record(root) == {path: {"done": True, "directory": True}}

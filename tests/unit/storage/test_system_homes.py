@@ -22,6 +22,7 @@ import pytest
 from ansible_bootstrap.storage import _system_homes
 from ansible_bootstrap.storage._errors import StorageError
 from ansible_bootstrap.storage._mkhomedir_helper import Options, parse_umask
+from ansible_bootstrap.storage._report import result
 from ansible_bootstrap.storage._state import identity
 from tests.conftest import needs
 from tests.faults import killing
@@ -149,16 +150,7 @@ def test_a_home_is_made_once(root: Path, make_user: MakeUser, ensure: Ensure, sk
     assert os.listdir(root) == []
 
     results = ensure(alice, bob, options=options)
-    said = {
-        "key": "alice",
-        "changed": True,
-        "failed": False,
-        "msg": "",
-        "notes": [],
-        "hangs": False,
-        "silent": False,
-    }
-    assert results[0] == said
+    assert results[0] == result("alice", None, changed=True)
     is_whole(root, alice, skeleton)
     is_whole(root, bob, skeleton)
     assert record(root, "alice") == {"name": "alice", "directory": "alice", "mkhomedir": {"made": True}}
