@@ -125,7 +125,7 @@ def _serve_one(argv: list[str], spare: bool, end: Callable[[], None]) -> int:
 
 
 class _Ahead:
-    """The run of a spare program, started before there is a request; or why there is none."""
+    """The run that a spare program has started before there is a request. If it could not, the log says why."""
 
     def __init__(self, argv: list[str]) -> None:
         self._argv = argv

@@ -96,7 +96,7 @@ class Stopped(BaseException):
 
 
 def heed_stops() -> None:
-    """Let a stop that has come, or comes, raise :class:`Stopped` in the main thread."""
+    """Let a stop signal raise :class:`Stopped` in the main thread; a signal that has come already does so at once."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
@@ -106,7 +106,7 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def ignore_stops() -> None:
-    """Let no stop raise anything any more."""
+    """Let stop signals do nothing from now on."""
     for number in STOP_SIGNALS:
         signal.signal(number, _ignore)
 
@@ -116,7 +116,7 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
 
 
 def stop_on_end_of_stdin() -> None:
-    """Take the end of stdin for a stop from now on.
+    """Treat the end of stdin as a stop signal from now on.
 
     Raises:
         RuntimeError: this account or machine has no thread to spare.

@@ -1,4 +1,4 @@
-"""What becomes of the users of a run, as the playbook's callback writes it to a file, is passed on to the caller."""
+"""Reads what the playbook's callback writes about the users of a run, and sends it to the caller."""
 
 from __future__ import annotations
 

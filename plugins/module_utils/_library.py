@@ -91,7 +91,7 @@ class Library:
         self.let_others_in()
 
     def let_others_in(self) -> None:
-        """All that is wanted was obtained: others may fetch. The trees stay as long as their descriptors are open."""
+        """Release the cache's lock, so that other runs may fetch. Trees stay as long as their descriptors are open."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None

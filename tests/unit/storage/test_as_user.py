@@ -86,7 +86,6 @@ def test_the_users_own_processes_cannot_take_over_the_child(here: int, as_user: 
 
 
 @pytest.mark.root
-@pytest.mark.root
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of system calls are those of x86_64")
 def test_keys_of_the_caller_and_of_the_user_before_are_in_no_childs_session_keyring(here: int) -> None:
     """Who has a session keyring may read and replace the keys in it, whatever their uid; pam_keyinit makes root one."""
