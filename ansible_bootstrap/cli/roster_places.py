@@ -33,7 +33,7 @@ class RosterEntry:
 
 
 class RosterPlaces:
-    """Makes rows of records.
+    """Makes entries of records.
 
     Args:
         settings: the hub's configuration.
@@ -51,7 +51,7 @@ class RosterPlaces:
         """Whether the configuration says nothing of a spawner."""
         return self._detached.names_only
 
-    async def rows(self, number: int, record: Any) -> list[RosterEntry] | Outcome:
+    async def entries(self, number: int, record: Any) -> list[RosterEntry] | Outcome:
         """Return what is to be done for a record, or why nothing can be: a bad record costs only itself.
 
         Args:
@@ -96,7 +96,7 @@ class RosterPlaces:
         if not known:
             known = [await self._detached_place(user, groups_known=groups_known)]
         said = {_said(place, user).job_key: _said(place, user) for place in reversed(known)}
-        return list(reversed(said.values()))  # Servers that share a directory share the row.
+        return list(reversed(said.values()))  # Servers that share a directory share the entry.
 
     async def _detached_place(self, user: User, *, groups_known: bool) -> Place:
         state = {UID_ATTRIBUTE: user.uid, GID_ATTRIBUTE: user.gid}

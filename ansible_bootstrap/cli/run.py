@@ -1,14 +1,15 @@
 """Bootstrap many users at once without a hub: what ``ansible-bootstrap run`` does.
 
-The dispatcher is the hub's. It is fed with full batches, and no faster than it works. A storage host that is down has
-three tries; then the rest of its users are answered at once, and the command goes on with the others.
+The runs are the hub's: its dispatcher makes them, and ``dispatch.run.Run`` carries them out. This module finds each
+user's directory, leaves out users who are complete, and gives the dispatcher full batches, one ahead.
 
-Whoever is known to be complete is left out, by the ledger that the hub keeps, too: so a command that was killed is
-simply given again, and the hub of the next morning finds everybody complete.
+A storage host that is down has three tries. Then the rest of its users fail at once, and the other hosts go on.
 
-Beside a running hub it shares nothing with it but the locks on the storage hosts and the SQLite files below
-``state_dir``. Rosters may be long: nothing is kept here of users who are final, and a
-:class:`RosterEntry` of users who wait.
+The ledger is the hub's, too. So a command that was killed is given again to continue, and the hub of the next morning
+finds its users complete. Beside a running hub, only the locks on the storage hosts and the SQLite files below
+``state_dir`` are shared.
+
+Rosters may be long. Nothing is kept here of users who are final, and a :class:`RosterEntry` of users who wait.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import logging
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -26,15 +27,14 @@ from typing import Any, Final
 
 from ansible_bootstrap.cli.roster_places import RosterEntry, RosterPlaces
 from ansible_bootstrap.config import AnsibleBootstrap
+from ansible_bootstrap.describing import ask_fingerprints
 from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.dispatch.dispatcher import Dispatcher
 from ansible_bootstrap.dispatch.job import JobKey
 from ansible_bootstrap.errors import AnsibleBootstrapError
-from ansible_bootstrap.fingerprints import describe
 from ansible_bootstrap.place import Place
-from ansible_bootstrap.protocol import Described, Event, Outcome, Request, RoleFingerprint
+from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 from ansible_bootstrap.run_record import RunRecord
-from ansible_bootstrap.settings import make_settings
 from ansible_bootstrap.state.bookkeeper import SEEN_SECONDS, Bookkeeper
 from ansible_bootstrap.state.history import History
 from ansible_bootstrap.state.ledger import Entry, Ledger
@@ -101,8 +101,6 @@ class _Bulk:
     ) -> None:
         self._settings = settings
         self._tell = tell
-        self._check = check
-        self._diff = diff
         self._remembers = settings.recheck == "changed" and not check
         self._skips = self._remembers and not again
         self.client = ApplyClient(lambda: in_thread(settings.apply_argv, timeout=10), _LOG)
@@ -112,7 +110,6 @@ class _Bulk:
         self._under = settings.place_digest()
         self._fingerprints: asyncio.Task[Sequence[RoleFingerprint]] | None = None
         self._looks = Looks()
-        self._answered = asyncio.Event()
         self._interrupted = False
         self._complained: set[str] = set()
         _RUNS.setLevel(logging.WARNING)
@@ -131,40 +128,39 @@ class _Bulk:
         )
 
     async def run(self, records: Iterable[dict[str, Any]]) -> None:
-        hosts: dict[str, _Queue] = {}
+        hosts: dict[str, _Host] = {}
         async with asyncio.TaskGroup() as group:
-            async for row in self._rows(records):
-                host = row.place.storage_host
-                if host not in hosts:
-                    hosts[host] = _Queue()
-                    group.create_task(self._feed(hosts[host]))
-                hosts[host].put(row)
-            for queue in hosts.values():
-                queue.close()
+            async for entry in self._entries(records):
+                name = entry.place.storage_host
+                if name not in hosts:
+                    hosts[name] = _Host()
+                    group.create_task(self._feed(hosts[name]))
+                hosts[name].put(entry)
+            for host in hosts.values():
+                host.close()
 
     async def close(self) -> None:
         """End what is still under way."""
         self._interrupted = True
         await self._dispatcher.close()
 
-    # -- who ----------------------------------------------------------------------------------
+    # -- which users --------------------------------------------------------------------------
 
-    async def _rows(self, records: Iterable[dict[str, Any]]) -> Any:
-        whereabouts = RosterPlaces(self._settings, self._last_places)
-        if whereabouts.names_only:
+    async def _entries(self, records: Iterable[dict[str, Any]]) -> AsyncIterator[RosterEntry]:
+        places = RosterPlaces(self._settings, self._last_places)
+        if places.names_only:
             _LOG.warning(
                 "the configuration names no spawner (c.JupyterHub.spawner_class): users without a system account get "
                 "<storage_root>/<username>"
             )
-        for chunk in _chunks(enumerate(records, start=1)):
-            for answer in await asyncio.gather(
-                *(whereabouts.rows(number, record) for number, record in chunk)
-            ):
+        numbered = enumerate(records, start=1)
+        while chunk := list(islice(numbered, CHUNK)):
+            for answer in await asyncio.gather(*(places.entries(number, record) for number, record in chunk)):
                 if isinstance(answer, Outcome):
                     self._tell(answer, False)
                     continue
-                for row in answer:
-                    yield row
+                for entry in answer:
+                    yield entry
             await asyncio.sleep(0)  # Runs go on meanwhile.
 
     def _last_places(self, name: str) -> list[Place]:
@@ -175,102 +171,82 @@ class _Bulk:
             return []
 
     async def _wanted(self) -> Sequence[RoleFingerprint]:
-        """Return what a complete user must have; asked once, when the first comes of whom anything is known."""
+        """Return what a complete user must have; asked once, when the ledger first knows a user."""
         if self._fingerprints is None:
-            self._fingerprints = asyncio.create_task(self._described())
+            self._fingerprints = asyncio.create_task(self._ask_fingerprints())
         return await self._fingerprints
 
-    async def _described(self) -> Sequence[RoleFingerprint]:
-        """Ask the apply side; nothing if it cannot say, and then nobody is left out."""
-        if self._settings.embedded:
-            settings = make_settings(self._settings.apply_settings(), "c.AnsibleBootstrap")
-            return await in_thread(partial(describe, settings), timeout=DESCRIBE_LIMIT)
-        said: list[RoleFingerprint] = []
-
-        def on_event(event: Event) -> None:
-            if isinstance(event, Described):
-                said.extend(event.roles)
-
+    async def _ask_fingerprints(self) -> Sequence[RoleFingerprint]:
+        """Return nothing if the apply side cannot say; then no user is left out."""
         try:
-            run = await self.client.start(Request(operation="describe"), on_event, limit=DESCRIBE_LIMIT)
-            await run.finish()
-        except AnsibleBootstrapError as error:
-            if not said:
-                _LOG.info("who is complete cannot be told: %s", error.details)
-        return said
+            return await ask_fingerprints(self._settings, self.client, DESCRIBE_LIMIT)
+        except (AnsibleBootstrapError, TimeoutError, RuntimeError) as error:
+            _LOG.info("nobody can tell which users are complete: %s", getattr(error, "details", "") or error)
+            return ()
 
     # -- one storage host ---------------------------------------------------------------------
 
-    async def _feed(self, queue: _Queue) -> None:
+    async def _feed(self, host: _Host) -> None:
         """Give the dispatcher full batches, for a run costs the same for one user; one is ready when a run ends."""
         size = self._settings.batch_size
         while True:
             await asyncio.sleep(0)  # Users of a storage host that is down are answered without waiting.
             looked = time.monotonic()
-            batch = await self._batch(queue, size)
-            if not batch and queue.later:  # A directory that is several users' is in one run at a time.
-                await self._until(lambda: not queue.asked)
-                queue.put_again()
-            elif not batch:
-                break
-            queue.asked |= batch.keys()
-            for row, entry in batch.values():
-                waiter = _Waiter(self, queue, row, dict(entry.roles) if entry is not None else {})
+            for entry, known in await self._batch(host, size):
+                waiter = _Waiter(partial(self._settle, host, entry), dict(known.roles) if known else {})
                 try:
-                    self._dispatcher.enter(row.place, waiter, looked)
+                    self._dispatcher.enter(entry.place, waiter, looked)
                 except AnsibleBootstrapError as error:
                     waiter.settle(error)
-            await self._until(lambda: len(queue.asked) <= size + size // 2)
-        await self._until(lambda: not queue.asked)
+            await host.until(lambda: not host.asked or (host.waiting and len(host.asked) <= size + size // 2))
+            if host.ended:
+                return
 
-    async def _batch(self, queue: _Queue, size: int) -> dict[JobKey, tuple[RosterEntry, Entry | None]]:
-        """Return the next who are not complete; none at the end."""
-        batch: dict[JobKey, tuple[RosterEntry, Entry | None]] = {}
-        while len(batch) < size and (taken := await queue.take(size - len(batch))):
-            for row, entry in zip(taken, await self._look(taken), strict=True):
-                key = row.place.job_key
-                if entry is not None and (wanted := await self._wanted()) and entry.has(wanted):
-                    self._tell(_complete(row, entry), True)
-                elif key in batch or key in queue.asked:
-                    queue.later.append(row)
-                else:
-                    batch[key] = row, entry
+    async def _batch(self, host: _Host, size: int) -> list[tuple[RosterEntry, Entry | None]]:
+        """Return the next users who are not complete, with what the ledger knows of them; none at the end."""
+        batch: list[tuple[RosterEntry, Entry | None]] = []
+        while len(batch) < size and (taken := await host.take(size - len(batch))):
+            for entry, known in zip(taken, await self._look(taken), strict=True):
+                if known is not None and (wanted := await self._wanted()) and known.has(wanted):
+                    self._tell(_outcome(entry, status="ok", directory=known.directory), True)
+                elif host.begin(entry):
+                    batch.append((entry, known))
         return batch
 
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
-            self._answered.clear()
-            await self._answered.wait()
-
-    async def _look(self, rows: Sequence[RosterEntry]) -> list[Entry | None]:
-        """Return what is known of these; a directory that hangs makes its user unknown."""
+    async def _look(self, entries: Sequence[RosterEntry]) -> list[Entry | None]:
+        """Return what the ledger knows of these; a user whose directory has changed, or hangs, is unknown."""
+        nothing: list[Entry | None] = [None] * len(entries)
         if not self._skips:
-            return [None] * len(rows)
+            return nothing
         try:
-            entries = [self._ledger.recorded(row.place) for row in rows]
+            known = [self._ledger.recorded(entry.place) for entry in entries]
         except (sqlite3.Error, OSError, ValueError) as error:
             self._complain(f"the ledger cannot be read: {error}")
-            return [None] * len(rows)
+            return nothing
 
         def look(number: int, entry: Entry) -> int | None:
             return number if self._ledger.holds(entry) else None
 
         calls = [
             (entry.place.name, entry.directory, partial(look, number, entry))
-            for number, entry in enumerate(entries)
+            for number, entry in enumerate(known)
             if entry is not None
         ]
         intact = set(await self._looks.at_all(calls, SEEN_SECONDS, LOOK_SECONDS))
-        return [entry if number in intact else None for number, entry in enumerate(entries)]
+        return [entry if number in intact else None for number, entry in enumerate(known)]
 
-    def settle(self, queue: _Queue, row: RosterEntry, answer: Outcome | AnsibleBootstrapError) -> None:
+    def _settle(self, host: _Host, entry: RosterEntry, answer: Outcome | AnsibleBootstrapError) -> None:
         """Tell what became of a user."""
         if self._interrupted:
             return
-        outcome = answer if isinstance(answer, Outcome) else _failed(row, answer)
-        self._tell(outcome.model_copy(update={"key": row.key, "notes": (*row.notes, *outcome.notes)}), False)
-        queue.asked.discard(row.place.job_key)
-        self._answered.set()
+        if isinstance(answer, Outcome):
+            notes = (*entry.notes, *answer.notes)
+            outcome = answer.model_copy(update={"key": entry.key, "notes": notes})
+        else:
+            why = answer.details or answer.message
+            outcome = _outcome(entry, status="failed", reason=answer.reason, message=why)
+        self._tell(outcome, False)
+        host.end(entry)
 
     def _complete(
         self, place: Place, outcome: Outcome, fingerprints: Sequence[RoleFingerprint], since: float
@@ -291,76 +267,64 @@ class _Bulk:
             _LOG.warning("%s", what)
 
 
-class _Queue:
-    """Works of one storage host, and whether more will come."""
+class _Host:
+    """The users of one storage host: those who wait, and those whom the dispatcher has."""
 
     def __init__(self) -> None:
-        self.asked: set[JobKey] = set()
-        """Those that the dispatcher has."""
-        self.later: list[RosterEntry] = []
-        """Those whose directory is another's, too."""
-        self._rows: deque[RosterEntry] = deque()
+        self.waiting: deque[RosterEntry] = deque()
+        self.asked: dict[JobKey, list[RosterEntry]] = {}
+        """Directories that the dispatcher has, each with further entries of the same directory: one run at a time."""
         self._closed = False
         self._changed = asyncio.Event()
 
-    def put(self, row: RosterEntry) -> None:
-        self._rows.append(row)
+    @property
+    def ended(self) -> bool:
+        """Whether all users are final, and no more will come."""
+        return self._closed and not (self.waiting or self.asked)
+
+    def put(self, *entries: RosterEntry) -> None:
+        self.waiting.extend(entries)
         self._changed.set()
 
     def close(self) -> None:
         self._closed = True
         self._changed.set()
 
-    def put_again(self) -> None:
-        self._rows.extend(self.later)
-        self.later.clear()
-
     async def take(self, count: int) -> list[RosterEntry]:
-        """Return up to so many rows; none at the end."""
-        while not self._rows and not self._closed:
+        """Return up to so many entries; none if none waits and no more will come but those of busy directories."""
+        await self.until(lambda: self.waiting or self._closed)
+        return [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
+
+    def begin(self, entry: RosterEntry) -> bool:
+        """Return whether the dispatcher may have this entry now; else it comes again when its directory is free."""
+        key = entry.place.job_key
+        busy = key in self.asked
+        if busy:
+            self.asked[key].append(entry)
+        else:
+            self.asked[key] = []
+        return not busy
+
+    def end(self, entry: RosterEntry) -> None:
+        self.put(*self.asked.pop(entry.place.job_key))
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        while not condition():
             self._changed.clear()
             await self._changed.wait()
-        return [self._rows.popleft() for _ in range(min(count, len(self._rows)))]
 
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
     """A record that waits for its outcome."""
 
-    bulk: _Bulk
-    queue: _Queue
-    row: RosterEntry
+    settle: Callable[[Outcome | AnsibleBootstrapError], None]
     done: Mapping[str, str]
 
     def say(self, text: str, share: float) -> None:
-        """Nobody looks."""
-
-    def settle(self, answer: Outcome | AnsibleBootstrapError) -> None:
-        self.bulk.settle(self.queue, self.row, answer)
+        """No page shows it."""
 
 
-def _complete(row: RosterEntry, entry: Entry) -> Outcome:
-    return Outcome(
-        key=row.key,
-        name=row.place.name,
-        status="ok",
-        storage_host=row.place.storage_host,
-        directory=entry.directory,
-        notes=row.notes,
-    )
-
-
-def _failed(row: RosterEntry, error: AnsibleBootstrapError) -> Outcome:
-    return Outcome(
-        key=row.key,
-        name=row.place.name,
-        status="failed",
-        reason=error.reason,
-        message=error.details or error.message,
-        storage_host=row.place.storage_host,
-    )
-
-
-def _chunks(records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[list[tuple[int, dict[str, Any]]]]:
-    iterator = iter(records)
-    return iter(lambda: list(islice(iterator, CHUNK)), [])
+def _outcome(entry: RosterEntry, **what: Any) -> Outcome:
+    place = entry.place
+    return Outcome(key=entry.key, name=place.name, storage_host=place.storage_host, notes=entry.notes, **what)

@@ -12,17 +12,16 @@ from traitlets import TraitError
 from traitlets.config import Config
 
 from ansible_bootstrap.config import DEFAULT_CLEANUP_DELAY, AnsibleBootstrap
+from ansible_bootstrap.describing import ask_fingerprints
 from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.dispatch.dispatcher import Dispatcher
-from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError, SettingsError
-from ansible_bootstrap.fingerprints import describe
-from ansible_bootstrap.hub.current_fingerprints import CurrentFingerprints, Fingerprints
+from ansible_bootstrap.errors import SettingsError
+from ansible_bootstrap.hub.current_fingerprints import CurrentFingerprints
 from ansible_bootstrap.hub.failure import why
 from ansible_bootstrap.hub.metrics import Metrics
 from ansible_bootstrap.place import Place
-from ansible_bootstrap.protocol import Described, Event, Outcome, Request, RoleFingerprint
+from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 from ansible_bootstrap.run_record import RunRecord
-from ansible_bootstrap.settings import make_settings
 from ansible_bootstrap.state.bookkeeper import Bookkeeper
 from ansible_bootstrap.state.directory import hold_state_dir
 from ansible_bootstrap.state.history import History, Recorder
@@ -68,7 +67,9 @@ class Core:
             spare=config.embedded and config.spare and not (config.inventory or config.observing),
             wanted=config.spare_wanted,
         )
-        self.fingerprints = CurrentFingerprints(self._describe, config.log)
+        self.fingerprints = CurrentFingerprints(
+            lambda: ask_fingerprints(config, self.client, DESCRIBE_SECONDS), config.log
+        )
         self.books = Bookkeeper(Ledger(config.state_dir, config.trust_for), config.log, config.place_digest())
         self._doubts: dict[tuple[str, str], str] = {}
         """By storage host and name: the token of those whose clean-up has begun."""
@@ -123,26 +124,6 @@ class Core:
         fingerprints = await self.fingerprints.current()
         entry = self.books.noted(place)
         return entry is not None and fingerprints is not None and entry.has(fingerprints)
-
-    async def _describe(self) -> Fingerprints:
-        if self.config.embedded:
-            settings = make_settings(self.config.apply_settings(), "c.AnsibleBootstrap")
-            return await in_thread(partial(describe, settings), timeout=DESCRIBE_SECONDS)
-        said: list[Described] = []
-
-        def on_event(event: Event) -> None:
-            if isinstance(event, Described):
-                said.append(event)
-
-        run = await self.client.start(Request(operation="describe"), on_event, limit=DESCRIBE_SECONDS)
-        try:
-            await run.finish()
-        except AnsibleBootstrapError:
-            if not said:
-                raise
-        if not said:
-            raise ApplyError("the apply program described nothing")
-        return said[0].roles
 
     # -- what the dispatcher tells ------------------------------------------------------------
 
