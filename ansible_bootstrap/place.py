@@ -12,7 +12,13 @@ from ansible_bootstrap.protocol import User, describe_validation
 
 @dataclass(frozen=True)
 class Place:
-    """One user's storage: where it is and who owns it. None is for the apply side to fill in."""
+    """One user's storage: where it is and who owns it. None is for the apply side to fill in.
+
+    A place is checked when it is made, so nothing that holds one checks it again on the hub's side.
+
+    Raises:
+        RefusedError: name, directory, host, ids or groups are not acceptable.
+    """
 
     name: str
     """The hub's username."""
@@ -26,17 +32,18 @@ class Place:
     server_name: str = field(default="", compare=False)
     """For the log: named servers that share a directory share the work."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.directory, str):  # A spawner's template may end in a slash.
+            object.__setattr__(self, "directory", self.directory.rstrip("/") or self.directory)
+        self.user()
+
     @property
     def job_key(self) -> tuple[str, str]:
         """Equal for two places exactly if bootstrapping them is the same piece of work."""
         return self.storage_host, self.directory or self.name
 
     def user(self, key: str = "") -> User:
-        """The user as the apply program wants it.
-
-        Raises:
-            RefusedError: name, directory, host or ids are not acceptable.
-        """
+        """The user as the apply program wants it."""
         try:
             return User(
                 name=self.name,

@@ -68,8 +68,6 @@ class RosterPlaces:
         notes = self._notes(user.name)
         try:
             places = await self._places(user, groups_known="groups" in record)
-            for place in places:
-                place.user()  # So that what only the apply program would refuse costs no batch.
         except AnsibleBootstrapError as error:
             return Outcome(
                 key=self._unique(user.key),

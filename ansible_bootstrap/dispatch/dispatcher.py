@@ -133,7 +133,6 @@ class Dispatcher:
                 all who share the run have them.
 
         Raises:
-            RefusedError: the place is not acceptable; nothing was started.
             DeadlineError: no outcome within ``timeout``, or the user's storage hangs and nothing was started.
             AnsibleBootstrapError: the run itself failed, and with it everybody in it without an outcome; or the
                 storage host is down and nothing was started.
@@ -173,10 +172,8 @@ class Dispatcher:
             looked: when what it knows of the user was looked up, as ``time.monotonic``; now, if it does not say.
 
         Raises:
-            RefusedError: the place is not acceptable.
             AnsibleBootstrapError: the storage host is down, or the user's storage hangs.
         """
-        place.user()
         host = self._host(place.storage_host)
         refusal = self._refusal(host, place)
         if refusal is not None:
@@ -196,11 +193,6 @@ class Dispatcher:
             place: whose storage, and where.
             done: as for :meth:`wait`.
         """
-        try:
-            place.user()
-        except AnsibleBootstrapError as error:
-            self._log.warning("ansible_bootstrap: nothing is prepared at login: %s", error.details)
-            return
         logins = sum(len(host.logins) for host in self._hosts.values())
         if logins >= MAX_LOGINS:
             if not self._too_many_logins:
@@ -240,11 +232,7 @@ class Dispatcher:
             place: whose storage, and where.
             active: whether the user has an active server when the time comes; if so, the clean-up waits
                 until the next call for this user, which the stop of that server makes.
-
-        Raises:
-            RefusedError: the place is not acceptable.
         """
-        place.user()
         self._cleanups.add(place, active)
 
     def restore(self, places: Iterable[Place], active: Callable[[str], bool]) -> None:

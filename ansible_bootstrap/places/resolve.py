@@ -18,11 +18,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ansible_bootstrap.errors import AnsibleBootstrapError, RefusedError, UnreachableError, UnresolvedError
+from ansible_bootstrap.errors import AnsibleBootstrapError, UnreachableError, UnresolvedError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.docker import SETTING, docker, swarm
 from ansible_bootstrap.places.identity import identified
-from ansible_bootstrap.storage._names import NameRefusedError, check_directory, check_host, check_name
 from ansible_bootstrap.threads import in_thread
 
 if TYPE_CHECKING:
@@ -50,9 +49,9 @@ async def resolve(spawner: Any, config: AnsibleBootstrap | None = None) -> Place
         from ansible_bootstrap.config import AnsibleBootstrap  # noqa: PLC0415 - traitlets, which the apply program may lack
 
         config = AnsibleBootstrap.instance(config=spawner.config)
-    _check(check_name, spawner.user.name)  # First: what follows renders the name into paths.
-    place = Place(
-        name=spawner.user.name,
+    place = Place(spawner.user.name)  # First, for it checks the name, which what follows renders into paths.
+    place = replace(
+        place,
         uid=config.uid if isinstance(config.uid, int) else None,
         gid=config.gid if isinstance(config.gid, int) else None,
         storage_host=await _storage_host(spawner, config),
@@ -61,20 +60,16 @@ async def resolve(spawner: Any, config: AnsibleBootstrap | None = None) -> Place
     )
     answer = await _call("place", config.place, spawner) if config.place is not None else None
     place = await _ask(spawner, place, config) if answer is None else _said(answer, place)
-    place = await identified(place, spawner, config)
-    _check(check_host, place.storage_host)
-    if place.directory is not None:
-        trimmed = place.directory.rstrip("/") or place.directory
-        place = replace(place, directory=_check(check_directory, trimmed))
-    return place
+    return await identified(place, spawner, config)
 
 
 async def _storage_host(spawner: Any, config: AnsibleBootstrap) -> str:
     host = config.storage_host
     if callable(host):
         host = await _call("storage_host", host, spawner)
-    if not isinstance(host, str):
-        raise UnresolvedError(f"c.AnsibleBootstrap.storage_host returned {type(host).__name__}, not a name")
+    if not isinstance(host, str) or not host:
+        what = "nothing" if host == "" else type(host).__name__
+        raise UnresolvedError(f"c.AnsibleBootstrap.storage_host returned {what}, not a name")
     return host
 
 
@@ -100,11 +95,10 @@ def _said(answer: Any, default: Place) -> Place:
         what = ", ".join(unknown) or "another name"
         raise UnresolvedError(f"c.AnsibleBootstrap.place returned {what}; a dict may have {sorted(known)}")
     given = {key: value for key, value in answer.items() if value is not None}
+    given["storage_host"] = given.get("storage_host") or default.storage_host
     if "groups" in given:
         given["groups"] = tuple(given["groups"])
-    place = replace(default, **given)
-    place.user()  # Types and bounds.
-    return place
+    return replace(default, **given)
 
 
 async def _ask(spawner: Any, default: Place, config: AnsibleBootstrap) -> Place:
@@ -184,10 +178,3 @@ async def _lookup(spawner: Any, look: Callable[[], T]) -> T:
         ) from None
     except TimeoutError:
         raise UnreachableError(f"the name service has not answered in {LOOKUP_SECONDS:g} s") from None
-
-
-def _check(rule: Callable[[object], str], value: object) -> str:
-    try:
-        return rule(value)
-    except NameRefusedError as error:
-        raise RefusedError(str(error)) from None

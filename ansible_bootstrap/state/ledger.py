@@ -462,8 +462,6 @@ def _lstat(directory: str) -> str:
 def _place(text: str) -> Place | None:
     try:
         said = json.loads(text)
-        place = Place(**{**said, "groups": tuple(said["groups"])})
-        place.user()
+        return Place(**{**said, "groups": tuple(said["groups"])})
     except (ValueError, TypeError, KeyError, RefusedError):
         return None
-    return place

@@ -99,9 +99,7 @@ def _change(kept: dict[JobKey, Place], key: JobKey, place: Place | None) -> None
 
 def _place(text: str) -> Place:
     said = json.loads(text)
-    place = Place(**{**said, "groups": tuple(said["groups"])})
-    place.user()
-    return place
+    return Place(**{**said, "groups": tuple(said["groups"])})
 
 
 class PendingCleanups:

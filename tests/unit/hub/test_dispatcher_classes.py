@@ -215,14 +215,6 @@ async def test_more_logins_than_fit_are_dropped_with_one_warning(
     assert "login21" not in hub.runs[1].names
 
 
-async def test_a_bad_place_at_login_is_a_line_in_the_log(hub: Hub, log: Lines) -> None:
-    hub.dispatcher.prepare(Place("{{ lookup('pipe', 'id') }}"))
-    await hub.settled()
-    assert not hub.runs
-    assert any("nothing is prepared" in line for line in log.lines)
-    assert_empty(hub)
-
-
 # Fairness
 
 

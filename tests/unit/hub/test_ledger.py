@@ -602,8 +602,8 @@ def test_of_a_whole_class_only_those_made_unknown_meanwhile_are_not_noted(
 
 
 def test_a_path_that_is_no_text_costs_nobody_else_the_note(ledger: Ledger, alice: Place) -> None:
-    odd = replace(alice, name="mallory", directory="/homes/\udcff")
-    ledger.note([completed(odd, "", FINGERPRINTS), completed(alice, "", FINGERPRINTS)])
+    odd = completed(replace(alice, name="mallory"), "/homes/\udcff", FINGERPRINTS)
+    ledger.note([odd, completed(alice, "", FINGERPRINTS)])
     assert ledger.recorded(alice) is not None
     ledger.note([completed(alice, "/homes/\udcff", FINGERPRINTS)])
     assert len(ledger._file.select("SELECT name FROM complete", ())) == 1

@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -85,6 +86,32 @@ async def test_the_admins_word_wins_and_may_be_partial() -> None:
     assert ask_after_all.directory == "/tmp/alice"
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"name": "{{ 7*7 }}"},
+        {"directory": "/v/../etc"},
+        {"directory": "/v/\udcff"},
+        {"storage_host": "web:&db"},
+        {"uid": -1},
+        {"gid": "100"},
+        {"groups": ("a\nb",)},
+    ],
+    ids=str,
+)
+def test_a_place_that_is_not_acceptable_cannot_be_made(bad: dict[str, Any]) -> None:
+    with pytest.raises(RefusedError):
+        Place(**{"name": "alice", **bad})
+    with pytest.raises(RefusedError):
+        replace(Place("alice"), **bad)
+
+
+async def test_an_empty_storage_host_of_a_place_is_that_of_the_settings() -> None:
+    for said in (Place("alice"), {"storage_host": ""}):
+        config = settings(place=lambda _, said=said: said, storage_host="store1")
+        assert (await resolve(spawner(Spawner), config)).storage_host == "store1"
+
+
 async def test_a_place_without_groups_keeps_those_of_the_hub() -> None:
     asked = spawner(Spawner, "alice", "staff")
     assert (await resolve(asked, settings(place=lambda _: Place("alice", uid=7)))).groups == ("staff",)
@@ -126,6 +153,8 @@ async def test_a_callable_that_fails_names_the_setting() -> None:
         await resolve(spawner(Spawner), settings(storage_host=broken))
     with pytest.raises(UnresolvedError, match="storage_host returned int"):
         await resolve(spawner(Spawner), settings(storage_host=lambda asked: 7))
+    with pytest.raises(UnresolvedError, match="storage_host returned nothing"):
+        await resolve(spawner(Spawner), settings(storage_host=lambda asked: ""))
 
 
 async def test_the_storage_host_may_depend_on_the_user() -> None:
@@ -133,7 +162,7 @@ async def test_the_storage_host_may_depend_on_the_user() -> None:
     assert place.storage_host == "s-alice"
 
 
-@pytest.mark.parametrize("host", ["all", "web:&db", "{{ x }}", "", "storage*"])
+@pytest.mark.parametrize("host", ["all", "web:&db", "{{ x }}", "storage*"])
 async def test_a_storage_host_is_never_a_pattern(host: str) -> None:
     with pytest.raises(RefusedError):
         await resolve(spawner(Spawner), settings(storage_host=lambda asked: host))
