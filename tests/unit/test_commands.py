@@ -87,7 +87,7 @@ def test_the_default_directory_of_another_account_than_the_hubs_is_not_taken_for
         monkeypatch.setattr(f"ansible_bootstrap.{module}.default_state_dir", lambda: state)
     Path(config).write_text("")
     for command in ("forget", "accept"):
-        assert cli.main([command, "alice", "--config", config]) == 1
+        assert cli.main([command, "alice", "--config", config]) == 2
         said = capsys.readouterr().err
         assert f"no hub has a ledger in {state}" in said
         assert "run this as the hub's account" in said
