@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ansible_bootstrap import __version__
-from ansible_bootstrap.cli.roster import Record, Roster, distinct
+from ansible_bootstrap.cli.roster import Record, Roster, distinct, shown
 from ansible_bootstrap.errors import AnsibleBootstrapError, RefusedError, SettingsError
 from ansible_bootstrap.storage._errors import printable
 
@@ -40,9 +40,6 @@ CONFIG_FILES: Final = (Path("jupyterhub_config.py"), Path("/etc/jupyterhub/jupyt
 
 LAST_RUNS: Final = 20
 LAST_OUTCOMES: Final = 5
-
-MAX_SHOWN: Final = 100
-"""Characters of a name that are shown in a message; a cell of a roster may have any number."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -257,9 +254,7 @@ def _forget(args: argparse.Namespace) -> int:
         raise RefusedError("nobody to forget: give names, --roster FILE, or --all alone")
     with _hubs_ledger(args) as ledger:
         known = ledger.forget_all() if args.all else ledger.forget(names)
-    users = (
-        "everybody" if args.all else f"{len(names)} users" if len(names) > 1 else ascii(_shown(min(names)))
-    )
+    users = "everybody" if args.all else f"{len(names)} users" if len(names) > 1 else ascii(shown(min(names)))
     print(f"Forgot {users}; {known or 'no'} director{'y' if known == 1 else 'ies'} had a record.")
     return EXIT_OK
 
@@ -282,12 +277,8 @@ def _checked(names: set[str]) -> set[str]:
         try:
             name.encode()
         except UnicodeEncodeError:
-            raise RefusedError(f"a name is not UTF-8, so nothing was done: {_shown(name)}") from None
+            raise RefusedError(f"a name is not UTF-8, so nothing was done: {shown(name)}") from None
     return names
-
-
-def _shown(name: str) -> str:
-    return name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}…"
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from ansible_bootstrap.cli.roster import shown
 from ansible_bootstrap.protocol import Outcome
 
 LISTED: Final = 50
@@ -217,7 +218,7 @@ def _span(seconds: float) -> str:
 def print_outcome(console: Console, outcome: Outcome, *, check: bool) -> None:
     """Print what became of one user, with the notes for the admin."""
     if outcome.status == "failed":
-        console.print(f"[red]failed[/]  {safe(outcome.name or outcome.key)}: {safe(_why(outcome))}")
+        console.print(f"[red]failed[/]  {safe(shown(outcome.name or outcome.key))}: {safe(_why(outcome))}")
     elif outcome.changed:
         verb = "would change" if check else "changed"
         console.print(f"[yellow]{verb}[/]  {safe(outcome.name)}: {safe(', '.join(outcome.changed))}")

@@ -23,6 +23,8 @@ _MOST_DIGITS: Final = 10
 _OTHERS: Final = ("key", "directory", "storage_host")
 """What tells two records of one name apart."""
 
+_MAX_SHOWN: Final = 100
+
 
 class Roster:
     """The records of a file. Each iteration reads them anew, so that a long list is never in memory as a whole.
@@ -68,7 +70,7 @@ class Roster:
         fields = ["name" if field == "username" else field for field in fields]
         unknown = [field for field in fields if field not in COLUMNS]
         if unknown:
-            raise RefusedError(f"{self._path}: column {unknown[0][:50]!r} is none of {', '.join(COLUMNS)}")
+            raise RefusedError(f"{self._path}: column {shown(unknown[0])!r} is none of {', '.join(COLUMNS)}")
         twice = [field for number, field in enumerate(fields) if field in fields[:number]]
         # An export with both "Name" and "Username" means people by the one and logins by the other.
         if twice:
@@ -97,6 +99,11 @@ def distinct(records: Iterable[Record]) -> Iterator[Record]:
         if identity not in seen:
             seen.add(identity)
             yield record
+
+
+def shown(cell: str) -> str:
+    """Return a cell or a name as a message shows it: a cell may have any length, a message may not."""
+    return cell if len(cell) <= _MAX_SHOWN else f"{cell[:_MAX_SHOWN]}…"
 
 
 def _looks_like_csv(text: str) -> bool:

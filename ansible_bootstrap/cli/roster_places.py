@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ansible_bootstrap.cli.roster import shown
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import AnsibleBootstrapError, UnresolvedError
 from ansible_bootstrap.place import Place
@@ -78,7 +79,7 @@ class RosterPlaces:
                 storage_host=user.storage_host or "",
             )
         if record.get("key") and user.key in self._keys:
-            message = f"its key {user.key!r} repeats an earlier one"
+            message = f"its key {shown(user.key)!r} repeats an earlier one"
             key = self._unique(user.key)
             return Outcome(key=key, name=user.name, status="failed", reason="refused", message=message)
         return [RosterEntry(self._unique(_label(user, place)), place, notes) for place in places]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ansible_bootstrap.cli.report import print_json, print_outcome, safe
+from ansible_bootstrap.cli.roster import shown
 from ansible_bootstrap.state.history import PastOutcome, RunSummary
 from ansible_bootstrap.state.lookback import Failures, LookBack, Period, RoleTimes
 
@@ -55,7 +56,7 @@ def print_past(name: str, past: Sequence[PastOutcome], *, as_json: bool) -> None
         console.print(f"{_when(item.started)}  {item.operation}{' (check)' if item.check else ''}")
         print_outcome(console, item.outcome, check=item.check)
     if not past:
-        console.print(f"Nothing is known of {safe(name)}.")
+        console.print(f"Nothing is known of {safe(shown(name))}.")
 
 
 def _runs(runs: Sequence[RunSummary]) -> Table:

@@ -37,6 +37,16 @@ def test_a_name_that_is_not_utf_8_is_refused_before_anything_is_done(
     assert "1 directory had a record" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["x" * 100_000, "x" * 100_000 + NO_TEXT])
+@pytest.mark.parametrize("command", ["forget", "accept", "status"])
+def test_a_name_of_any_length_is_cut_where_a_message_shows_it(
+    command: str, name: str, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli.main([command, name, "--config", config])
+    said = capsys.readouterr()
+    assert 0 < len(said.out + said.err) < 500
+
+
 @pytest.mark.parametrize(
     "args",
     [

@@ -7,6 +7,7 @@ Usage: ``python -S echo_apply.py CONTROL [--settings FILE]``. CONTROL is a JSON 
 ``revised``      whether that covers all (default true)
 ``delay``        seconds between ``accepted`` and the outcomes
 ``hang_at``      a name: its outcome, and those after it, never come
+``dies_at``      a name: the program ends there, without a last line
 ``fail``         names that fail
 ``hang``         storage hosts on which nothing is ever said
 ``down``         storage hosts on which nobody can be reached
@@ -53,6 +54,8 @@ sys.stdout.flush()
 time.sleep(control.get("delay", 0))
 failed = 0
 for user in request["users"]:
+    if user["name"] == control.get("dies_at"):
+        sys.exit(3)
     if user["name"] == control.get("hang_at"):
         sys.stdout.flush()
         note("hangs")

@@ -421,10 +421,10 @@ class Command:
             start_new_session=True,
         )
 
-    def finish(self, *args: str) -> str:
+    def finish(self, *args: str, status: int = 0) -> str:
         process = self.start(*args)
         out, err = process.communicate(timeout=90)
-        assert process.returncode == 0, out + err
+        assert process.returncode == status, out + err
         return out
 
 
@@ -481,3 +481,41 @@ async def test_one_that_is_interrupted_says_how_far_it_came(
     assert "interrupted with 45 of 100 users done; the same command again continues" in err
     assert "Traceback" not in err
     assert len(json.loads(out)) == 45
+
+
+# What the command says
+
+
+def test_a_batch_that_breaks_off_fails_its_users_and_the_command(evening: Evening, command: Command) -> None:
+    evening.applies(dies_at="u025")
+    said = command.finish("run", "--roster", "class.txt", status=1)
+    assert "100 users: 85 ok, 15 failed" in said
+    assert "failed: apply_failed 15" in said
+    assert "15 users alike: run echo: the apply program exited with 3 before its last line" in said
+
+
+def test_json_says_the_same_of_users_for_whom_nothing_had_to_be_done(
+    evening: Evening, command: Command
+) -> None:
+    first = json.loads(command.finish("run", "u001", "u002", "--json"))
+    again = json.loads(command.finish("run", "u001", "u002", "--json"))
+    assert len(evening.requests()) == 1
+    assert [outcome.keys() for outcome in again] == [outcome.keys() for outcome in first]
+    for key in ("key", "name", "status", "changed", "failed_role", "message", "storage_host", "directory"):
+        assert [outcome[key] for outcome in again] == [outcome[key] for outcome in first]
+    assert [(outcome["run"], outcome["seconds"]) for outcome in again] == [("", 0.0)] * 2
+
+
+def test_cells_of_any_length_are_cut_where_a_message_shows_them(evening: Evening, command: Command) -> None:
+    endless = "x" * 100_000
+    rows = [
+        f"{endless},",
+        f",{endless[:4000]}",
+        f"alice,{endless[:512]}",
+        f"bob,{endless[:512]}",
+        f"carol,{endless}",
+    ]
+    (evening.path / "endless.csv").write_text("\n".join(["name,key", *rows]))
+    said = command.finish("run", "--roster", "endless.csv", status=1)
+    assert "5 users: 1 ok, 4 failed" in said
+    assert max(map(len, said.splitlines())) < 300
