@@ -18,7 +18,7 @@ from ansible_bootstrap.dispatch.dispatcher import Dispatcher
 from ansible_bootstrap.errors import SettingsError
 from ansible_bootstrap.hub.current_fingerprints import CurrentFingerprints
 from ansible_bootstrap.hub.failure import why
-from ansible_bootstrap.hub.metrics import Metrics
+from ansible_bootstrap.hub.metrics import metrics_of
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 from ansible_bootstrap.run_record import RunRecord
@@ -72,10 +72,10 @@ class Core:
         )
         self.books = Bookkeeper(Ledger(config.state_dir, config.trust_for), config.log, config.place_digest())
         self._doubts: dict[tuple[str, str], str] = {}
-        """By storage host and name: the token of those whose clean-up has begun."""
+        """By storage host and name of users whose clean-up has begun: its token."""
         self.preparing: set[str] = set()
-        """Names of users whose login is just being looked at."""
-        self.metrics = Metrics(hosts=[config.storage_host] if isinstance(config.storage_host, str) else [])
+        """Names of users for whose login the work is just being begun."""
+        self.metrics = metrics_of(hosts=[config.storage_host] if isinstance(config.storage_host, str) else [])
         self._recorder = Recorder(History(config.state_dir, config.history_days), config.log)
         self.dispatcher = Dispatcher(
             self.client,
@@ -202,7 +202,7 @@ def is_active(users: Any, name: str) -> bool:
 
 
 def when_up(loop: asyncio.AbstractEventLoop) -> None:
-    """Do what an earlier hub has left, and make ready, without waiting for somebody to press Start."""
+    """Do what an earlier hub has left, and pre-compute what the first spawn needs, once the hub is up."""
     from jupyterhub.app import JupyterHub  # noqa: PLC0415 - heavy, and loaded wherever there is a hub
 
     app = JupyterHub.instance() if JupyterHub.initialized() else None

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from ansible_bootstrap.hub.metrics import Metrics
+from ansible_bootstrap.hub.metrics import metrics_of
 from ansible_bootstrap.run_record import RunRecord
 
 EXAMPLE = Path(__file__).parents[2] / "examples/monitoring"
@@ -48,7 +48,7 @@ QUERIES = [(rule["expr"], " ".join(rule["annotations"].values())) for rule in al
 def samples() -> dict[str, dict[str, set[str]]]:
     """Return the values of each label of each metric, of a hub that has seen something."""
     registry = CollectorRegistry()
-    metrics = Metrics(registry)
+    metrics = metrics_of(registry)
     metrics.watch(lambda: {"storage1": (1, 1.0)}, lambda: 0)
     metrics.record(RunRecord("r1", "bootstrap", "storage1", started=0.0, users=0))
     found: dict[str, dict[str, set[str]]] = {}

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from ansible_bootstrap.errors import REASONS
-from ansible_bootstrap.hub.metrics import MAX_HOSTS, OPERATIONS, Metrics
+from ansible_bootstrap.hub.metrics import MAX_HOSTS, OPERATIONS, metrics_of
 from ansible_bootstrap.protocol import Outcome
 from ansible_bootstrap.run_record import RunOutcome, RunRecord
 
@@ -32,7 +32,7 @@ class Scrape:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.metrics = Metrics(self.registry)
+        self.metrics = metrics_of(self.registry)
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"ansible_bootstrap_{name}", labels)
@@ -73,7 +73,7 @@ def test_every_reason_is_there_before_it_happens(scrape: Scrape) -> None:
             labels = {"operation": operation, "outcome": "failed", "reason": reason}
             assert scrape.value("users_total", **labels) == 0
     assert set(scrape.hosts("runs_total")) == {"localhost", "other"}
-    Metrics(scrape.registry, ["storage0"])
+    metrics_of(scrape.registry, ["storage0"])
     assert set(scrape.hosts("runs_total")) == {"localhost", "storage0", "other"}
     scrape.metrics.record(run(outcome("alice"), storage_host="storage1"))
     for state in get_args(RunOutcome):
@@ -147,7 +147,7 @@ def test_a_queue_that_cannot_be_read_takes_no_other_metric_along(
 
 def test_made_twice_it_is_the_same_numbers_and_the_last_queue(scrape: Scrape) -> None:
     scrape.metrics.watch(lambda: {"old": (1, 1.0)}, lambda: 0)
-    again = Metrics(scrape.registry)
+    again = metrics_of(scrape.registry)
     again.watch(lambda: {"new": (2, 2.0)}, lambda: 0)
     again.login()
     scrape.metrics.login()
