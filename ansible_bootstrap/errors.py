@@ -79,9 +79,6 @@ class RoleFailedError(AnsibleBootstrapError):
     """A required role failed for this user; details have role, task, host, message and run id."""
 
     reason = "role_failed"
-    message = (
-        "Your storage could not be prepared. Please try again; if it fails again, tell your administrator."
-    )
 
 
 class DeadlineError(AnsibleBootstrapError):
@@ -96,15 +93,6 @@ class ApplyError(AnsibleBootstrapError):
 
 
 BY_REASON: Final[dict[str, type[AnsibleBootstrapError]]] = {
-    cls.reason: cls
-    for cls in (
-        ApplyError,
-        RefusedError,
-        UnresolvedError,
-        SettingsError,
-        UnreachableError,
-        RoleFailedError,
-        DeadlineError,
-    )
+    cls.reason: cls for cls in AnsibleBootstrapError.__subclasses__()
 }
 """The class that stands for each reason of an outcome."""

@@ -24,12 +24,12 @@ import json
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     TypeAdapter,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
@@ -60,43 +60,20 @@ class User(_Wire):
     checked by the one name policy, ``plugins/module_utils/_names.py``.
     """
 
-    name: str
+    name: Annotated[str, AfterValidator(check_name)]
     """The hub's username."""
-    key: str = ""
+    key: Annotated[str, AfterValidator(lambda key: key and check_key(key))] = ""
     """Unique in the request, the caller's choice; the name if not given."""
-    directory: str | None = None
+    directory: Annotated[str, AfterValidator(check_directory)] | None = None
     """Absolute path of the user's directory on the storage host."""
     uid: Annotated[int, Field(ge=0, le=MAX_ID)] | None = None
     gid: Annotated[int, Field(ge=0, le=MAX_ID)] | None = None
-    storage_host: str | None = None
+    storage_host: Annotated[str, AfterValidator(check_host)] | None = None
     """A host of the inventory; never a group or a pattern."""
-    groups: tuple[str, ...] = Field(default=(), max_length=1000, strict=False)
+    groups: tuple[Annotated[str, AfterValidator(check_group)], ...] = Field(
+        default=(), max_length=1000, strict=False
+    )
     """The user's hub groups, for roles that want them."""
-
-    @field_validator("name")
-    @classmethod
-    def _name(cls, value: str) -> str:
-        return check_name(value)
-
-    @field_validator("key")
-    @classmethod
-    def _key(cls, value: str) -> str:
-        return check_key(value) if value else value
-
-    @field_validator("directory")
-    @classmethod
-    def _directory(cls, value: str | None) -> str | None:
-        return value if value is None else check_directory(value)
-
-    @field_validator("storage_host")
-    @classmethod
-    def _host(cls, value: str | None) -> str | None:
-        return value if value is None else check_host(value)
-
-    @field_validator("groups")
-    @classmethod
-    def _groups(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(check_group(group) for group in value)
 
     @model_validator(mode="after")
     def _default_key(self) -> User:

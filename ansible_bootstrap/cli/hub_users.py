@@ -8,12 +8,14 @@ command line, which every account of the machine can read.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
+
+from pydantic import BaseModel, Field, ValidationError
 
 from ansible_bootstrap.cli.roster import Record
 from ansible_bootstrap.errors import SettingsError, UnreachableError
@@ -25,7 +27,7 @@ TOKEN: Final = "JUPYTERHUB_API_TOKEN"  # noqa: S105 - a name
 URL: Final = "JUPYTERHUB_API_URL"
 
 PAGE: Final = 200
-"""Users of a page: the hub's own ``api_page_max_limit``; one that allows fewer sends fewer."""
+"""Users of a page: the hub's own ``api_page_max_limit``; a hub that allows fewer sends fewer."""
 
 MAX_PAGES: Final = 10_000
 MAX_BYTES: Final = 32 * 1024 * 1024
@@ -49,7 +51,27 @@ and the same token in the environment variable {TOKEN}; read:users:groups only i
 role, depends on groups"""
 
 OnPage = Callable[[int, int], None]
-"""Told how many users have been read, of how many."""
+"""Called with the number of users read so far, and of all."""
+
+
+class _User(BaseModel, strict=True):
+    name: Annotated[str, Field(min_length=1)]
+    groups: list[str] | None = None
+    """None where the token may not read them."""
+
+
+class _Next(BaseModel, strict=True):
+    offset: int
+
+
+class _Pagination(BaseModel, strict=True):
+    total: int
+    next: _Next | None
+
+
+class _Page(BaseModel, strict=True):
+    items: Annotated[list[_User], Field(max_length=PAGE)]
+    pagination: Annotated[_Pagination, Field(alias="_pagination")]
 
 
 def hub_users(url: str, on_page: OnPage = lambda read, total: None) -> Iterator[Record]:
@@ -76,19 +98,19 @@ def hub_users(url: str, on_page: OnPage = lambda read, total: None) -> Iterator[
         seen: set[str] = set()
         for _ in range(MAX_PAGES):
             page = _page(session, url, offset)
-            about = page["_pagination"]
-            for user in page["items"]:
-                if user["name"] not in seen:
-                    seen.add(user["name"])
-                    yield _record(user)
-            on_page(len(seen), about["total"])
-            gone, before = before - about["total"], about["total"]
+            for user in page.items:
+                if user.name not in seen:
+                    seen.add(user.name)
+                    yield user.model_dump(exclude_none=True)
+            total, following = page.pagination.total, page.pagination.next
+            on_page(len(seen), total)
+            gone, before = before - total, total
             if (
                 gone > 0
-            ):  # Everybody behind those has moved forward, some of them out of this page into the last.
+            ):  # The users behind the deleted ones have moved forward, some into a page that has been read.
                 offset = max(0, offset - gone)
-            elif about["next"] is not None:
-                offset = about["next"]["offset"]
+            elif following is not None:
+                offset = following.offset
             else:
                 return
         raise UnreachableError(f"{url} does not come to an end after {MAX_PAGES} pages")
@@ -151,7 +173,7 @@ def _prepare(session: requests.Session, url: str, token: str) -> None:
     session.trust_env = not _is_loopback(url)  # A proxy has no business between us and this machine.
 
 
-def _page(session: requests.Session, url: str, offset: int) -> dict[str, Any]:
+def _page(session: requests.Session, url: str, offset: int) -> _Page:
     import requests  # noqa: PLC0415
 
     try:
@@ -166,24 +188,21 @@ def _page(session: requests.Session, url: str, offset: int) -> dict[str, Any]:
             body = _body(answer, url)
     except requests.RequestException as error:
         raise UnreachableError(
-            f"no hub answers at {url} ({type(error).__name__}): is it running? Its API's URL is said with --hub-url "
-            f"or {URL}"
+            f"no hub answers at {url} ({type(error).__name__}): is it running? Give its API's URL with "
+            f"--hub-url or in {URL}"
         ) from None
     if answer.status_code in (401, 403):
         what = "does not know the token" if answer.status_code == 401 else "does not let it list users"
         raise SettingsError(
             f"the hub at {url} {what} ({answer.status_code}); it needs the scope list:users, {HOW}"
         )
-    try:
-        page = json.loads(body) if answer.status_code == 200 else None
-    except (ValueError, RecursionError):  # no JSON, a number without end, or lists in lists in lists
-        page = None
-    if not _is_page(page):
-        raise UnreachableError(
-            f"{url} is no API of a JupyterHub (status {answer.status_code}); its URL is like "
-            "http://127.0.0.1:8081/hub/api, and is said with --hub-url"
-        )
-    return page
+    if answer.status_code == 200:
+        with contextlib.suppress(ValidationError):
+            return _Page.model_validate_json(body)
+    raise UnreachableError(
+        f"{url} is no API of a JupyterHub (status {answer.status_code}); its URL is like "
+        "http://127.0.0.1:8081/hub/api: give it with --hub-url"
+    )
 
 
 def _body(answer: requests.Response, url: str) -> bytes:
@@ -193,23 +212,6 @@ def _body(answer: requests.Response, url: str) -> bytes:
         if len(body) > MAX_BYTES:
             raise UnreachableError(f"{url} answers with more than {MAX_BYTES} bytes, as no hub does")
     return bytes(body)
-
-
-def _is_page(page: Any) -> TypeGuard[dict[str, Any]]:
-    try:
-        about = page["_pagination"]
-        items = page["items"]
-        following = about["next"] is None or isinstance(about["next"]["offset"], int)
-        named = all(isinstance(item["name"], str) and item["name"] for item in items)
-        return following and named and isinstance(about["total"], int) and len(items) <= PAGE
-    except (TypeError, KeyError):
-        return False
-
-
-def _record(user: Mapping[str, Any]) -> Record:
-    """The name, and the groups where the token may read them."""
-    groups = user.get("groups")
-    return {"name": user["name"], "groups": groups} if isinstance(groups, list) else {"name": user["name"]}
 
 
 def _is_loopback(url: str) -> bool:
