@@ -112,8 +112,10 @@ def test_a_directory_is_refused_and_a_pipe_is_read(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_the_same_name_on_two_hosts_is_two_users(tmp_path: Path) -> None:
-    assert len(roster(tmp_path, "name,storage_host\nalice,a\nalice,b\nalice,b\n")) == 2
+@pytest.mark.parametrize("column", ["storage_host", "directory", "key"])
+def test_the_same_name_with_another_place_or_key_is_another_record(tmp_path: Path, column: str) -> None:
+    rows = roster(tmp_path, f"name,{column}\nalice,/a\nalice,/b\nalice,/b\n")
+    assert [row[column] for row in rows] == ["/a", "/b"]
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\x00"])
