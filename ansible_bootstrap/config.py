@@ -1,13 +1,12 @@
 """``c.AnsibleBootstrap``: every setting, as a traitlet with help.
 
-Two kinds live here side by side, because an admin has one configuration file:
+Two kinds of settings are here, because an admin has one configuration file:
 
-* the **hub's own**: which spawner to ask, how long to wait, where to keep the history;
-* the **apply side's** (:data:`APPLY_SIDE`, the keys of ``settings.ApplySettings``): what is done to
-  a user's storage. Their traits are made from its fields, so that a setting is described once. With the embedded
-  apply program, those that are not defaults are handed over in a file of mode 0600. Behind a boundary (another
-  ``apply_command``) the apply program believes nothing from its caller, and setting one here is an
-  error rather than silently without effect.
+* the **hub's own**: how long a spawn waits, where the history is kept;
+* the **apply side's** (:data:`APPLY_SIDE`, the keys of ``settings.ApplySettings``): what is done to a user's storage.
+  Their traits are made from the fields of that model, so a setting is described once. An embedded apply program gets
+  the values that are not defaults in a file of mode 0600. Behind a boundary (another ``apply_command``) the apply
+  program takes no settings from its caller, and setting one here is an error.
 """
 
 from __future__ import annotations
@@ -30,14 +29,11 @@ from traitlets.config.loader import LazyConfigValue
 
 from ansible_bootstrap.errors import SettingsError
 from ansible_bootstrap.protocol import MAX_USERS
-from ansible_bootstrap.settings import ApplySettings, RoleSetting, make_settings, settings_name
+from ansible_bootstrap.settings import SYSTEM_FILE, ApplySettings, RoleSetting, make_settings, settings_name
 from ansible_bootstrap.state.directory import default_state_dir, ensure_state_dir, write_private
 
 EMBEDDED_COMMAND: Final = (sys.executable, "-I", "-m", "ansible_bootstrap.apply")
 """The apply program as a child of the hub, under the hub's own account."""
-
-SYSTEM_SETTINGS: Final = "/etc/ansible-bootstrap/settings.yml"
-"""Where an apply program behind a boundary reads its settings."""
 
 DEFAULT_CLEANUP_DELAY: Final = 5.0
 
@@ -71,8 +67,8 @@ class AnsibleBootstrap(SingletonConfigurable):
         default_value="localhost",
         help="""
         The inventory host on which users' directories live: a name, or ``callable(spawner) -> name``
-        (may be async). Users on different hosts are bootstrapped at the same time, those on one host
-        together in batches. Default: ``localhost``, the machine on which the apply program runs.
+        (may be async). Storage hosts are worked on at the same time, the users of one host in batches.
+        Default: ``localhost``, the machine on which the apply program runs.
         """,
     ).tag(config=True)
 
@@ -82,19 +78,19 @@ class AnsibleBootstrap(SingletonConfigurable):
         minlen=1,
         help="""
         The command that applies the roles, as a list; the program by its absolute path. By default it
-        runs under the hub's own account. To cross to another account or machine, take the command of
-        ``examples/behind-sudo`` or ``examples/behind-ssh`` to the letter (naming the interpreter itself in
-        sudoers would hand root to the hub's account); the program then reads
-        ``/etc/ansible-bootstrap/settings.yml`` there, and ``storage_root``, ``roles`` and their like must not
-        be set here.
+        runs under the hub's own account. For another account or machine, copy the command of
+        ``examples/behind-sudo`` or ``examples/behind-ssh`` exactly (a sudoers line that names the interpreter
+        itself would give root to the hub's account). The program then reads
+        ``/etc/ansible-bootstrap/settings.yml`` there, and ``storage_root``, ``roles`` and the other settings of
+        that file must not be set here.
         """,
     ).tag(config=True)
 
     state_dir = Unicode(
         help="""
-        Directory for the history, for clean-ups that wait and for what is handed to the apply program; made
-        with mode 0700 if missing. Default: ``/var/lib/ansible-bootstrap`` as root, else the account's own state
-        directory (``~/.local/state/ansible-bootstrap``).
+        Directory for the record of complete users, the history, waiting clean-ups and the apply program's
+        settings; made with mode 0700 if missing. Default: ``/var/lib/ansible-bootstrap`` as root, else the account's
+        own state directory (``~/.local/state/ansible-bootstrap``).
         """,
     ).tag(config=True)
 
@@ -103,8 +99,8 @@ class AnsibleBootstrap(SingletonConfigurable):
         min=0.1,
         help="""
         Seconds after which a spawn that still waits for its storage fails with a message to try
-        again. Also the longest that one run may take. Default: 120. The hub has no limit of its own
-        here: ``start_timeout`` begins after it.
+        again. A run that takes longer is stopped. Default: 120. The hub has no limit of its own here:
+        ``start_timeout`` begins after the hook.
         """,
     ).tag(config=True)
 
@@ -122,9 +118,9 @@ class AnsibleBootstrap(SingletonConfigurable):
         ["changed", "always"],
         default_value="changed",
         help="""
-        ``changed`` (default): a user who is complete costs no run, until a role, a setting, the place of their storage
-        or the directory itself (as this machine sees it) has changed, or ``ansible-bootstrap forget`` was told their
-        name. ``always``: every spawn is a run, for site roles that must do something each time.
+        ``changed`` (default): a complete user needs no run until a role, a setting, the place of their storage or the
+        directory itself (as this machine sees it) changes, or until ``ansible-bootstrap forget NAME``. ``always``:
+        every spawn needs a run, for site roles that must do something each time.
         """,
     ).tag(config=True)
 
@@ -132,8 +128,8 @@ class AnsibleBootstrap(SingletonConfigurable):
         86400.0,
         min=0.0,
         help="""
-        Seconds for which a user counts as complete where this machine cannot see the storage, as on a remote
-        storage host; after that, the next spawn is a run. Default: 86400, a day.
+        Seconds for which a user counts as complete if this machine cannot see the storage, as on a remote storage
+        host. After that, the next spawn needs a run. Default: 86400, a day.
         """,
     ).tag(config=True)
 
@@ -158,16 +154,16 @@ class AnsibleBootstrap(SingletonConfigurable):
         min=1,
         max=MAX_USERS,
         help="""
-        Most users in one run. Default: 500. Whoever is beyond it goes into the next run. Where runs take long, they
-        become smaller by themselves.
+        Most users in one run. Default: 500. Further users go into the next run. If runs take long, the hub makes them
+        smaller.
         """,
     ).tag(config=True)
 
     max_runs = Int(
         min=1,
         help="""
-        Most runs at once, over all storage hosts. Default: twice the number of cores, at least 4. A run that gives no
-        sign for 10 seconds does not count, up to four times as many in all.
+        Most runs at once, over all storage hosts. Default: twice the number of cores, at least 4. A run that has
+        reported nothing for 10 seconds is not counted; four times as many is the limit with those.
         """,
     ).tag(config=True)
 
@@ -175,9 +171,9 @@ class AnsibleBootstrap(SingletonConfigurable):
         ["refuse", "allow"],
         default_value="refuse",
         help="""
-        What happens to a user who was deleted in the hub and made again, or has a name that another user had, and so
-        may be somebody else: ``refuse`` (default): no server starts until ``ansible-bootstrap accept NAME`` says
-        that the directory is theirs. ``allow``: whoever has the name has the directory.
+        A user who was deleted in the hub and made again, or has a name that another user had, may be another person.
+        ``refuse`` (default): their server does not start until ``ansible-bootstrap accept NAME`` confirms that the
+        directory is theirs. ``allow``: the user of that name gets the directory.
         """,
     ).tag(config=True)
 
@@ -185,11 +181,10 @@ class AnsibleBootstrap(SingletonConfigurable):
         None,
         allow_none=True,
         help="""
-        Where a user's storage is, if the spawner cannot say or says it wrongly:
+        Where a user's storage is, if the spawner cannot tell or is wrong:
         ``callable(spawner) -> Place`` or a dict with any of ``directory``, ``uid``, ``gid``,
         ``storage_host``, ``groups`` (may be async; it runs on the hub's event loop, so it must not
-        block). What a dict leaves out, the settings fill in. None from it: ask the spawner after all.
-        Default: ask the spawner.
+        block). The settings fill in what is left out. If it returns None, the spawner is asked, as by default.
         """,
     ).tag(config=True)
 
@@ -198,9 +193,9 @@ class AnsibleBootstrap(SingletonConfigurable):
         min=0.0,
         allow_none=True,
         help="""
-        Seconds in which servers' stops are gathered into one clean-up; it comes one to two of these
-        after the stop. Default: 5 if ``cleanup_roles`` is set here, else no clean-up at all. Behind another
-        ``apply_command`` the hub cannot see ``cleanup_roles``: set this to have clean-ups run.
+        Seconds in which the stops of servers are gathered into one clean-up; it begins one to two times that
+        after a stop. Default: 5 if ``cleanup_roles`` is set here, else there are no clean-ups. Behind another
+        ``apply_command`` the hub cannot see ``cleanup_roles``: set this to have clean-ups.
         """,
     ).tag(config=True)
 
@@ -276,7 +271,7 @@ class AnsibleBootstrap(SingletonConfigurable):
         if given and not self.embedded:
             names = ", ".join(f"c.AnsibleBootstrap.{name}" for name in sorted(given))
             raise SettingsError(
-                f"{names}: with an apply_command of your own the apply program reads {SYSTEM_SETTINGS} "
+                f"{names}: with an apply_command of your own the apply program reads {SYSTEM_FILE} "
                 "and nothing from the hub; move them there"
             )
         if self.embedded and "storage_root" not in given:

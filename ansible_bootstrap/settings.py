@@ -1,12 +1,12 @@
 """The apply side's settings: one model, two sources.
 
 * Embedded (the hub and the apply program are the same user): the hub writes its values to a file
-  of mode 0600 and passes ``--settings FILE``. The file is named after the digest of its content, and is not
-  believed if the two differ: two hubs or commands that share a directory never read each other's.
+  of mode 0600 and passes ``--settings FILE``. The file is named after the digest of its content, and is
+  refused if the two differ: two hubs or commands that share a directory never read each other's.
 * Behind a boundary (sudo, ssh): ``/etc/ansible-bootstrap/settings.yml`` and nothing from the caller.
 
-The file is believed only if nobody but its owner could have written it, and its owner is root or
-the user the program runs as. Both sources hold the same keys, those of ``c.AnsibleBootstrap``.
+The file is refused unless only its owner can write it, and its owner is root or the user the program
+runs as. Both sources hold the same keys, those of ``c.AnsibleBootstrap``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,20 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ansible_bootstrap.errors import SettingsError
 from ansible_bootstrap.protocol import MAX_ID, describe_validation
 from ansible_bootstrap.storage._errors import StorageError
-from ansible_bootstrap.storage._names import NameRefusedError, check_directory
+from ansible_bootstrap.storage._names import check_directory
 from ansible_bootstrap.storage._plan import BUILT_IN_ROLES, make_plan
 from ansible_bootstrap.storage._ways import open_way
 
@@ -41,10 +49,10 @@ _ENVIRONMENT: Final = (
 Id = Annotated[int, Field(ge=1, le=MAX_ID)]
 
 _PER_USER: Final = frozenset({"username", "user_dir", "user_uid", "user_gid", "user_groups", "storage_host"})
-"""What a site role finds about its user; as an extra var it would hold for everybody."""
+"""Variables of one user that a site role finds; as an extra var each would hold for all users."""
 
 _PER_ROLE: Final = frozenset(f"{role}_users" for role in BUILT_IN_ROLES)
-"""The lists of users of our roles, which are the batch; a user who is missing in another list would pass for done."""
+"""The lists of users of our roles, which are the batch; a user who is missing in another list would count as done."""
 
 
 class RoleSetting(BaseModel):
@@ -65,7 +73,7 @@ class ApplySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    storage_root: str
+    storage_root: Annotated[str, AfterValidator(check_directory)]
     """Absolute path on the storage host below which all users' directories lie. It must exist."""
     roles: tuple[RoleSetting, ...] = (RoleSetting(role="user_dir"),)
     """The roles that bootstrap a user, in order: a name, or a dict with ``role``, ``on_failure`` (``block``, the
@@ -125,14 +133,6 @@ class ApplySettings(BaseModel):
             return value
         raise ValueError("a number, 'nss' or 'request'")
 
-    @field_validator("storage_root")
-    @classmethod
-    def _root(cls, value: str) -> str:
-        try:
-            return check_directory(value)
-        except NameRefusedError as error:
-            raise ValueError(f"{error} (storage_root)") from None
-
     @field_validator("extra_vars")
     @classmethod
     def _extra_vars(cls, value: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +190,7 @@ def load_settings(path: Path = SYSTEM_FILE, *, private: bool = False) -> ApplySe
             data = file.read()
         if _BY_DIGEST.match(path.name) and path.name != settings_name(data):
             raise SettingsError(
-                f"{path}: changed by somebody, for its name is not that of its content: remove it"
+                f"{path}: was changed, for its name is not the digest of its content: remove it"
             )
         raw = yaml.safe_load(data.decode("utf-8"))
     except OSError as error:

@@ -3,7 +3,7 @@
 ``python -I -m ansible_bootstrap.apply`` reads one request (see ``protocol.py``) from stdin, runs
 the playbook, and writes events to stdout and its log to stderr. It trusts nothing in the request,
 takes nothing from its environment or working directory, and knows one argument, ``--settings FILE``,
-for a hub that is the same user; whoever puts it behind sudo or ssh fixes its arguments there.
+for a hub that is the same user; a sudoers line or a forced command of ssh fixes its arguments.
 
 **Spare.** With ``--settings FILE --spare`` it waits for its request without limit, and has started a run meanwhile that
 waits too (``runner.py``). The end of stdin then means that it is not needed. The settings are read again when the
@@ -115,7 +115,7 @@ def _serve_one(argv: list[str], spare: bool, end: Callable[[], None]) -> int:
     except AnsibleBootstrapError as error:
         with contextlib.suppress(
             OSError, Stopped
-        ):  # where nobody hears it, the log and the status still tell
+        ):  # the log and the exit status still tell a caller that does not read
             emit(Refused(reason=error.reason, message=error.details or error.message))
         return _conclude(f"refused: {error.details or error.message}", EXIT_REFUSED)
     except (Stopped, BrokenPipeError) as stop:
@@ -248,7 +248,7 @@ def _serve(settings: ApplySettings, request: Request, ahead: _Ahead | None, end:
 def _left(
     roles: Sequence[RoleSetting], fingerprints: Sequence[RoleFingerprint], done: Mapping[str, str]
 ) -> tuple[RoleSetting, ...]:
-    """Return the roles that somebody may not have yet, by what the caller remembers of their fingerprints."""
+    """Return the roles that some user may lack, by the fingerprints that the caller remembers."""
     return tuple(
         role
         for role, now in zip(roles, fingerprints, strict=True)
@@ -294,7 +294,7 @@ def _only_host(users: list[User]) -> str:
 
 
 def _settings(argv: list[str]) -> ApplySettings:
-    """Return the settings: the admin's, for whoever stands before the boundary, or those of the same user."""
+    """Return the settings: the system's for a caller before the boundary, or those of a caller of the same user."""
     match argv:
         case []:
             settings = load_settings()

@@ -1,7 +1,7 @@
 """Whether the privilege boundary holds: nobody but root could have changed what the apply program runs.
 
 An apply program behind sudo or ssh is as trustworthy as the files it is made of. One directory on the
-way that another account can write to, and that account is root. So every path that root executes or
+way that another account can write to gives root to that account. So every path that root executes or
 reads there is followed component by component, through links, and each must belong to root (or to the
 account the program runs as) and be writable by nobody else.
 

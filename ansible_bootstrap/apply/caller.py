@@ -19,6 +19,7 @@ from typing import Final, NoReturn
 from ansible_bootstrap.apply import runner
 from ansible_bootstrap.errors import RefusedError
 from ansible_bootstrap.protocol import MAX_REQUEST_BYTES, Event
+from ansible_bootstrap.storage._errors import printable
 from ansible_bootstrap.storage._priority import step_back
 
 WRITE_TIMEOUT: Final = 30.0
@@ -32,9 +33,8 @@ _TERMINAL_SIGNALS: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 def log(text: str) -> None:
     """Write to the admin's log, one line a line, control characters escaped."""
     for line in text.splitlines():
-        safe = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
         with contextlib.suppress(OSError):
-            _write(2, f"{safe}\n".encode("utf-8", "backslashreplace"))
+            _write(2, f"{printable(line)}\n".encode("utf-8", "backslashreplace"))
 
 
 def harden() -> None:

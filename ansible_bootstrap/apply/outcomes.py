@@ -6,7 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ansible_bootstrap.apply.caller import emit, log
 from ansible_bootstrap.errors import Reason
@@ -17,7 +17,7 @@ EXIT_SOME_FAILED: Final = 1
 
 
 class Batch:
-    """The users of this run and what has become of them; each gets exactly one outcome."""
+    """The users of this run and their outcomes; each user gets exactly one."""
 
     def __init__(self, run: str, storage_host: str, users: list[User]) -> None:
         self.run = run
@@ -52,8 +52,7 @@ class Batch:
             elif kind == "over":
                 self.over = True
             elif kind == "outcome" and data["key"] in self.waiting:
-                seconds = self._seconds()
-                self.finish(Outcome(run=self.run, storage_host=self.storage_host, seconds=seconds, **data))
+                self._finish(**data)
 
     def finish(self, outcome: Outcome) -> None:
         """Pass one user's outcome on."""
@@ -67,39 +66,21 @@ class Batch:
         emit(OutcomeEvent(outcome=outcome))
 
     def nothing_left(self) -> None:
-        """Everybody has every role already."""
-        for user in list(self.waiting.values()):
-            self.finish(
-                Outcome(
-                    key=user.key,
-                    name=user.name,
-                    status="ok",
-                    run=self.run,
-                    storage_host=self.storage_host,
-                    directory=user.directory or "",
-                )
-            )
+        """All users have every role already."""
+        self._finish_all(status="ok")
 
     def give_up(self, message: str) -> None:
-        """Fail whoever has no outcome: silence is never success."""
+        """Fail all users who have no outcome: silence is never success."""
         reason, message = self.lost or ("apply_failed", message)
-        for user in list(self.waiting.values()):
-            self.finish(
-                Outcome(
-                    key=user.key,
-                    name=user.name,
-                    status="failed",
-                    reason=reason,
-                    message=message,
-                    run=self.run,
-                    storage_host=self.storage_host,
-                    directory=user.directory or "",
-                    seconds=self._seconds(),
-                )
-            )
+        self._finish_all(status="failed", reason=reason, message=message)
 
-    def _seconds(self) -> float:
-        return round(time.monotonic() - self._start, 3)
+    def _finish_all(self, **what: Any) -> None:
+        for user in list(self.waiting.values()):
+            self._finish(key=user.key, name=user.name, directory=user.directory or "", **what)
+
+    def _finish(self, **what: Any) -> None:
+        seconds = round(time.monotonic() - self._start, 3)
+        self.finish(Outcome(run=self.run, storage_host=self.storage_host, seconds=seconds, **what))
 
     def end(self) -> int:
         """Say that this was all; return the exit status."""

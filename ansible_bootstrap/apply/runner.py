@@ -1,8 +1,8 @@
 """Run a playbook of the collection with ansible-runner. Nothing else imports ansible_runner.
 
 ansible-runner gives the run its process, terminal and artifacts. It is trusted with nothing else:
-its events are parsed out of what tasks print, and printed text can forge them, so who converged is
-read from the file of the ``outcomes`` callback instead.
+its events are parsed out of what tasks print, and printed text can forge them, so the users' outcomes
+are read from the file of the ``outcomes`` callback instead.
 
 A run may be started before there is a request. Half of a small run is Ansible's start: the interpreter, the imports,
 the configuration, the playbook. A run that *waits* has all of that behind it when the request comes. It stops before
@@ -55,7 +55,7 @@ _CONFIGURATION: Final = "[defaults]\ninternal_poll_interval = 0.005\n"
 tenth less for the processors to do, which a hub in a storm needs itself."""
 
 _PATIENCE: Final = 2
-"""Seconds that a batch waits for one who takes much longer than all others; the caller does that user alone then."""
+"""Seconds that a batch waits for a user who takes much longer than all others; the caller then runs that user alone."""
 
 _MAX_SSH_FORKS: Final = 8
 """More sessions over one connection are refused by sshd (MaxSessions is 10)."""

@@ -2,8 +2,8 @@
 
 A caller before the boundary may start as many as it likes, and each holds memory from its first moment. So each takes
 one of a fixed number of slots before it reads anything: a lock on a file beside the directories of runs, which the
-kernel drops when the process ends, however it ends. The number is no setting, for settings are read by who has a slot.
-A spare, whose caller is the same user, takes one when its request has come: hubs that idle keep nobody out.
+kernel drops when the process ends, however it ends. The number is no setting, for settings are read only with a slot.
+A spare, whose caller is the same user, takes one when its request has come: hubs that idle hold none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``ansible-bootstrap run`` prints: how far it is, and what became of everybody."""
+"""What ``ansible-bootstrap run`` prints: its progress, and the outcomes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from rich.progress import Progress as Bar
 
 from ansible_bootstrap.cli.roster import shown
 from ansible_bootstrap.protocol import Outcome
+from ansible_bootstrap.storage._errors import printable
 
 LISTED: Final = 50
-"""Up to so many users each gets a line; beyond, only those who failed."""
+"""Up to so many users have a line each; if there are more, only failed users have one."""
 
 ALIKE: Final = 5
-"""More users than this who failed for one and the same reason share a line."""
+"""More users than this that failed for the same reason share a line."""
 
 LINE_SECONDS: Final = 10.0
 """Between two lines of progress where there is no terminal."""
@@ -89,7 +90,7 @@ class Progress:
         """
         self.failed += outcome.status == "failed"
         self._known += known
-        self._worked += bool(outcome.run)  # Who was refused or left out took no time.
+        self._worked += bool(outcome.run)  # A user who was refused or skipped took no time.
         self.reach(self.done + 1, self._total)
 
     def reach(self, done: int, total: int | None) -> None:
@@ -121,7 +122,7 @@ class Progress:
 
 
 class Results:
-    """What became of everybody. Those who are ok are counted, not kept, so that a list may be long.
+    """The outcomes. In a long list, outcomes of users who are ok are counted, not kept.
 
     Args:
         total: how many there will be; of a small number each has a line.
@@ -167,7 +168,7 @@ class Results:
             self._notes.update(outcome.notes)
 
     def print(self, seconds: float) -> None:
-        """Print a line a user (all of a small batch, else who failed) and a summary; or the JSON list."""
+        """Print a line for each user (in a long list: for failed users) and a summary; or the JSON list."""
         if self._spool is not None:
             self._spool.seek(0)
             print("[", end="")
@@ -230,7 +231,7 @@ def print_outcome(console: Console, outcome: Outcome, *, check: bool) -> None:
 
 def safe(text: str) -> str:
     """Return text for a terminal: no control characters, no markup."""
-    return escape("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))
+    return escape(printable(text))
 
 
 def print_json(data: Any) -> None:

@@ -55,7 +55,7 @@ class Roster:
             yield from ({"name": name} for name in _names(self._text))
             return
         try:
-            yield from (_record(row) for row in self._rows() if any(_has_text(cell) for cell in row.values()))
+            yield from (record for record in map(_record, self._rows()) if not _is_empty(record))
         except csv.Error as error:  # A quote that is never closed, say, makes one cell of the rest.
             raise RefusedError(f"{self._path}: not CSV: {error}") from None
 
@@ -88,7 +88,7 @@ class Roster:
 
 
 def distinct(records: Iterable[Record]) -> Iterator[Record]:
-    """Yield the records without those that ask for the same again: the first one counts."""
+    """Yield the records without repetitions: of records of the same user and place, the first counts."""
     seen: set[str | tuple[str, ...]] = set()
     for record in records:
         other = tuple(str(record.get(field, "")) for field in _OTHERS)
@@ -133,8 +133,8 @@ def _record(row: dict[str, Any]) -> Record:
     return record
 
 
-def _has_text(cell: Any) -> bool:
-    return bool(cell.strip() if isinstance(cell, str) else cell)
+def _is_empty(record: Record) -> bool:
+    return all(value in ("", []) for value in record.values())
 
 
 def _is_number(text: str) -> bool:

@@ -1,8 +1,8 @@
-"""Where the storage of those is who are named on the command line: roster, ledger, or a detached spawner.
+"""Where the storage of users is that a command names: by the roster, the ledger, or a spawner made without a hub.
 
-What a roster's columns say is the admin's word and wins. What they leave open comes from the places that the user's
-servers last had, each of them, for named servers may have storage of their own; and for who has never had a server
-under the present settings, from a spawner object made for the purpose (``places/offline.py``).
+A roster's columns are the admin's word and win. What they leave open comes from the ledger: the places that each of the
+user's servers last had, for named servers may have storage of their own. For a user without a server so far under the
+present settings it comes from a spawner object made for the purpose (``places/offline.py``).
 """
 
 from __future__ import annotations

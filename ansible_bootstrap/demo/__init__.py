@@ -30,7 +30,7 @@ TUTORIAL: Final = HERE / "tutorial"
 PROXY_PACKAGE: Final = "configurable-http-proxy@^5"
 UID: Final = 1000
 GID: Final = 100
-"""Whose the directories are if the demo runs as root; those of Jupyter's container images."""
+"""Owner and group of the directories if the demo runs as root; as in Jupyter's container images."""
 
 START_TIMEOUT: Final = 60.0
 """Seconds for the hub to answer."""

@@ -1,12 +1,11 @@
 """At login: begin the work, so that it is done when the student presses Start.
 
-Nobody waits for it, and whatever goes wrong with it is a line in the log: the spawn's own hook finds out again, and
-wins. It is left to the spawn, too, where it cannot be told yet whose storage is where: if the user's last server had
-its storage in another place than the spawner says now (a profile that was chosen on the spawn page, say).
+No login waits for the work, and every failure of it is only a line in the log: the spawn's own hook decides. If the
+user's last server had its storage in another place than the spawner says now, the work is left to the spawn, too: the
+user may choose another profile on the spawn page.
 
-Of whom the ledger says that they need nothing where they were last, nothing else is asked: most who log in are such,
-many at once, and the hook looks anyway. What has become of a directory or of somebody's groups since, the spawn finds
-out.
+If the ledger says that the user is complete at the last place, nothing else is asked. That is so for most logins, many
+come at once, and the spawn's hook looks at the directory and at the user's groups anyway.
 
 Source: ``Authenticator.get_authenticated_user`` calls the hook when all checks have passed, but before the hub
 has made the user (``BaseHandler.auth_to_user``).
@@ -53,7 +52,7 @@ def _begin(authenticator: Any, handler: Any, auth_model: Any) -> None:
         return
     core = make_core(authenticator.config, settings)
     name = auth_model["name"]
-    # Who logs in again and again has one such work at a time.
+    # One job at a time for a user who logs in again and again.
     if core.config.at_login and not core.config.observing and name not in core.preparing:
         core.preparing.add(name)
         core.start(_prepare(core, handler, name))

@@ -1,9 +1,8 @@
 """What the student sees while the storage is prepared: the spawn page's bar and its sentences.
 
-Two things that the page cannot know. Whatever a spawner says first, the page shows at once in the place of our last
-sentence; so a notice that is meant to be read ("you can work without it") stays beside the spawner's own events. And
-it takes the hub some moments to say that a spawn has failed, in which a spawner would announce the server that does
-not come.
+The page shows one sentence at a time, so the spawner's first event replaces our last one. A notice that is to be read
+("you can work without it") is therefore repeated beside each of the spawner's events. After a failure the spawner's
+events are left out: they would announce a server that does not come, until the hub says that the spawn has failed.
 """
 
 from __future__ import annotations
