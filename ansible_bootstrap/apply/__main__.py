@@ -34,7 +34,6 @@ from typing import Final
 from ansible_bootstrap.apply import runner
 from ansible_bootstrap.apply.boundary import enforce_boundary
 from ansible_bootstrap.apply.caller import (
-    STOP_SIGNALS,
     Stopped,
     can_be_read,
     emit,
@@ -91,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
             log("refused: stdin, stdout and stderr must be pipes, sockets, terminals or /dev/null, not files")
         return EXIT_REFUSED
     try:
-        return keep(functools.partial(_serve_one, argv, spare), STOP_SIGNALS, log, fault=EXIT_FAULT)
+        return keep(functools.partial(_serve_one, argv, spare), fault=EXIT_FAULT)
     except (OSError, StorageError) as error:
         log(f"no request can be served: {error}")
         return EXIT_FAULT

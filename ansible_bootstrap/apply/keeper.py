@@ -14,29 +14,22 @@ from __future__ import annotations
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
+from ansible_bootstrap.apply.caller import STOP_SIGNALS, log
 from ansible_bootstrap.apply.descendants import end_descendants
 from ansible_bootstrap.storage._as_user import PR_SET_PDEATHSIG, prctl
 from ansible_bootstrap.storage._ending import Group, become_subreaper, make_group
 from ansible_bootstrap.storage._priority import keep_back
 
 
-def keep(
-    serve: Callable[[Callable[[], None]], int],
-    signals: Iterable[int],
-    log: Callable[[str], None],
-    *,
-    fault: int,
-) -> int:
+def keep(serve: Callable[[Callable[[], None]], int], *, fault: int) -> int:
     """Have a child serve the request; return its exit status.
 
-    To be called without other threads, and with the signals blocked, which ``serve`` unblocks.
+    To be called without other threads, and with the stop signals blocked, which ``serve`` unblocks.
 
     Args:
         serve: what the child does; returns its exit status. It is given a function that ends all that it has started.
-        signals: those that stop a run; passed on to the child.
-        log: writes to the admin's log.
         fault: the exit status if the child is killed.
 
     Raises:
@@ -55,11 +48,11 @@ def keep(
             log(traceback.format_exc())
         finally:
             os._exit(status)  # without waiting for threads that wait for others
-    for number in signals:
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: os.kill(pid, number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # its pid may be another's from here on
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # its pid may be another's from here on
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status < 0:
         log(

@@ -10,7 +10,6 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from types import TracebackType
 from typing import Any, Final
 
 from rich.console import Console
@@ -28,26 +27,22 @@ LISTED: Final = 50
 ALIKE: Final = 5
 """More users than this that failed for the same reason share a line."""
 
-LINE_SECONDS: Final = 10.0
+LINE_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
 
 
 class Progress:
-    """How far it is, on stderr: a bar on a terminal, else a line now and then, so that a cron job's mail has it.
+    """The progress on stderr: a bar on a terminal, else a line now and then, for the mail of a cron job, say.
 
     Args:
-        what: is being done.
+        what: what is being done.
         total: how many outcomes there will be, if that is known.
-        quiet: whether nothing is said.
-        every: seconds between two lines where there is no terminal.
+        quiet: print nothing.
     """
 
-    def __init__(
-        self, what: str, total: int | None = None, *, quiet: bool = False, every: float = LINE_SECONDS
-    ) -> None:
+    def __init__(self, what: str, total: int | None = None, *, quiet: bool = False) -> None:
         self._what = what
         self._lines = not quiet and not sys.stderr.isatty()
-        self._every = every
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -74,33 +69,26 @@ class Progress:
             threading.Thread(target=self._write_lines, name="progress", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._bar.stop()
         self.seconds = time.monotonic() - self._start
 
     def advance(self, outcome: Outcome, known: bool = False) -> None:
-        """One more user is final.
-
-        Args:
-            outcome: of the user.
-            known: whether they were complete already, which took no time.
-        """
+        """Count one more outcome; ``known`` if the user was complete already."""
         self.failed += outcome.status == "failed"
         self._known += known
         self._worked += bool(outcome.run)  # A user who was refused or skipped took no time.
         self.reach(self.done + 1, self._total)
 
     def reach(self, done: int, total: int | None) -> None:
-        """So many of so many are done."""
+        """Show that so many of so many are done."""
         self.done = done
         self._total = total if total is None else max(total, done)
         self._bar.update(self._task, completed=done, total=self._total, pace=self._pace())
 
     def _pace(self) -> str:
-        """Failures, speed, time left. The speed is that of the whole so far: outcomes come a batch at a time."""
+        """Return failures, speed and time left. The speed is the mean so far, for outcomes come a batch at a time."""
         seconds = time.monotonic() - self._start
         said = [f"{self.failed} failed"] if self.failed else []
         said += [f"{self._known} complete already"] if self._known else []
@@ -112,22 +100,20 @@ class Progress:
         return ", ".join(said)
 
     def _write_lines(self) -> None:
-        while not self._ended.wait(self._every):
-            of = "" if self._total is None else f" of {self._total}"
-            pace = self._pace()
+        while not self._ended.wait(LINE_SECONDS):
+            done = f"{self.done}" if self._total is None else f"{self.done} of {self._total}"
+            line = ", ".join(filter(None, [f"{self._what}: {done}", self._pace()]))
             with contextlib.suppress(OSError, ValueError):  # Nobody reads it any more.
-                print(
-                    f"{self._what}: {self.done}{of}{f', {pace}' if pace else ''}", file=sys.stderr, flush=True
-                )
+                print(line, file=sys.stderr, flush=True)
 
 
 class Results:
     """The outcomes. In a long list, outcomes of users who are ok are counted, not kept.
 
     Args:
-        total: how many there will be; of a small number each has a line.
-        check: whether nothing was changed.
-        as_json: whether all of it is to be printed as a JSON list instead.
+        total: how many there will be; in a short list each has a line.
+        check: nothing was changed.
+        as_json: print all of them as a JSON list instead.
     """
 
     def __init__(self, total: int, *, check: bool, as_json: bool) -> None:
@@ -148,12 +134,7 @@ class Results:
         return self._reasons.total()
 
     def add(self, outcome: Outcome, known: bool = False) -> None:
-        """Take an outcome.
-
-        Args:
-            outcome: of one user.
-            known: whether they were complete already.
-        """
+        """Take an outcome; ``known`` if the user was complete already."""
         if self._spool is not None:
             self._spool.write(("," if self._count else "") + "\n" + outcome.model_dump_json())
         self._count += 1

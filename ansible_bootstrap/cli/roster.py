@@ -62,7 +62,12 @@ class Roster:
     def _rows(self) -> csv.DictReader[str]:
         header = self._text.partition("\n")[0]
         csv.field_size_limit(len(self._text) + 1)  # A cell of any size is its row's trouble.
-        rows = csv.DictReader(io.StringIO(self._text), delimiter=max(",;\t", key=header.count), strict=True)
+        rows = csv.DictReader(
+            io.StringIO(self._text),
+            restkey="surplus cell",
+            delimiter=max(",;\t", key=header.count),
+            strict=True,
+        )
         try:
             fields = [(field or "").strip().lower() for field in rows.fieldnames or ()]
         except csv.Error as error:
@@ -93,9 +98,8 @@ def distinct(records: Iterable[Record]) -> Iterator[Record]:
     for record in records:
         other = tuple(str(record.get(field, "")) for field in _OTHERS)
         name = str(record.get("name"))
-        identity: str | tuple[str, ...] = (
-            (name, *other) if any(other) else name
-        )  # Of a plain list, nothing is kept but the names.
+        # Of a plain list, nothing is kept but the names.
+        identity: str | tuple[str, ...] = (name, *other) if any(other) else name
         if identity not in seen:
             seen.add(identity)
             yield record
@@ -121,15 +125,14 @@ def _names(text: str) -> Iterator[str]:
 def _record(row: dict[str, Any]) -> Record:
     record: Record = {}
     for field, cell in row.items():
-        text = cell.strip() if isinstance(cell, str) else cell
+        # No text: the row is too short, or too long, and then it is a list.
+        text = cell.strip() if isinstance(cell, str) else [one for one in cell or () if one.strip()]
         if field == "groups" and isinstance(text, str):
             record[field] = [group.strip() for group in text.split(";") if group.strip()]
-        elif text in (None, "") and field != "name":
-            continue
         elif field in _NUMBERS and isinstance(text, str) and _is_number(text):
             record[field] = int(text)
-        else:
-            record[field if isinstance(field, str) else "surplus cell"] = text
+        elif text or field == "name":
+            record[field] = text
     return record
 
 

@@ -126,7 +126,7 @@ def _hub(directory: Path, port: int) -> Iterator[Hub]:
     storage_root.mkdir(exist_ok=True)
     storage_root.chmod(0o755)
     proxy = _proxy(directory)
-    port = port if _is_free(port) else _free_port()
+    port = _free_port(port)
     password = secrets.token_urlsafe(9)
     log = directory / "hub.log"
     environment = {
@@ -233,18 +233,13 @@ def _node_directory() -> str:
     return f"{Path(spec.origin).parent / 'bin'}:" if spec is not None and spec.origin else ""
 
 
-def _is_free(port: int) -> bool:
+def _free_port(wanted: int = 0) -> int:
+    """Return that port, or another if it is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind(("127.0.0.1", wanted))
         except OSError:
-            return False
-    return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+            probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port

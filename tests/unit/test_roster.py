@@ -69,6 +69,17 @@ def test_rows_of_nothing_but_empty_cells_are_no_users(tmp_path: Path) -> None:
         {"name": "alice", "uid": 1},
         {"name": "bob", "uid": 2},
     ]
+    assert roster(tmp_path, "uid,name\n1,alice\n \n,,\n2,bob,,\n") == [
+        {"name": "alice", "uid": 1},
+        {"name": "bob", "uid": 2},
+    ]
+
+
+def test_a_cell_too_many_or_too_few_is_kept_for_the_policy_to_refuse_with_its_row(tmp_path: Path) -> None:
+    assert roster(tmp_path, "uid,name\n1,alice,x\n2\n") == [
+        {"uid": 1, "name": "alice", "surplus cell": ["x"]},
+        {"uid": 2, "name": []},
+    ]
 
 
 def test_a_column_that_means_nothing_is_an_error_that_lists_those_that_do(tmp_path: Path) -> None:
