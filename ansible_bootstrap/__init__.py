@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .errors import UnresolvedError as UnresolvedError
     from .hub import BootstrapError as BootstrapError
     from .hub import bootstrapped as bootstrapped
-    from .hub import post_auth_hook as post_auth_hook
     from .hub import post_stop_hook as post_stop_hook
     from .hub import pre_spawn_hook as pre_spawn_hook
     from .hub import setup as setup
@@ -43,7 +42,6 @@ _HOME = {
     "UnreachableError": "errors",
     "UnresolvedError": "errors",
     "bootstrapped": "hub",
-    "post_auth_hook": "hub",
     "post_stop_hook": "hub",
     "pre_spawn_hook": "hub",
     "resolve": "places.resolve",

@@ -14,13 +14,12 @@ What the hub demands of a hook, and where it says so (jupyterhub 6):
   and what they share is in one ``Core``.
 
 =============  =============================================================================
-``install``    ``setup(c)``: installs the hooks; calls those that were there before
+``install``    ``setup(c)``: has the hub use the classes of ``mixin``
 ``hooks``      before a server starts, after it stopped
 ``login``      at login: the work is begun before anybody presses Start
 ``spawns``     one start of one server: what the hooks do
 ``page``       what the student sees meanwhile
-``mixin``      ``bootstrapped``: spawner classes that do the same without hooks
-``chain``      the hooks that were configured before ours
+``mixin``      ``bootstrapped``: spawner classes that do so, and look again at what is mounted
 ``core``       what all of them share: dispatcher, ledger, fingerprints, history, metrics
 ``failure``    the one exception that leaves a hook
 =============  =============================================================================
@@ -29,13 +28,11 @@ What the hub demands of a hook, and where it says so (jupyterhub 6):
 from ansible_bootstrap.hub.failure import BootstrapError
 from ansible_bootstrap.hub.hooks import post_stop_hook, pre_spawn_hook
 from ansible_bootstrap.hub.install import setup
-from ansible_bootstrap.hub.login import post_auth_hook
 from ansible_bootstrap.hub.mixin import bootstrapped
 
 __all__ = [
     "BootstrapError",
     "bootstrapped",
-    "post_auth_hook",
     "post_stop_hook",
     "pre_spawn_hook",
     "setup",

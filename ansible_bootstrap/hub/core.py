@@ -209,6 +209,11 @@ def when_up(loop: asyncio.AbstractEventLoop) -> None:
     if app is None or app.http_server is None:  # Before that, the hub does not know yet who has a server.
         loop.call_later(UP_SECONDS, when_up, loop)
         return
+    if not getattr(app.tornado_settings.get("spawner_class"), "shows_bootstrap", False):
+        app.log.error(
+            "ansible_bootstrap: the hub's spawner class was replaced after setup(c): no storage is prepared. "
+            "Set c.JupyterHub.spawner_class = bootstrapped(YourSpawner)"
+        )
     try:
         core = make_core(app.config, app.tornado_settings)
     except Exception as error:  # Each spawn says so, too.

@@ -1,14 +1,14 @@
 """At login: begin the work, so that it is done when the student presses Start.
 
-No login waits for the work, and every failure of it is only a line in the log: the spawn's own hook decides. If the
-user's last server had its storage in another place than the spawner says now, the work is left to the spawn, too: the
-user may choose another profile on the spawn page.
+No login waits for the work, and every failure of it is only a line in the log: the spawn's own hook decides. The work is
+left to the spawn if the user's last server had its storage in another place than the spawner says now (the user may
+choose another profile on the spawn page), or if there was no server yet and a hook of the site's own may set volumes.
 
 If the ledger says that the user is complete at the last place, nothing else is asked. That is so for most logins, many
 come at once, and the spawn's hook looks at the directory and at the user's groups anyway.
 
-Source: ``Authenticator.get_authenticated_user`` calls the hook when all checks have passed, but before the hub
-has made the user (``BaseHandler.auth_to_user``).
+Source: ``Authenticator.get_authenticated_user`` calls ``run_post_auth_hook`` when all checks have passed, but before
+the hub has made the user (``BaseHandler.auth_to_user``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ansible_bootstrap.errors import AnsibleBootstrapError
-from ansible_bootstrap.hub.chain import call_chained, is_chained
 from ansible_bootstrap.hub.core import Core, make_core
 from ansible_bootstrap.hub.failure import why
 from ansible_bootstrap.hub.person import check_person
@@ -30,20 +29,12 @@ USER_SECONDS: Final = 10.0
 _LOOK_SECONDS: Final = 0.1
 
 
-async def post_auth_hook(authenticator: Any, handler: Any, auth_model: Any) -> Any:
-    """Begin the work for a user who logs in; return what the hook that was there before us makes of the login.
-
-    Never delays a login, and never fails one.
-    """
-    if is_chained("post_auth_hook", type(authenticator)):
-        auth_model = await call_chained(
-            "post_auth_hook", type(authenticator), authenticator, handler, auth_model
-        )
+def begin(authenticator: Any, handler: Any, auth_model: Any) -> None:
+    """Begin the work for a user who logs in; never raises, and never waits."""
     try:
         _begin(authenticator, handler, auth_model)
     except Exception as error:
         authenticator.log.warning("ansible_bootstrap: nothing is prepared at login: %s", why(error))
-    return auth_model
 
 
 def _begin(authenticator: Any, handler: Any, auth_model: Any) -> None:
@@ -67,11 +58,12 @@ async def _prepare(core: Core, handler: Any, name: str) -> None:
         if last is not None and await core.noted(last):
             return
         check_person(core, user)
-        place = await resolve(user.get_spawner(), core.config)
+        spawner = user.get_spawner()
+        place = await resolve(spawner, core.config)
         known, done = await core.known(place)
         if known:
             return
-        if last is None or replace(last, groups=place.groups) == place:
+        if not _site_decides(spawner) if last is None else replace(last, groups=place.groups) == place:
             core.dispatcher.prepare(place, done)
             core.metrics.login()
     except AnsibleBootstrapError as error:
@@ -82,6 +74,11 @@ async def _prepare(core: Core, handler: Any, name: str) -> None:
         core.config.log.exception("ansible_bootstrap: nothing is prepared for %s at login", ascii(name))
     finally:
         core.preparing.discard(name)
+
+
+def _site_decides(spawner: Any) -> bool:
+    """Whether a hook of the site's own, which runs at the spawn, may say where the storage is."""
+    return any(getattr(spawner, name, None) for name in ("pre_spawn_hook", "auth_state_hook"))
 
 
 async def _user(core: Core, handler: Any, name: str) -> Any:

@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from ansible_bootstrap.errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
+from ansible_bootstrap.errors import (
+    BY_REASON,
+    AnsibleBootstrapError,
+    ApplyError,
+    DeadlineError,
+    UnresolvedError,
+)
 from ansible_bootstrap.hub.core import Core, core_of, is_active
 from ansible_bootstrap.hub.failure import log_name, one_line, shown, why
 from ansible_bootstrap.hub.person import check_person
@@ -21,6 +27,9 @@ from ansible_bootstrap.protocol import Outcome
 
 POST_STOP_SECONDS: Final = 2.0
 """A post_stop_hook that hangs locks the user out and keeps the hub from stopping."""
+
+MOUNTED_SECONDS: Final = 15.0
+"""To ask once more where the storage is, after the start; longer than a name service may take."""
 
 EARLY_SECONDS: Final = 60.0
 """A server that dies so soon may have died because its storage is not what we think it is."""
@@ -95,6 +104,64 @@ async def _make_ready(spawner: Any, core: Core, spawn: Spawn) -> str:
     _tell(spawner, spawn, await _wait(core, place, spawn.progress, deadline, done))
     core.books.note_place(place)
     return "run"
+
+
+async def bootstrap_if_moved(spawner: Any) -> None:
+    """Bootstrap once more if a hook has moved the storage since."""
+    spawn = spawn_of(spawner)
+    if spawn.place is None or spawn.ready is None:
+        return
+    try:
+        moved = await _moved(spawner, spawn.place)
+    except AnsibleBootstrapError as error:
+        raise shown(spawner, error) from None
+    if moved is not None:
+        await bootstrap(spawner)
+
+
+async def check_mounted(spawner: Any) -> None:
+    """Fail the start of a server that mounts another directory than was prepared.
+
+    What a spawner's own ``start`` sets is not known to a hook.
+
+    Raises:
+        BootstrapError: the log names both directories.
+    """
+    spawn = spawn_of(spawner)
+    if spawn.place is None:
+        return
+    try:
+        async with asyncio.timeout(MOUNTED_SECONDS):
+            moved = await _moved(spawner, spawn.place)
+    except Exception as error:  # It did tell before the start, so this is no reason to take the server away.
+        spawner.log.warning(
+            "ansible_bootstrap: whether %s has the storage that was prepared cannot be told: %s",
+            log_name(spawner),
+            why(error),
+        )
+        return
+    if moved is not None:
+        spawn.ready = None
+        raise shown(
+            spawner,
+            UnresolvedError(
+                f"{_where(spawn.place)} was prepared, and the server has {_where(moved)}: the start of "
+                f"{type(spawner).__name__} sets it. Set it in c.Spawner.pre_spawn_hook, or say it with "
+                "c.AnsibleBootstrap.place"
+            ),
+        )
+
+
+async def _moved(spawner: Any, place: Place) -> Place | None:
+    """Return the place that the spawner names now, if it is not this one."""
+    now = await resolve(spawner, core_of(spawner).config)
+    same = (now.job_key, now.uid, now.gid) == (place.job_key, place.uid, place.gid)
+    return None if same else now
+
+
+def _where(place: Place) -> str:
+    owner = "" if place.uid is None else f" (uid {place.uid})"
+    return f"{place.directory or place.name!r} on {place.storage_host}{owner}"
 
 
 async def _resolved(spawner: Any, core: Core, deadline: float) -> Place:

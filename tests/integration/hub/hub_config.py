@@ -131,3 +131,4 @@ if test["remote_root"]:
     c.AnsibleBootstrap.place = lambda spawner: {"directory": f"{test['remote_root']}/{spawner.user.name}"}
 for name, value in test["settings"].items():
     c.AnsibleBootstrap[name] = value
+exec(test["more"])

@@ -25,7 +25,11 @@ HERE = Path(__file__).parent
 
 
 class RunningHub:
-    """A hub, and an admin's client of its API."""
+    """A hub, and an admin's client of its API.
+
+    Args:
+        more: lines for the end of the configuration, after ``setup(c)``.
+    """
 
     def __init__(
         self,
@@ -34,6 +38,7 @@ class RunningHub:
         bootstrapped: bool = False,
         embedded: bool = False,
         remote_root: str = "",
+        more: str = "",
         **settings: Any,
     ) -> None:
         self.path = path
@@ -55,6 +60,7 @@ class RunningHub:
                     "token": self.token,
                     "bootstrapped": bootstrapped,
                     "remote_root": remote_root,
+                    "more": more,
                     "settings": settings,
                 }
             )

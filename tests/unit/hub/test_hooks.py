@@ -1,15 +1,14 @@
-"""setup(c) and what does not need a whole hub: chaining, copies, the error, the progress log."""
+"""What does not need a whole hub: the error, deadlines, the classes that bootstrap, the progress log."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -19,13 +18,13 @@ from hub_fakes import Lines, until
 from traitlets.config import Config
 
 import ansible_bootstrap
-from ansible_bootstrap import AnsibleBootstrap, BootstrapError, RoleFailedError, setup
+from ansible_bootstrap import AnsibleBootstrap, BootstrapError, RoleFailedError
 from ansible_bootstrap.hub import (
     bootstrapped,
-    chain,
     core,
     failure,
     login,
+    mixin,
     post_stop_hook,
     pre_spawn_hook,
     spawns,
@@ -36,7 +35,6 @@ from ansible_bootstrap.place import Place
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(chain, "_chained", {name: {} for name in chain.HOOKS})
     monkeypatch.setattr(core, "_core", None)
     AnsibleBootstrap.clear_instance()
     yield
@@ -55,75 +53,6 @@ class Spawner:
 
     async def progress(self) -> Any:
         yield {"progress": 50, "message": "Spawning server..."}
-
-
-class Special(Spawner):
-    pass
-
-
-# setup(c)
-
-
-def test_setup_chains_what_is_there_for_the_class_it_was_for() -> None:
-    def general(spawner: Any) -> None: ...
-    def special(spawner: Any) -> None: ...
-
-    c = Config()
-    c.Spawner.pre_spawn_hook = general
-    c.Special.pre_spawn_hook = special
-    setup(c)
-    setup(c)
-    assert c.Spawner.pre_spawn_hook is c.Special.pre_spawn_hook is pre_spawn_hook
-    assert c.Spawner.post_stop_hook is post_stop_hook
-    assert chain._chained["pre_spawn_hook"] == {"Spawner": general, "Special": special}
-
-
-def test_setup_makes_no_lazy_values() -> None:
-    c = Config()
-    c.Special.pre_spawn_hook  # noqa: B018 - an admin who only looked
-    setup(c)
-    assert chain._chained["pre_spawn_hook"] == {}
-    assert set(c) == {"Authenticator", "Spawner", "Special"}
-
-
-def test_the_hooks_are_the_same_after_the_deep_copy_that_every_spawner_gets() -> None:
-    c = Config()
-    c.Spawner.pre_spawn_hook = lambda spawner: threading.Lock()
-    setup(c)
-    copied = copy.deepcopy(c)
-    assert copied.Spawner.pre_spawn_hook is pre_spawn_hook
-    assert copied.Spawner.post_stop_hook is post_stop_hook
-
-
-async def test_a_chained_hook_with_a_lock_is_called_as_it_is(tmp_path: Path) -> None:
-    """Inside the configuration its copy would fail, and with it every spawn."""
-
-    class Hook:
-        def __init__(self) -> None:
-            self.lock = threading.Lock()
-            self.seen: list[Any] = []
-
-        async def __call__(self, spawner: Any) -> None:
-            self.seen.append(spawner)
-
-    c = Config()
-    c.Spawner.pre_spawn_hook = hook = Hook()
-    setup(c)
-    spawner = Spawner(tmp_path)
-    await chain.call_chained("pre_spawn_hook", Spawner, spawner)
-    assert hook.seen == [spawner]
-
-
-async def test_the_nearest_class_wins_and_none_means_none(tmp_path: Path) -> None:
-    called: list[str] = []
-    c = Config()
-    c.Spawner.pre_spawn_hook = lambda spawner: called.append("general")
-    setup(c)
-    await chain.call_chained("pre_spawn_hook", Special, Special(tmp_path))
-    c.Special.pre_spawn_hook = None
-    setup(c)
-    await chain.call_chained("pre_spawn_hook", Special, Special(tmp_path))
-    assert called == ["general"]
 
 
 # The error
@@ -152,9 +81,6 @@ async def test_post_stop_never_raises(tmp_path: Path, caplog: pytest.LogCaptureF
     def broken(spawner: Any) -> None:
         raise RuntimeError("no idea")
 
-    c = Config()
-    c.Spawner.post_stop_hook = broken
-    setup(c)
     await post_stop_hook(Spawner(tmp_path, storage_root="/v", cleanup_roles=["x"], place=broken))
     assert "no clean-up for alice" in caplog.text
     assert "no idea" in caplog.text
@@ -212,6 +138,114 @@ def test_bootstrapped_keeps_the_class_and_its_settings() -> None:
     c = Config()
     c.SimpleLocalProcessSpawner.home_dir_template = "/v/{username}"
     assert made(config=c).home_dir_template == "/v/{username}"
+
+
+class Base(SimpleNamespace):
+    """What the classes use of a spawner: hooks of its own, and a start."""
+
+    pre_spawn_hook: Any = None
+    post_stop_hook: Any = None
+
+    def run_pre_spawn_hook(self) -> Any:
+        return self.pre_spawn_hook(self) if self.pre_spawn_hook else None
+
+    def run_post_stop_hook(self) -> Any:
+        return self.post_stop_hook(self) if self.post_stop_hook else None
+
+    async def start(self) -> str:
+        self.order.append("start")
+        return "http://127.0.0.1:8888"
+
+
+@pytest.fixture
+def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is done, in its order."""
+    done: list[str] = []
+
+    def noted(what: str) -> Any:
+        async def note(spawner: Any) -> None:
+            done.append(what)
+
+        return note
+
+    for what in ("bootstrap", "bootstrap_if_moved", "check_mounted", "stopped"):
+        monkeypatch.setattr(mixin, what, noted(what))
+    return done
+
+
+async def test_the_sites_hook_comes_before_and_the_one_for_afterwards_after(order: list[str]) -> None:
+    async def site(spawner: Any) -> None:
+        order.append("site")
+
+    made = bootstrapped(Base, then=lambda spawner: order.append("then"))
+    assert bootstrapped(made) is made, "once is enough"
+    spawner: Any = made(order=order, pre_spawn_hook=site, post_stop_hook=site)
+    await spawner.run_pre_spawn_hook()
+    assert await spawner.start() == "http://127.0.0.1:8888"
+    await spawner.run_post_stop_hook()
+    assert order == [
+        *("site", "bootstrap", "then", "bootstrap_if_moved", "start", "check_mounted"),
+        *("stopped", "site"),
+    ]
+
+
+async def test_our_own_hooks_in_the_configuration_do_nothing_twice(order: list[str]) -> None:
+    spawner: Any = bootstrapped(Base)(
+        order=order, pre_spawn_hook=pre_spawn_hook, post_stop_hook=post_stop_hook
+    )
+    await spawner.run_pre_spawn_hook()
+    await spawner.run_post_stop_hook()
+    assert order == ["bootstrap", "stopped"]
+
+
+async def test_a_stop_hook_of_the_site_that_fails_is_a_line_in_the_log(order: list[str], log: Lines) -> None:
+    async def broken(spawner: Any) -> None:
+        raise RuntimeError("no idea")
+
+    spawner: Any = bootstrapped(Base)(order=order, post_stop_hook=broken, log=log.logger, _log_name="alice")
+    await spawner.run_post_stop_hook()
+    assert "post_stop_hook failed for alice" in log.lines[0]
+
+
+@pytest.mark.parametrize("moved", ["directory", "uid", "storage_host", ""])
+async def test_a_server_that_mounts_what_was_not_prepared_does_not_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Lines, moved: str
+) -> None:
+    before = Place("alice", "/v/alice", uid=1000, storage_host="localhost")
+    other = {"directory": "/v/red/alice", "uid": 1001, "storage_host": "nas2"}
+    after = replace(before, **{moved: other[moved]}) if moved else before
+
+    async def resolve(spawner: Any, config: Any) -> Place:
+        return after
+
+    monkeypatch.setattr(spawns, "resolve", resolve)
+    monkeypatch.setattr(spawns, "core_of", lambda spawner: SimpleNamespace(config=None))
+    spawner = Spawner(tmp_path)
+    spawner.log = log.logger
+    spawns.spawn_of(spawner).place = before
+    if not moved:
+        await spawns.check_mounted(spawner)
+        return
+    with pytest.raises(BootstrapError) as caught:
+        await spawns.check_mounted(spawner)
+    assert caught.value.reason == "unresolved"
+    assert "'/v/alice' on localhost (uid 1000) was prepared" in log.lines[0]
+    assert str(other[moved]) in log.lines[0]
+
+
+async def test_a_spawner_that_cannot_tell_after_the_start_keeps_its_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Lines
+) -> None:
+    async def resolve(spawner: Any, config: Any) -> Place:
+        raise KeyError("what was it")
+
+    monkeypatch.setattr(spawns, "resolve", resolve)
+    monkeypatch.setattr(spawns, "core_of", lambda spawner: SimpleNamespace(config=None))
+    spawner = Spawner(tmp_path)
+    spawner.log = log.logger
+    spawns.spawn_of(spawner).place = Place("alice", "/v/alice")
+    await spawns.check_mounted(spawner)
+    assert "cannot be told" in log.lines[0]
 
 
 # A hostile name, a settings side that hangs
@@ -288,11 +322,11 @@ async def test_who_logs_in_a_hundred_times_is_looked_at_once(
         config=Config({"AnsibleBootstrap": said}), log=logging.getLogger("test.hooks")
     )
     for _ in range(100):
-        await login.post_auth_hook(authenticator, Handler(), {"name": "mallory"})
-    await login.post_auth_hook(authenticator, Handler(), {"name": "alice"})
+        login.begin(authenticator, Handler(), {"name": "mallory"})
+    login.begin(authenticator, Handler(), {"name": "alice"})
     await until(lambda: not core._core._background)  # type: ignore[union-attr]
     assert looked == ["mallory", "alice"]
-    await login.post_auth_hook(authenticator, Handler(), {"name": "mallory"})
+    login.begin(authenticator, Handler(), {"name": "mallory"})
     await until(lambda: not core._core._background)  # type: ignore[union-attr]
     assert looked == ["mallory", "alice", "mallory"]
 

@@ -16,9 +16,10 @@ from hub_fakes import FakeApply, until
 from prometheus_client import REGISTRY
 from traitlets.config import Config
 
-from ansible_bootstrap import AnsibleBootstrap, setup
+from ansible_bootstrap import AnsibleBootstrap
 from ansible_bootstrap.dispatch.client import ApplyClient
-from ansible_bootstrap.hub import chain, core, install, login, post_stop_hook, pre_spawn_hook
+from ansible_bootstrap.hub import core, login, post_stop_hook, pre_spawn_hook
+from ansible_bootstrap.hub.mixin import prepared_at_login
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome
 from ansible_bootstrap.run_record import RunRecord
@@ -27,7 +28,10 @@ V1, V2 = ({"role": "user_dir", "fingerprint": version, "revised": True} for vers
 
 
 class Authenticator(SimpleNamespace):
-    """What the hook uses of one; the admin's own hooks are found by its class's name."""
+    """What is used of one."""
+
+    async def run_post_auth_hook(self, handler: Any, auth_model: Any) -> Any:
+        return await self.post_auth_hook(self, handler, auth_model) if self.post_auth_hook else auth_model
 
 
 class Spawner(SimpleNamespace):
@@ -41,6 +45,8 @@ class Hub:
         self.apply = apply
         self.path = path
         self.where = "storage"
+        self.post_auth_hook: Any = None
+        self.hooks: dict[str, Any] = {}
         self.done: dict[str, str] = {}
         """What the last login said to be done already."""
         self.config = Config()
@@ -64,7 +70,13 @@ class Hub:
 
     def spawner(self) -> Any:
         return Spawner(
-            user=self.user, name="", _log_name="alice", log=self.log, config=self.config, progress=None
+            user=self.user,
+            name="",
+            _log_name="alice",
+            log=self.log,
+            config=self.config,
+            progress=None,
+            **self.hooks,
         )
 
     @property
@@ -114,9 +126,11 @@ class Hub:
         return begun
 
     async def auth(self, auth_model: Any) -> Any:
-        authenticator = Authenticator(config=self.config, log=self.log)
+        authenticator: Any = prepared_at_login(Authenticator)(
+            config=self.config, log=self.log, post_auth_hook=self.post_auth_hook
+        )
         handler = SimpleNamespace(settings={"users": {}}, current_user=self.user)
-        return await login.post_auth_hook(authenticator, handler, auth_model)
+        return await authenticator.run_post_auth_hook(handler, auth_model)
 
     async def written(self) -> None:
         await until(lambda: self.core.books._task is None or self.core.books._task.done())
@@ -127,7 +141,6 @@ def hub(
     apply: FakeApply, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Hub]:
     """Parametrized indirectly: with these settings."""
-    monkeypatch.setattr(chain, "_chained", {name: {} for name in chain.HOOKS})
     monkeypatch.setattr(core, "_core", None)
     monkeypatch.setattr(login, "_LOOK_SECONDS", 0.01)
     AnsibleBootstrap.clear_instance()
@@ -196,6 +209,14 @@ async def test_nothing_is_begun_at_login_if_the_admin_does_not_want_it(hub: Hub)
     assert hub.runs == 0
 
 
+async def test_a_first_login_is_left_to_the_spawn_where_a_hook_of_the_site_may_set_volumes(hub: Hub) -> None:
+    hub.hooks = {"pre_spawn_hook": lambda spawner: None}
+    assert await hub.log_in() == []
+    await hub.start()
+    hub.revise(V2)
+    assert len(await hub.log_in()) == 1, "where the last server had it"
+
+
 async def test_nothing_is_begun_at_login_for_who_has_a_server(hub: Hub) -> None:
     hub.user.active = True
     assert await hub.log_in() == []
@@ -234,8 +255,7 @@ async def test_a_hook_of_the_admins_at_login_comes_first_and_once_and_has_its_sa
         asked.append(auth_model)
         return None if auth_model["name"] == "mallory" else {**auth_model, "admin": True}
 
-    hub.config.Authenticator.post_auth_hook = hook
-    setup(hub.config)
+    hub.post_auth_hook = hook
     assert await hub.auth({"name": "alice"}) == {"name": "alice", "admin": True}
     assert hub.core.preparing == {"alice"}
     assert await hub.auth({"name": "mallory"}) is None
@@ -410,15 +430,6 @@ async def test_a_hub_that_is_up_makes_ready_before_the_first_user_comes(
     await core._make_ready(made)
     assert prepared == [True]
     assert [role.fingerprint for role in made.fingerprints._known or ()] == ["1"]
-
-
-async def test_setup_has_the_hub_make_ready_by_itself(monkeypatch: pytest.MonkeyPatch, hub: Hub) -> None:
-    called: list[Any] = []
-    monkeypatch.setattr(install, "UP_SECONDS", 0.01)
-    monkeypatch.setattr(install, "when_up", called.append)
-    setup(hub.config)
-    await until(lambda: called)
-    assert called == [asyncio.get_running_loop()]
 
 
 async def test_who_was_looked_at_before_the_roles_were_is_not_known(
