@@ -1,7 +1,7 @@
 """At login: begin the work, so that it is done when the student presses Start.
 
-No login waits for the work, and every failure of it is only a line in the log: the spawn's own hook decides. The work is
-left to the spawn if the user's last server had its storage in another place than the spawner says now (the user may
+No login waits for the work, and every failure of it is only a line in the log: the spawn's own hook decides. The work
+is left to the spawn if the user's last server had its storage in another place than the spawner says now (the user may
 choose another profile on the spawn page), or if there was no server yet and a hook of the site's own may set volumes.
 
 If the ledger says that the user is complete at the last place, nothing else is asked. That is so for most logins, many
