@@ -12,7 +12,8 @@ from fake_runs import Hub
 from hub_fakes import Lines, until
 
 from ansible_bootstrap.dispatch import cleanups
-from ansible_bootstrap.dispatch.cleanups import Cleanups, nothing_to_forget
+from ansible_bootstrap.dispatch.cleanups import Cleanups
+from ansible_bootstrap.dispatch.observer import Observer
 from ansible_bootstrap.errors import ApplyError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Request, RoleFingerprint
@@ -32,13 +33,13 @@ async def test_one_that_is_asked_for_again_is_as_old_as_before(
 ) -> None:
     """Else a user who starts and stops a server now and again would put it off for ever."""
     monkeypatch.setattr(cleanups, "PATIENCE_SECONDS", 1.0)
-    waiting = Cleanups(log.logger, 0.0, lambda key, place: None, nothing_to_forget, lambda host: None)
+    waiting = Cleanups(log.logger, 0.0, Observer(), lambda host: None)
     began = time.monotonic()
     waiting.add(ALICE, never)
     await until(lambda: waiting.is_due("s1"))
     await asyncio.sleep(0.7)
     waiting.add(ALICE, never)
-    await until(lambda: not waiting._parked)
+    await until(lambda: not waiting.parked)
     await until(lambda: waiting.is_overdue("s1"), 3)
     assert time.monotonic() - began < 1.5, "its age began anew"
     assert list(waiting.take("s1", 10)) == [ALICE.job_key]
