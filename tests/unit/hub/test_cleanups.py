@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_runs import Hub
+from fake_runs import Hub, cancel, never
 from hub_fakes import Lines, until
 
 from ansible_bootstrap.dispatch import cleanups
@@ -16,16 +16,12 @@ from ansible_bootstrap.dispatch.cleanups import Cleanups
 from ansible_bootstrap.dispatch.observer import Observer
 from ansible_bootstrap.errors import ApplyError
 from ansible_bootstrap.place import Place
-from ansible_bootstrap.protocol import Request, RoleFingerprint
+from ansible_bootstrap.protocol import RoleFingerprint
 from ansible_bootstrap.state.bookkeeper import Bookkeeper
 from ansible_bootstrap.state.ledger import Ledger, completed
 
 ALICE = Place("alice", storage_host="s1")
 FINGERPRINTS = (RoleFingerprint(role="user_dir", fingerprint="u1", revised=True),)
-
-
-def never() -> bool:
-    return False
 
 
 async def test_one_that_is_asked_for_again_is_as_old_as_before(
@@ -80,22 +76,12 @@ async def test_an_older_order_to_forget_does_not_end_a_newer_one_that_failed(
     assert await books.look(ALICE) is None
 
 
-async def test_a_run_that_is_abandoned_while_its_program_starts_is_stopped(
-    log: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub = Hub(log)
-    start, may_start = hub.start, asyncio.Event()
-
-    async def slowly(request: Request, on_event: object, *, limit: float) -> object:
-        await may_start.wait()
-        return await start(request, on_event, limit=limit)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(hub, "start", slowly)
+async def test_a_run_that_is_abandoned_while_its_program_starts_is_stopped(hub: Hub) -> None:
+    hub.may_start.clear()
     spawn = hub.spawn("alice")
     await hub.settled()
-    spawn.cancel()
-    await asyncio.wait({spawn})
-    may_start.set()
+    await cancel(spawn)
+    hub.may_start.set()
     run = await hub.run(1)
     await until(lambda: run.stopped is not None)
     assert isinstance(run.stopped, ApplyError)
