@@ -229,6 +229,24 @@ async def test_who_hung_before_a_host_was_found_down_is_still_tried_alone_when_i
     assert {await answer(spawn) for spawn in spawns} == {"ok"}
 
 
+async def test_a_host_that_was_not_reached_clears_no_user_who_hangs(hub: Hub, clock: Clock) -> None:
+    mallory, alone = await hang_in_company(hub)
+    alone.settle(**DOWN)
+    alone.end()
+    assert await answer(mallory) == "failed"
+    await landed(hub, 2)
+    clock.now += FIRST_PAUSE
+    probe = hub.spawn("probe")
+    (await hub.run(3)).succeed()
+    assert await answer(probe) == "ok"
+    spawns = [hub.spawn(name) for name in ("mallory", "bob")]
+    runs = [await hub.run(4), await hub.run(5)]
+    assert sorted(run.names for run in runs) == [["bob"], ["mallory"]]
+    for run in runs:
+        run.succeed()
+    assert {await answer(spawn) for spawn in spawns} == {"ok"}
+
+
 async def test_a_user_is_in_one_run_at_a_time(hub: Hub) -> None:
     """Two names of a directory may be the same one."""
     mallory, alone = await hang_in_company(hub)
@@ -578,3 +596,28 @@ async def test_lone_runs_that_hang_take_no_slot_from_the_others(log: Lines, cloc
     assert await answer(spawn) == "ok"
     alone.end(RoleFailedError("stopped"))
     assert await answer(mallory) == "role_failed"
+
+
+async def test_there_is_a_most_of_lone_runs(log: Lines, clock: Clock) -> None:
+    """Half of ``max_runs`` that give signs, and ``max_runs`` in all."""
+    hub = Hub(log, max_runs=2)
+    spawns = []
+    for host in ("s1", "s2", "s3"):
+        mallory, alice = (hub.spawn(name, storage_host=host) for name in ("mallory", "alice"))
+        run = await hub.run(len(hub.runs) + 1)
+        run.settle("alice")
+        run.settle("mallory", **HANGS)
+        run.end()
+        assert await answer(alice) == "ok"
+        spawns.append(mallory)
+        await hub.settled()
+    assert [run.names for run in hub.runs].count(["mallory"]) == 1
+    for _ in range(3):
+        hub.wait(clock, QUIET_SECONDS)
+        await hub.settled()
+    assert [run.names for run in hub.runs].count(["mallory"]) == 2
+    hub.runs[1].succeed()
+    await hub.run(6)
+    for run in hub.runs:
+        run.succeed()
+    assert {await answer(spawn) for spawn in spawns} == {"ok"}
