@@ -30,10 +30,10 @@ from ansible_bootstrap.dispatch.batch_size import TARGET_SECONDS, TrackRecord
 from ansible_bootstrap.dispatch.cleanups import Active, Cleanups
 from ansible_bootstrap.dispatch.health import Health
 from ansible_bootstrap.dispatch.job import NOTHING_DONE, Job, Say, Spawn, Waiter, user_key
-from ansible_bootstrap.dispatch.loop_share import Turnstile, loop_has_time
 from ansible_bootstrap.dispatch.observer import Observer, tell
 from ansible_bootstrap.dispatch.queue import HostQueue
 from ansible_bootstrap.dispatch.run import Client, Run, Slots
+from ansible_bootstrap.dispatch.turnstile import Turnstile
 from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError, DeadlineError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome
@@ -256,7 +256,7 @@ class Dispatcher:
 
     @property
     def running(self) -> int:
-        """How many runs are under way, with those that are about to begin or have just ended."""
+        """How many runs are under way, with those that are about to begin."""
         return len(self._tasks)
 
     @property
@@ -319,14 +319,13 @@ class Dispatcher:
         return bool(host.spawns or host.logins or host.alone) or self._cleanups.is_due(host.name)
 
     def _drop_if_idle(self, host: HostQueue) -> None:
-        busy = host.busy or host.lone is not None
-        if not (busy or self._has_work(host)) and self._hosts.get(host.name) is host:
+        if not (host.runs or self._has_work(host)) and self._hosts.get(host.name) is host:
             del self._hosts[host.name]
             self._ready.pop(host.name, None)
 
     def _offer(self, host: HostQueue) -> None:
         """The host may have something to run; a user who comes before the loop's next turn joins that run."""
-        if not host.busy and self._has_work(host):
+        if host.run is None and self._has_work(host):
             self._ready.setdefault(host.name, host)
         if (self._ready or host.alone) and not self._pump_scheduled:
             self._pump_scheduled = True
@@ -401,22 +400,15 @@ class Dispatcher:
 
     async def _see_through(self, host: HostQueue, run: Run) -> None:
         try:
-            try:
-                if run.operation == "bootstrap" or await self._cleanups.may_begin(run.cleanups.values()):
-                    await self._carry_out(host, run)
-            finally:
-                self._slots.give_back(run)
-                self._few_slots.give_back(run)
-                host.ended(run)
-                self._offer(host)
-            # Spawns that another run releases queue behind those that this one has released.
-            if host.resting:
-                await loop_has_time()
+            if run.operation == "bootstrap" or await self._cleanups.may_begin(run.cleanups.values()):
+                await self._carry_out(host, run)
         except asyncio.CancelledError:
             self._closed = True  # Only a hub that ends cancels us: start nothing more.
             raise
         finally:
-            host.resting = False
+            self._slots.give_back(run)
+            self._few_slots.give_back(run)
+            host.ended(run)
             self._offer(host)
             self._drop_if_idle(host)
 

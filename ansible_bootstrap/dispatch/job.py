@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from ansible_bootstrap.dispatch.loop_share import Turnstile
+from ansible_bootstrap.dispatch.turnstile import Turnstile
 from ansible_bootstrap.errors import AnsibleBootstrapError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome
@@ -55,9 +55,8 @@ class Spawn:
 
     def settle(self, answer: Outcome | AnsibleBootstrapError) -> None:
         """Let the spawn go on with this, when its turn has come."""
-        if self.answer is None:
-            self.answer = answer
-            self.turnstile.let_through(self.future)
+        self.answer = answer
+        self.turnstile.let_through(self.future)
 
 
 @dataclass(eq=False, slots=True)

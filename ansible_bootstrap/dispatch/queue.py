@@ -32,8 +32,6 @@ class HostQueue:
         """The ordinary run."""
         self.lone: Run | None = None
         """A run that hangs, or the run of a user who may hang."""
-        self.resting = False
-        """Whether its last run has just ended, and the next has to wait until the hub has time."""
         self.spawns: dict[JobKey, Job] = {}
         """Jobs with waiters, the oldest first."""
         self.logins: dict[JobKey, Job] = {}
@@ -42,11 +40,6 @@ class HostQueue:
         """Jobs that wait for a lone run, the oldest first."""
         self.cleaned_last = False
         """Whether the last run was a clean-up."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether no ordinary run may begin here now."""
-        return self.run is not None or self.resting
 
     @property
     def runs(self) -> list[Run]:
@@ -159,7 +152,6 @@ class HostQueue:
             self.lone = None
         else:
             self.run = None
-            self.resting = True
 
     def drain(self) -> list[Job]:
         """Take out all jobs that wait."""

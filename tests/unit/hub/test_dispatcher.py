@@ -10,7 +10,7 @@ import pytest
 from fake_runs import Hub, never
 from hub_fakes import Lines, until
 
-from ansible_bootstrap.dispatch.loop_share import IN_A_TURN, Turnstile
+from ansible_bootstrap.dispatch.turnstile import IN_A_TURN, Turnstile
 from ansible_bootstrap.errors import (
     ApplyError,
     DeadlineError,
