@@ -1,4 +1,4 @@
-"""How many users the next run on a storage host takes, so that nobody waits behind a run that goes on and on.
+"""How many users the next run on a storage host takes, so that no user waits behind a run without an end.
 
 A user who comes during a run waits for its end, so runs are kept to about :data:`TARGET_SECONDS`. What a user costs
 differs by a factor of a hundred (a directory, a tutorial of 200 files, a site role), and only runs tell. The rule

@@ -199,7 +199,7 @@ class ApplyRun(asyncio.SubprocessProtocol):
 
         Raises:
             AnsibleBootstrapError: it refused, was stopped, died, spoke nonsense or did not end. Users
-                for whom no outcome came have failed, with or without this error. :class:`SpareLostError`: start again.
+                without an outcome have failed, with or without this error. :class:`SpareLostError`: start again.
         """
         try:
             await self._over  # Bounded: the limit's timer stops, and stopping gives up.

@@ -1,16 +1,17 @@
 """Bring waiting users and runs together. Pure asyncio: knows neither JupyterHub nor Ansible.
 
 A *job* is one user's directory on one storage host that is to be made ready; *waiters* are the spawns that wait for it.
-Each storage host has one ordinary run under way at most; users who wait when it ends go into the next. So there is
+Each storage host has one ordinary run under way at most; users waiting when it ends go into the next. So there is
 no delay to gather a batch when nothing runs, and the batches grow by themselves when much does, up to
 what the storage host does in about ten seconds (``batch_size.py``).
 
-A user who hangs delays nobody else. A user who is not ready in time in a run of several is tried once more in a *lone*
-run, beside the storage host's ordinary one; an ordinary run that gives no sign becomes the lone one, if there is none.
-A storage host that is down answers at once, but for one user at a time who tries (``health.py``). A run that gives no
-sign takes no slot from other storage hosts; lone runs and those that try have slots of their own (``Slots``).
+A user who hangs delays no other user. A user who is not ready in time in a run of several is tried once more in a
+*lone* run, beside the storage host's ordinary one; an ordinary run that gives no sign becomes the lone one, if there is
+none. Users of a storage host that is down are answered at once, but for one at a time who tries (``health.py``). A run
+that gives no sign takes no slot from other storage hosts; lone runs and runs that try a host have slots of their own
+(``Slots``).
 
-Waiters do not share a future: each has its own, so that one who cancels takes no other along. (In a hub a
+Waiters do not share a future: each has its own, so that a spawn that is cancelled takes no other along. (In a hub a
 CancelledError that reaches another spawn's hook leaves a server that is "ready" and does not exist;
 ref: ``User.spawn`` in jupyterhub/user.py catches ``Exception`` only.)
 
@@ -42,7 +43,7 @@ MAX_LOGINS: Final = 20_000
 """Most logins that wait; any more are left to the spawn."""
 
 CROWD: Final = 4
-"""Times ``max_runs``: most runs at once, with those that give no sign."""
+"""Times ``max_runs``: most runs at once, runs that give no sign among them."""
 
 TICK_SECONDS: Final = 1.0
 """Between two looks at which runs give no sign, and which storage hosts may be tried again."""
@@ -256,7 +257,7 @@ class Dispatcher:
 
     @property
     def running(self) -> int:
-        """How many runs are under way, with those that are about to begin."""
+        """How many runs are under way, or about to begin."""
         return len(self._tasks)
 
     @property
@@ -301,7 +302,7 @@ class Dispatcher:
             self._tick_later()
 
     def _refusal(self, host: HostQueue, place: Place) -> AnsibleBootstrapError | None:
-        """Return what to answer a user who comes now, None for one who may wait."""
+        """Return why a user may not wait here now, None if the user may."""
         if host.has(place):
             return None
         if (held := self.health.held(place)) is not None:
@@ -439,7 +440,7 @@ class Dispatcher:
         tell(self._log, self._observer.run_ended, run.record)
 
     def _learn(self, host: HostQueue, run: Run) -> None:
-        """Take note of whether the run found its storage host down; if so, answer or keep those that wait for it."""
+        """Take note of whether the run found its storage host down; if so, answer or keep the jobs that wait for it."""
         was_down = self.health.down(host.name) is not None
         down = self.health.learn(run)
         if down is None:

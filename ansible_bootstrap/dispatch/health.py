@@ -4,7 +4,7 @@ A storage host is *down* after a run that could not reach it, or that told nothi
 there had an answer. Then one user may try after each pause (the probe), and all others are answered at once. Users who
 were not ready in time say nothing against a host that was up, however many they are: their own directories may hang.
 A storage that is silent for all its users is told as unreachable. Only a host that could not be reached gets longer
-pauses, so that a user whose directory hangs cannot prolong an outage as its probe.
+pauses, so that a user with a directory that hangs cannot prolong an outage as its probe.
 
 A user *hangs* after not being ready in time although others of the same run were: the next try is a run of that user
 alone. If that takes too long, too, the user is *held*: every further spawn is refused at once for some minutes.
@@ -95,7 +95,7 @@ class Health:
         return user_key(place) in self._hung
 
     def held(self, place: Place) -> DeadlineError | None:
-        """Return what to answer a user who is refused at once, None for all others."""
+        """Return why this user is refused at once, None if the user is not."""
         hung = self._hung.get(user_key(place))
         if hung is None or (left := hung.until - time.monotonic()) <= 0:
             return None

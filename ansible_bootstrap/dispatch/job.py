@@ -1,4 +1,4 @@
-"""One user's directory on one storage host that is to be made ready, and those who want that."""
+"""One user's directory on one storage host that is to be made ready, and the waiters for it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Job:
 
     @property
     def done(self) -> dict[str, str]:
-        """The roles that the user has according to all who want the job."""
+        """The roles that the user has according to all its waiters, and its login."""
         said = [waiter.done for waiter in self.waiters]
         return _common(said if self.login is None else [*said, self.login])
 

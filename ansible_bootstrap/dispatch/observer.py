@@ -46,7 +46,7 @@ class Observer:
 
 
 def tell(log: logging.Logger, notice: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
-    """Call a method of an observer, whose failure is that of nobody else."""
+    """Call a method of an observer; its failure is logged and goes no further."""
     try:
         notice(*args, **kwargs)
     except Exception:

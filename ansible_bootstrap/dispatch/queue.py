@@ -167,7 +167,7 @@ class HostQueue:
                 job.doubt()
 
     def tell_the_others(self) -> None:
-        """Tell users whom a full run has left behind how many come before them."""
+        """Tell users left behind by a full run how many come before them."""
         under_way = len(self.run.jobs) if self.run is not None else 0
         for ahead, job in enumerate(self.spawns.values()):
             if (behind := under_way + ahead) and behind != job.behind:

@@ -141,3 +141,36 @@ async def test_a_clean_up_leaves_nothing_out(hub: Hub) -> None:
     run = await hub.run(1)
     assert run.request.done == {}
     run.succeed()
+
+
+async def test_what_the_last_login_knew_counts(hub: Hub) -> None:
+    first, run = await busy(hub)
+    for done in ({"user_dir": "1", "script": "2"}, {"user_dir": "1"}):
+        hub.dispatcher.prepare(Place("alice"), done)
+    run.succeed()
+    second = await hub.run(2)
+    assert second.request.done == {"user_dir": "1"}
+    second.succeed()
+    await first
+    await until(lambda: len(hub.records) == 2)
+
+
+class Row:
+    """A row of a roster: looked up a while ago."""
+
+    def __init__(self) -> None:
+        self.done = {"user_dir": "1"}
+
+    def say(self, text: str, share: float) -> None:
+        pass
+
+    def settle(self, answer: object) -> None:
+        pass
+
+
+async def test_what_a_run_rests_on_is_as_old_as_the_look_at_a_row(hub: Hub) -> None:
+    looked = time.monotonic() - 50
+    hub.dispatcher.enter(Place("alice"), Row(), looked)
+    (await hub.run(1)).succeed()
+    await until(lambda: hub.records)
+    assert hub.completed[0][3] <= looked
