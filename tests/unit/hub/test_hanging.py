@@ -9,7 +9,7 @@ import pytest
 from fake_runs import Clock, Hub, Run, never
 from hub_fakes import Lines, until
 
-from ansible_bootstrap.dispatch import cleanups
+from ansible_bootstrap.dispatch import cleanups, dispatcher, health
 from ansible_bootstrap.dispatch.dispatcher import CROWD
 from ansible_bootstrap.dispatch.health import FIRST_PAUSE, HOLD_SECONDS, LONGEST_PAUSE
 from ansible_bootstrap.dispatch.run import QUIET_SECONDS
@@ -488,6 +488,22 @@ async def test_clean_ups_wait_for_a_storage_host_that_is_down(
     await until(lambda: hub.kept.count(None) == 3)
     await landed(hub, 3)
     assert hub.dispatcher.idle
+
+
+async def test_a_clean_up_tries_a_host_again_after_the_pause_though_no_user_comes(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "FIRST_PAUSE", 0.3)
+    monkeypatch.setattr(dispatcher, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(cleanups, "RETRY_SECONDS", 0.0)
+    hub.dispatcher.cleanup(Place("alice", storage_host="s1"), never)
+    run = await hub.run(1)
+    run.settle(**DOWN)
+    run.end()
+    await landed(hub, 1)
+    (await hub.run(2)).succeed()
+    await until(lambda: hub.dispatcher.idle)
+    assert not hub.dispatcher.waiting_cleanups()
 
 
 async def test_a_clean_up_that_waits_for_the_ledger_is_not_begun_on_a_host_that_went_down_meanwhile(
