@@ -42,6 +42,17 @@ async def test_one_that_is_asked_for_again_is_as_old_as_before(
     assert not waiting.is_due("s1")
 
 
+async def test_one_that_is_put_back_does_not_delay_the_same_one_asked_for_meanwhile(log: Lines) -> None:
+    waiting = Cleanups(log.logger, 0.0, Observer(), lambda host: None)
+    waiting.add(ALICE, never)
+    await until(lambda: waiting.due)
+    taken = waiting.take("s1", 10)
+    waiting.add(ALICE, never)
+    waiting.put_back(taken.values())
+    await until(lambda: waiting.due, 5)
+    assert not waiting.parked
+
+
 def test_the_end_of_a_clean_up_says_nothing_of_what_another_has_doubted_since(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "state")
     ledger.complete([completed(ALICE, "", FINGERPRINTS)])

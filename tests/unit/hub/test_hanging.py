@@ -531,6 +531,7 @@ async def test_a_clean_up_that_waits_for_the_ledger_is_not_begun_on_a_host_that_
     await landed(hub, 3)
     assert len(hub.runs) == 2, "the clean-up of two began on a host that is down"
     assert [place and place.name for place in hub.kept[-2:]] == ["alice", "carol"], "both are still owed"
+    assert hub.dispatcher.waiting_cleanups() == 2
 
 
 async def test_runs_give_up_on_a_storage_host_only_after_so_many_tries(log: Lines, clock: Clock) -> None:
