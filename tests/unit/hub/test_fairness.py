@@ -9,7 +9,7 @@ import pytest
 from fake_runs import Hub, assert_empty, busy, cancel
 from hub_fakes import Lines, until
 
-from ansible_bootstrap.errors import ApplyError
+from ansible_bootstrap.errors import ApplyError, DeadlineError
 from ansible_bootstrap.place import Place
 
 
@@ -133,3 +133,15 @@ async def test_a_hub_that_ends_begins_no_run_on_another_host_either(log: Lines) 
     with pytest.raises(ApplyError):
         await first
     await cancel(other)
+
+
+async def test_a_waiter_whose_time_ends_in_the_queue_says_nothing_against_the_run_before(hub: Hub) -> None:
+    first, run = await busy(hub)
+    late = hub.spawn("late", timeout=0.05)
+    with pytest.raises(DeadlineError):
+        await late
+    await cancel(first)
+    assert not isinstance(run.stopped, DeadlineError)
+    run.end(run.stopped)
+    await until(lambda: hub.records)
+    assert hub.records[0].abandoned
