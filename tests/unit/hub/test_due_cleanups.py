@@ -207,3 +207,17 @@ async def test_a_clean_up_doubts_a_login_that_waits_under_another_name_of_the_di
     assert (again.names, again.request.done) == (["alice"], {})
     again.succeed()
     await until(lambda: len(hub.records) == 3)
+
+
+async def test_a_clean_up_that_waits_is_not_taken_over_from_the_earlier_hub_as_well(hub: Hub) -> None:
+    first, run = await busy(hub)
+    hub.dispatcher.cleanup(Place("alice"), never)
+    await until(lambda: hub.dispatcher.due_cleanups)
+    hub.dispatcher.restore([Place("alice"), Place("bob")], lambda name: False)
+    assert hub.dispatcher.waiting_cleanups() == 2
+    await until(lambda: hub.dispatcher.due_cleanups == 2)
+    run.succeed()
+    await first
+    cleaning = await hub.run(2)
+    assert cleaning.names == ["alice", "bob"]
+    cleaning.succeed()
