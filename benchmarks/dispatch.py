@@ -26,6 +26,7 @@ from traitlets.config import Config
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.dispatch.dispatcher import Dispatcher
+from ansible_bootstrap.dispatch.observer import Observer
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.run_record import RunRecord
 from ansible_bootstrap.threads import in_thread
@@ -58,18 +59,19 @@ async def ours(directory: Path, archive: Path, users: int) -> tuple[float, float
     runs: list[RunRecord] = []
     landed = asyncio.Event()
 
-    def record(run: RunRecord) -> None:
-        """Called when a run has ended, a little after the last of its users is ready."""
-        runs.append(run)
-        if sum(run.users for run in runs) == users:
-            landed.set()
+    class Runs(Observer):
+        def run_ended(self, record: RunRecord) -> None:
+            """Called a little after the last of its users is ready."""
+            runs.append(record)
+            if sum(run.users for run in runs) == users:
+                landed.set()
 
     client = ApplyClient(
         lambda: in_thread(config.apply_argv, timeout=10), log, spare=config.embedded and config.spare
     )
     client.prepare()
     await asyncio.sleep(PAUSE)
-    dispatcher = Dispatcher(client, log, batch_size=config.batch_size, record=record)
+    dispatcher = Dispatcher(client, log, Runs(), batch_size=config.batch_size)
     begin = time.monotonic()
 
     async def wait(name: str) -> float:

@@ -55,10 +55,10 @@ async def cost(users: int, add: Callable[[Dispatcher, int], Any]) -> float:
     used, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     held += [task for task in added if task is not None]
-    flights = list(dispatcher._tasks)
-    for task in [*held, *flights]:
+    for task in held:
         task.cancel()
-    await asyncio.gather(*held, *flights, return_exceptions=True)
+    await asyncio.gather(*held, return_exceptions=True)
+    await dispatcher.close()
     return used / users
 
 

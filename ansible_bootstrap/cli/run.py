@@ -31,6 +31,7 @@ from ansible_bootstrap.describing import ask_fingerprints
 from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.dispatch.dispatcher import Dispatcher
 from ansible_bootstrap.dispatch.job import JobKey
+from ansible_bootstrap.dispatch.observer import Observer
 from ansible_bootstrap.errors import AnsibleBootstrapError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
@@ -95,7 +96,7 @@ async def bootstrap_all(
         await bulk.books.written()  # Also when interrupted: what is done is not to be done again.
 
 
-class _Bulk:
+class _Bulk(Observer):
     def __init__(
         self, settings: AnsibleBootstrap, tell: Tell, *, check: bool, diff: bool, again: bool
     ) -> None:
@@ -116,6 +117,7 @@ class _Bulk:
         self._dispatcher = Dispatcher(
             self.client,
             _RUNS,
+            self,
             batch_size=settings.batch_size,
             run_limit=RUN_LIMIT,
             run_target=RUN_LIMIT,
@@ -123,8 +125,6 @@ class _Bulk:
             diff=diff,
             max_runs=settings.max_runs,
             tries=TRIES,
-            record=self._keep,
-            complete=self._complete,
         )
 
     async def run(self, records: Iterable[dict[str, Any]]) -> None:
@@ -248,13 +248,13 @@ class _Bulk:
         self._tell(outcome, False)
         host.end(entry)
 
-    def _complete(
+    def user_completed(
         self, place: Place, outcome: Outcome, fingerprints: Sequence[RoleFingerprint], since: float
     ) -> None:
         if self._remembers and fingerprints:
             self.books.complete(place, outcome, fingerprints, since)
 
-    def _keep(self, record: RunRecord) -> None:
+    def run_ended(self, record: RunRecord) -> None:
         """Note the run for ``ansible-bootstrap status``; that it cannot be noted fails nobody."""
         try:
             self._history.record(record)

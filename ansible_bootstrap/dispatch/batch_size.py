@@ -1,6 +1,6 @@
-"""How many users the next run on a storage host takes, so that nobody waits behind a run that goes on and on.
+"""How many users the next run on a storage host takes, so that no user waits behind a run without an end.
 
-Whoever comes during a run waits for its end, so runs are kept to about :data:`TARGET_SECONDS`. What a user costs
+A user who comes during a run waits for its end, so runs are kept to about :data:`TARGET_SECONDS`. What a user costs
 differs by a factor of a hundred (a directory, a tutorial of 200 files, a site role), and only runs tell. The rule
 is that of TCP's congestion window: down at once, to what would have been right; up by doubling.
 
@@ -17,7 +17,7 @@ Two things keep it from doing harm:
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import defaultdict, deque
 from typing import Final
 
 from ansible_bootstrap.dispatch.run import Run
@@ -27,7 +27,7 @@ TARGET_SECONDS: Final = 10.0
 """For one run."""
 
 REMEMBERED_RUNS: Final = 4
-"""Few, for what made one run long may be over: the first who comes waits for a download, the others do not."""
+"""Few, for what made one run long may be over: the first user waits for a download, the others do not."""
 
 
 class Pace:
@@ -51,21 +51,19 @@ class Pace:
         """A run with so many users has ended as it should."""
         self._runs.append((users, seconds))
         line = self._line()
-        # If there is no telling what makes it long, let us see whether fewer users help.
+        # If the runs do not tell what makes them long, see whether fewer users help.
         start, each = line or (0.0, seconds / users)
         target = max(self._target, 2 * start)
         if seconds > target and users > self._floor:
             self._shrink(users, (target - start) / each if each else users * target / seconds)
             return
         short = seconds - start <= (target - start) / 2
-        at_a_loss = (
-            line is None and seconds > target
-        )  # Below the floor; so let us see whether more users harm.
+        at_a_loss = line is None and seconds > target  # At the floor: see whether more users cost more.
         if users >= self.size and (short or at_a_loss):
             self.size = min(2 * self.size, self._ceiling)
 
     def ran_out_of_time(self, users: int, seconds: float) -> None:
-        """A run was given up after so many seconds; how long it would have taken nobody knows."""
+        """A run was given up after so many seconds; how long it would have taken is not known."""
         if seconds > self._target:
             self._shrink(users, users * self._target / seconds)
 
@@ -83,7 +81,7 @@ class Pace:
 
 
 class TrackRecord:
-    """Kept as long as the hub runs; a few hundred bytes for each storage host.
+    """The paces of all storage hosts and operations. Kept as long as the hub runs; a few hundred bytes for each.
 
     Args:
         batch_size: most users in one run.
@@ -91,26 +89,18 @@ class TrackRecord:
     """
 
     def __init__(self, batch_size: int, target: float) -> None:
-        self._batch_size = batch_size
-        self._target = target
-        self._paces: dict[tuple[str, str], Pace] = {}
+        floor = 2 * (os.cpu_count() or 2)
+        self._paces = defaultdict[tuple[str, str], Pace](lambda: Pace(batch_size, floor, target))
 
     def batch(self, host: str, operation: Operation) -> int:
         """Return how many users the next run may have."""
-        return self._pace(host, operation).size
+        return self._paces[host, operation].size
 
     def learn(self, run: Run) -> None:
         """Draw the conclusions from a run that has ended."""
         record = run.record
-        pace = self._pace(record.storage_host, run.operation)
+        pace = self._paces[record.storage_host, run.operation]
         if run.orderly and not any(outcome.reason == "unreachable" for outcome in record.outcomes):
             pace.finished(record.users, record.seconds)
         elif run.error is not None and run.error.reason == "timeout":
             pace.ran_out_of_time(record.users, record.seconds)
-
-    def _pace(self, host: str, operation: str) -> Pace:
-        pace = self._paces.get((host, operation))
-        if pace is None:
-            floor = 2 * (os.cpu_count() or 2)
-            pace = self._paces[host, operation] = Pace(self._batch_size, floor, self._target)
-        return pace

@@ -1,7 +1,7 @@
-"""Clean-ups that wait: parked until their user has no server any more, then due until a run takes them.
+"""Clean-ups that wait: *parked* until their user has no server any more, then *due* until a run takes them.
 
-A clean-up takes away what a spawn needs, so it gives way: the user's next spawn withdraws it, and runs for those
-who wait go first. But not for ever: one that has been due for :data:`PATIENCE_SECONDS` is overdue, and the
+A clean-up takes away what a spawn needs, so it gives way: the user's next spawn withdraws it, and runs for waiting
+users go first. But not for ever: a clean-up that has been due for :data:`PATIENCE_SECONDS` is overdue, and the
 dispatcher lets it go next.
 """
 
@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from ansible_bootstrap.dispatch.job import JobKey
+from ansible_bootstrap.dispatch.job import JobKey, UserKey, user_key
+from ansible_bootstrap.dispatch.observer import Observer, tell
 from ansible_bootstrap.place import Place
 
 MAX_CLEANUPS: Final = 20_000
-"""Most users whose clean-ups wait; beyond, they are dropped: a clean-up is tried again at the next stop."""
+"""Most clean-ups that wait; any more are dropped: a clean-up is tried again at the user's next stop."""
 
 PATIENCE_SECONDS: Final = 300.0
 """For which a clean-up that is due lets all others go first."""
 
 FORGET_SECONDS: Final = 5.0
-"""For forgetting, before a clean-up begins, that its users are complete."""
+"""For the observer's ``before_cleanup``."""
 
 RETRY_SECONDS: Final = 60.0
 """Until a clean-up that could not begin is due again."""
@@ -35,24 +36,21 @@ Active = Callable[[], bool]
 
 @dataclass(eq=False, slots=True)
 class Cleanup:
-    """One that is due."""
+    """A clean-up that is due."""
 
     place: Place
     active: Active
     since: float
+    """As ``loop.time``: when it fell due first."""
 
 
 @dataclass(eq=False, slots=True)
 class _Parked:
     """Clean-ups of one user that wait for their delay, or for the user's last server to stop."""
 
+    active: Active
     places: dict[JobKey, Place] = field(default_factory=dict)
-    active: Active = bool
     timer: asyncio.TimerHandle | None = None
-
-
-async def nothing_to_forget(places: Sequence[Place]) -> None:
-    """For those who remember nobody."""
 
 
 class Cleanups:
@@ -61,46 +59,48 @@ class Cleanups:
     Args:
         log: for the admin.
         delay: seconds in which further clean-ups join the same run.
-        keep: called with each clean-up that waits from now on, and with None once it no longer does.
-        forget: awaited with the places of a clean-up before it begins.
-        on_due: called with the storage host that has one more that is due.
+        observer: is told what waits, and what begins.
+        on_due: called with a storage host that has one more clean-up that is due.
     """
 
     def __init__(
-        self,
-        log: logging.Logger,
-        delay: float,
-        keep: Callable[[JobKey, Place | None], None],
-        forget: Callable[[Sequence[Place]], Awaitable[None]],
-        on_due: Callable[[str], None],
+        self, log: logging.Logger, delay: float, observer: Observer, on_due: Callable[[str], None]
     ) -> None:
         self._log = log
         self._delay = delay
-        self._keep = keep
-        self._forget = forget
+        self._observer = observer
         self._on_due = on_due
-        self._parked: dict[tuple[str, str], _Parked] = {}
+        self._parked: dict[UserKey, _Parked] = {}
         self._due: dict[str, dict[JobKey, Cleanup]] = {}
+
+    @property
+    def parked(self) -> int:
+        """How many are parked."""
+        return sum(len(parked.places) for parked in self._parked.values())
+
+    @property
+    def due(self) -> int:
+        """How many are due."""
+        return sum(map(len, self._due.values()))
 
     def add(self, place: Place, active: Active) -> None:
         """Park a clean-up until its delay is over and the user has no active server."""
-        who = (place.storage_host, place.name)
-        if who not in self._parked and len(self._parked) + sum(map(len, self._due.values())) >= MAX_CLEANUPS:
+        user = user_key(place)
+        if user not in self._parked and len(self._parked) + self.due >= MAX_CLEANUPS:
             self._log.warning("ansible_bootstrap: too many clean-ups wait; one is dropped")
             return
-        parked = self._parked.setdefault(who, _Parked())
+        parked = self._parked.setdefault(user, _Parked(active))
         parked.places[place.job_key] = place
         parked.active = active
-        self._wake(who, parked, self._next_end_of_delay())
-        self._keep(place.job_key, place)
+        self._wake(user, self._next_end_of_delay())
+        tell(self._log, self._observer.cleanup_asked, place)
 
     def restore(self, places: Iterable[Place], active: Callable[[str], bool]) -> None:
         """Take over what an earlier hub has left, but for what waits already."""
         for place in places:
             if self.waits(place):
                 continue
-            parked = self._parked.get((place.storage_host, place.name))
-            if parked is not None:
+            if (parked := self._parked.get(user_key(place))) is not None:
                 parked.places[place.job_key] = place
             else:
                 self.add(place, partial(active, place.name))
@@ -111,48 +111,44 @@ class Cleanups:
         Returns:
             For :meth:`add`, should the server not start after all; None if nothing was withdrawn.
         """
-        key = place.job_key
-        withdrawn: Active | None = None
-        if (cleanup := self._pop_due(place.storage_host, key)) is not None:
-            withdrawn = cleanup.active
-        who = (place.storage_host, place.name)
-        if (parked := self._parked.get(who)) is not None:
+        key, user = place.job_key, user_key(place)
+        due = self._pop_due(place.storage_host, key)
+        withdrawn = due.active if due is not None else None
+        if (parked := self._parked.get(user)) is not None:
             if parked.places.pop(key, None) is not None:
                 withdrawn = parked.active
             if not parked.places:
                 if parked.timer is not None:
                     parked.timer.cancel()
-                del self._parked[who]
+                del self._parked[user]
         return withdrawn
 
     def waits(self, place: Place) -> bool:
         """Whether this very clean-up is still to come."""
-        parked = self._parked.get((place.storage_host, place.name))
-        return place.job_key in self._due.get(place.storage_host, {}) or (
-            parked is not None and place.job_key in parked.places
-        )
+        key, parked = place.job_key, self._parked.get(user_key(place))
+        return key in self._due.get(place.storage_host, {}) or (parked is not None and key in parked.places)
 
     def settled(self, place: Place) -> None:
-        """It is done, or needless; unless it has been asked for again meanwhile, there is nothing to keep."""
+        """A clean-up is done, or needless; the observer is told unless it has been asked for again meanwhile."""
         if not self.waits(place):
-            self._keep(place.job_key, None)
+            tell(self._log, self._observer.cleanup_settled, place)
 
     def is_due(self, host: str) -> bool:
-        """Whether that storage host has any to be done now."""
+        """Whether that storage host has a clean-up to be done now."""
         return host in self._due
 
     def is_overdue(self, host: str) -> bool:
-        """Whether that storage host has any that has let others go first for long enough."""
+        """Whether a clean-up on that storage host has let others go first for long enough."""
         oldest = next(iter(self._due.get(host, {}).values()), None)
         return oldest is not None and self._now() - oldest.since >= PATIENCE_SECONDS
 
     def take(self, host: str, most: int, but: Collection[str] = ()) -> dict[JobKey, Cleanup]:
-        """Take those that have waited longest out, for a run; may be none after all.
+        """Take out, for a run, the clean-ups that have waited longest; may be none after all.
 
         Args:
             host: the storage host.
-            most: so many.
-            but: not those of users of these names.
+            most: at most so many.
+            but: names of users whose clean-ups stay.
         """
         taken: dict[JobKey, Cleanup] = {}
         for key, cleanup in list(self._due.get(host, {}).items()):
@@ -168,23 +164,19 @@ class Cleanups:
         return taken
 
     async def may_begin(self, cleanups: Collection[Cleanup]) -> bool:
-        """Have the users of these forgotten: nobody may be known as complete once their clean-up has begun.
+        """Ask the observer: no user may be known as complete once a clean-up has begun.
 
         Returns:
-            False if that could not be done, and they wait again.
+            False if the observer failed or gave no answer; the clean-ups wait again.
         """
-        forgetting = asyncio.ensure_future(self._forget_all(cleanups))
         try:
-            await asyncio.wait({forgetting}, timeout=FORGET_SECONDS)
-            if forgetting.done():
-                forgetting.result()
-                return True
+            async with asyncio.timeout(FORGET_SECONDS):
+                await self._observer.before_cleanup([cleanup.place for cleanup in cleanups])
+            return True
+        except TimeoutError:
             why = f"no answer within {FORGET_SECONDS:g} s"
         except Exception as error:
             why = f"{type(error).__name__}: {error}"
-        finally:
-            forgetting.add_done_callback(_retrieve)
-            forgetting.cancel()
         self._log.warning(
             "ansible_bootstrap: the clean-up of %d users is put off, for they cannot be made unknown: %s",
             len(cleanups),
@@ -194,46 +186,36 @@ class Cleanups:
         return False
 
     def put_back(self, cleanups: Iterable[Cleanup]) -> None:
-        """Let those that a run has taken wait again, for :data:`RETRY_SECONDS`."""
+        """Let clean-ups that a run has taken wait again, for :data:`RETRY_SECONDS`."""
         for cleanup in cleanups:
-            who = (cleanup.place.storage_host, cleanup.place.name)
-            if who not in self._parked:
-                self._wake(who, self._park(cleanup), self._now() + RETRY_SECONDS)
-            else:
-                self._park(cleanup)
-
-    def count(self) -> int:
-        """Return how many wait, parked or due."""
-        due = sum(map(len, self._due.values()))
-        return due + sum(len(parked.places) for parked in self._parked.values())
+            is_parked = user_key(cleanup.place) in self._parked
+            self._park(cleanup)
+            if not is_parked:
+                self._wake(user_key(cleanup.place), self._now() + RETRY_SECONDS)
 
     # -- inner --------------------------------------------------------------------------------
 
-    async def _forget_all(self, cleanups: Collection[Cleanup]) -> None:
-        await self._forget([cleanup.place for cleanup in cleanups])
-
-    def _park(self, cleanup: Cleanup) -> _Parked:
-        who = (cleanup.place.storage_host, cleanup.place.name)
-        parked = self._parked.setdefault(who, _Parked(active=cleanup.active))
+    def _park(self, cleanup: Cleanup) -> None:
+        parked = self._parked.setdefault(user_key(cleanup.place), _Parked(cleanup.active))
         parked.places.setdefault(cleanup.place.job_key, cleanup.place)
-        return parked
 
-    def _wake(self, who: tuple[str, str], parked: _Parked, when: float) -> None:
+    def _wake(self, user: UserKey, when: float) -> None:
+        parked = self._parked[user]
         if parked.timer is not None:
             parked.timer.cancel()
-        parked.timer = asyncio.get_running_loop().call_at(when, self._fall_due, who)
+        parked.timer = asyncio.get_running_loop().call_at(when, self._fall_due, user)
 
-    def _fall_due(self, who: tuple[str, str]) -> None:
-        parked = self._parked[who]
+    def _fall_due(self, user: UserKey) -> None:
+        parked = self._parked[user]
         if parked.active():
             return  # The stop of that server asks again.
-        del self._parked[who]
-        now = self._now()
-        due = self._due.setdefault(who[0], {})
+        del self._parked[user]
+        host, now = user[0], self._now()
+        due = self._due.setdefault(host, {})
         for key, place in parked.places.items():
             since = due[key].since if key in due else now
             due[key] = Cleanup(place, parked.active, since)
-        self._on_due(who[0])
+        self._on_due(host)
 
     def _pop_due(self, host: str, key: JobKey) -> Cleanup | None:
         due = self._due.get(host, {})
@@ -243,15 +225,9 @@ class Cleanups:
         return cleanup
 
     def _next_end_of_delay(self) -> float:
-        """After one to two delays: all who stop within the same delay are due at the same moment."""
+        """Return a time in one to two delays: clean-ups asked for within the same delay are due at the same moment."""
         now = self._now()
         return (now // self._delay + 2) * self._delay if self._delay > 0 else now
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _retrieve(future: asyncio.Future[None]) -> None:
-    """Asyncio complains of exceptions that nobody looked at."""
-    if not future.cancelled():
-        future.exception()

@@ -83,7 +83,7 @@ class ApplyClient:
             self._spare.close()
 
     async def gone(self) -> None:
-        """Return when no program of ours is left, for whoever ends with the last run; to be called after its end."""
+        """Return when no program of ours is left, for a command that ends with its last run; call it after that."""
         while self._alive:
             await asyncio.wait({run.gone for run in self._alive})  # Bounded: each has :data:`EXIT_SECONDS`.
 
@@ -102,7 +102,7 @@ class ApplyClient:
             ApplyError: the program could not be started; the details say what to do.
             SettingsError: the command line could not be made.
         """
-        # A description needs no run of Ansible; the one that was started ahead is for somebody who waits.
+        # A description needs no run of Ansible; the one that was started ahead is for users who wait.
         spare = self._spare if request.operation != "describe" else None
         # A hub in a storm takes a tenth of a second for each turn of its loop: with a spare, nothing is awaited here.
         run = await spare.take() if spare and not cold else None
@@ -153,6 +153,7 @@ class ApplyRun(asyncio.SubprocessProtocol):
         self._log = log
         self._alive = alive
         self._transport: Any = None
+        """Set before anything else happens: asyncio calls ``connection_made`` first."""
         self._out = _Lines(MAX_LINE_BYTES)
         self._err = _Lines(MAX_LOG_BYTES)
         self._last_words: deque[str] = deque(maxlen=5)
@@ -194,11 +195,11 @@ class ApplyRun(asyncio.SubprocessProtocol):
     async def finish(self) -> None:
         """Return when the run is over: with its last line, which comes after all that it has started has ended.
 
-        Then the program itself is given :data:`EXIT_SECONDS` to leave, which nobody waits for.
+        Then the program itself is given :data:`EXIT_SECONDS` to leave, for which this does not wait.
 
         Raises:
             AnsibleBootstrapError: it refused, was stopped, died, spoke nonsense or did not end. Users
-                for whom no outcome came have failed, with or without this error. :class:`SpareLostError`: start again.
+                without an outcome have failed, with or without this error. :class:`SpareLostError`: start again.
         """
         try:
             await self._over  # Bounded: the limit's timer stops, and stopping gives up.
@@ -210,10 +211,8 @@ class ApplyRun(asyncio.SubprocessProtocol):
             self._release()
             raise
         self.on_gone(self._release)
-        if self._failure is not None and not self._ended:
-            raise self._failure
         if not self._ended:
-            raise self._died()
+            raise self._failure or self._died()
 
     # -- for the spare ------------------------------------------------------------------------
 
@@ -230,9 +229,7 @@ class ApplyRun(asyncio.SubprocessProtocol):
     def dismiss(self) -> None:
         """End a program that has no request yet, and return at once: the end of stdin tells it."""
         self._stopping = True
-        stdin = self._transport.get_pipe_transport(0)
-        if stdin is not None and not stdin.is_closing():
-            stdin.abort()
+        self._close_stdin()
         self._later(TERM_SECONDS, self._kill)
         self.on_gone(self._release)
 
@@ -294,34 +291,28 @@ class ApplyRun(asyncio.SubprocessProtocol):
         self.lost = ApplyError
         if isinstance(event, Refused):
             self._failure = BY_REASON[event.reason](f"the apply program refused: {_escape(event.message)}")
-        if isinstance(event, End | Described):
-            self._ended = True
-        if isinstance(event, End | Described | Refused):
+        self._ended = isinstance(event, End | Described)
+        if self._ended or isinstance(event, Refused):  # It is the last line.
             self._deaf = True
             self._later(EXIT_SECONDS, lambda: self.stop(ApplyError("the apply program did not exit")))
         self._on_event(event)
         if self._deaf:
-            self._set_over()
+            _resolve(self._over)
 
     def _nonsense(self, what: str) -> None:
         if not self._deaf:
             self._deaf = True
-            error = ApplyError(
+            self._failure = ApplyError(
                 f"the apply program does not speak the protocol: {what}; nothing may print to its stdout "
                 "(a banner of ssh or sudo, a shell's profile), and both sides need the same version"
             )
-            self._failure = error
-            self.stop(error)
+            self.stop(self._failure)
 
     def _died(self) -> ApplyError:
-        code = self._transport.get_returncode() if self._transport else None
-        ended = (
-            ("ended" if self._exited else "did not end")
-            if code is None
-            else f"died of signal {-code}"
-            if code < 0
-            else f"exited with {code}"
-        )
+        if (code := self._transport.get_returncode()) is None:
+            ended = "ended" if self._exited else "did not end"
+        else:
+            ended = f"died of signal {-code}" if code < 0 else f"exited with {code}"
         return self.lost(
             f"the apply program {ended} before its last line: {self.last_words()}; "
             "try it by hand with `ansible-bootstrap run NAME`"
@@ -340,12 +331,13 @@ class ApplyRun(asyncio.SubprocessProtocol):
                 "apply: … more than %d lines; the rest of this run is not logged", MAX_LOG_LINES
             )
 
-    def _hang_up(self) -> None:
-        if self._transport is None:
-            return
+    def _close_stdin(self) -> None:
         stdin = self._transport.get_pipe_transport(0)
         if stdin is not None and not stdin.is_closing():
             stdin.abort()  # close() would first wait for a full pipe to drain.
+
+    def _hang_up(self) -> None:
+        self._close_stdin()
         # PermissionError: a root child through sudo, which the end of stdin ends.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             self._transport.terminate()
@@ -364,33 +356,31 @@ class ApplyRun(asyncio.SubprocessProtocol):
 
     def _signal_group(self, number: int) -> None:
         """Signal the session that we made: its id is the leader's pid, and not reused while it has members."""
-        if self._transport is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._transport.get_pid(), number)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._transport.get_pid(), number)
 
     def _later(self, seconds: float, function: Callable[[], None]) -> None:
         self._timers.append(self._loop.call_later(seconds, function))
 
-    def _set_over(self) -> None:
-        if not self._over.done():
-            self._over.set_result(None)
-
     def _set_gone(self) -> None:
-        if not self.gone.done():
-            self.gone.set_result(None)
-        self._set_over()
+        _resolve(self.gone)
+        _resolve(self._over)
 
     def _release(self) -> None:
         for timer in self._timers:
             timer.cancel()
-        if self._transport is not None:
-            self._hang_up()
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                self._transport.close()
+        self._hang_up()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            self._transport.close()
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 class _Lines:
-    """Cuts bytes into lines, of which none is kept longer than ``limit``."""
+    """Cuts bytes into lines, and each line at ``limit``."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

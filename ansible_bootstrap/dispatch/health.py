@@ -1,14 +1,14 @@
 """Which storage hosts are down and which users' storage hangs, as the runs have told.
 
-A storage host is *down* after a run that reached nobody there, or that told nothing in all its time while no other run
-there had an answer. Then each pause lets one user try (the probe), and everybody else is answered at once. Users who
+A storage host is *down* after a run that could not reach it, or that told nothing in all its time while no other run
+there had an answer. Then one user may try after each pause (the probe), and all others are answered at once. Users who
 were not ready in time say nothing against a host that was up, however many they are: their own directories may hang.
-A storage that is silent for all its users is told as unreachable. So that a user whose directory hangs cannot prolong
-an outage as its probe, only a host that could not be reached gets longer pauses.
+A storage that is silent for all its users is told as unreachable. Only a host that could not be reached gets longer
+pauses, so that a user with a directory that hangs cannot prolong an outage as its probe.
 
-A user *hangs* who was not ready in time although others of the same run were: the next try is a run of that user
+A user *hangs* after not being ready in time although others of the same run were: the next try is a run of that user
 alone. If that takes too long, too, the user is *held*: every further spawn is refused at once for some minutes.
-Whatever was noted of users after their host was found down is forgotten when the host is back.
+What was noted of users after their host was found down is forgotten when the host is back.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from ansible_bootstrap.dispatch.job import UserKey, user_key
 from ansible_bootstrap.dispatch.run import Run
 from ansible_bootstrap.errors import BY_REASON, AnsibleBootstrapError, DeadlineError, Reason
 from ansible_bootstrap.place import Place
@@ -68,16 +69,16 @@ class Health:
 
     def __init__(self) -> None:
         self._down: dict[str, Down] = {}
-        self._hung: dict[tuple[str, str], _Hung] = {}
+        self._hung: dict[UserKey, _Hung] = {}
         self._answered: dict[str, float] = {}
-        """By ``time.monotonic``: when a storage host last had an answer for one of its users."""
+        """As ``time.monotonic``: when a storage host last had an answer for one of its users."""
 
     def down(self, host: str) -> Down | None:
         """Return what is known of a storage host that is down, None for one that is up."""
         return self._down.get(host)
 
     def rests(self, host: str) -> bool:
-        """Whether nobody may try that storage host now."""
+        """Whether that storage host is in a pause: no user may try it now."""
         down = self._down.get(host)
         return down is not None and down.left > 0
 
@@ -91,11 +92,11 @@ class Health:
 
     def hangs(self, place: Place) -> bool:
         """Whether this user's next try is to be a run of that user alone."""
-        return (place.storage_host, place.name) in self._hung
+        return user_key(place) in self._hung
 
     def held(self, place: Place) -> DeadlineError | None:
-        """Return what to answer a user who is refused at once, None for all others."""
-        hung = self._hung.get((place.storage_host, place.name))
+        """Return why this user is refused at once, None if the user is not."""
+        hung = self._hung.get(user_key(place))
         if hung is None or (left := hung.until - time.monotonic()) <= 0:
             return None
         return DeadlineError(
@@ -104,18 +105,15 @@ class Health:
             f"{_clock(time.time() + left)} tries again, `ansible-bootstrap run {place.name}` at once"
         )
 
-    def suspect(self, place: Place) -> None:
-        """The user was not ready in time."""
-        self._suspect((place.storage_host, place.name))
-
-    def _suspect(self, user: tuple[str, str]) -> None:
+    def suspect(self, user: UserKey) -> None:
+        """That user was not ready in time."""
         self._hung.setdefault(user, _Hung(time.time()))
         if len(self._hung) > MAX_HUNG:
             del self._hung[next(iter(self._hung))]
 
     def answers(self, place: Place) -> None:
         """The user's storage works, or has at least said what is wrong."""
-        self._hung.pop((place.storage_host, place.name), None)
+        self._hung.pop(user_key(place), None)
         self._answered[place.storage_host] = time.monotonic()
 
     def learn(self, run: Run) -> Down | None:
@@ -137,7 +135,7 @@ class Health:
         if not unreachable:
             if len(run.names) == 1 and run.operation == "bootstrap":
                 (name,) = run.names
-                self._suspect((host, name))
+                self.suspect((host, name))
                 self._hung[host, name].until = time.monotonic() + HOLD_SECONDS
             answered = self._answered.get(host, -math.inf) > time.monotonic() - record.seconds
             if host not in self._down and (len(run.names) == 1 or run.said or answered):

@@ -1,4 +1,4 @@
-"""One user's directory on one storage host that is to be made ready, and who wants that."""
+"""One user's directory on one storage host that is to be made ready, and the waiters for it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,26 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from ansible_bootstrap.dispatch.loop_share import Turnstile
+from ansible_bootstrap.dispatch.turnstile import Turnstile
 from ansible_bootstrap.errors import AnsibleBootstrapError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome
 
 Say = Callable[[str, float], None]
-"""Shows a waiting student one sentence, and which share of their way is done (0.0 to 1.0); must neither block
-nor raise."""
+"""Shows a waiting student one sentence, and which share of the work is done (0.0 to 1.0); must neither block nor
+raise."""
 
 JobKey = tuple[str, str]
 """``Place.job_key``."""
+
+UserKey = tuple[str, str]
+"""Storage host and name."""
 
 NOTHING_DONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Waiter(Protocol):
-    """Who waits for the outcome of a job."""
+    """A spawn, or a row of a roster, that waits for the outcome of a job."""
 
     done: Mapping[str, str]
     """Roles that the user has, with the fingerprint at which they got them."""
@@ -52,59 +55,61 @@ class Spawn:
 
     def settle(self, answer: Outcome | AnsibleBootstrapError) -> None:
         """Let the spawn go on with this, when its turn has come."""
-        if self.answer is None:
-            self.answer = answer
-            self.turnstile.let_through(self.future)
+        self.answer = answer
+        self.turnstile.let_through(self.future)
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """What is to be done once, whoever and how many want it."""
+    """What is to be done once, however many want it."""
 
     place: Place
     waiters: list[Waiter] = field(default_factory=list)
     login: Mapping[str, str] | None = None
-    """If it was begun at a login, and so is wanted although nobody may wait: the roles that the user had then."""
+    """If a login began the job, which is then wanted without a waiter, too: the roles that the user had then."""
     since: float = field(default_factory=time.monotonic)
     looked: float = field(default_factory=time.monotonic)
-    """No later than this was what is known of the user looked up."""
+    """What is known of the user was looked up no later than this."""
     behind: int = 0
-    """How many others its waiters were last told to wait for."""
+    """How many others the waiters were last told to wait for."""
 
     @property
     def wanted(self) -> bool:
-        """Whether anybody waits for it, or is about to."""
+        """Whether a waiter or a login wants it."""
         return bool(self.waiters) or self.login is not None
 
     @property
     def done(self) -> dict[str, str]:
-        """The roles that the user has according to all who want the job."""
+        """The roles that the user has according to all its waiters, and its login."""
         said = [waiter.done for waiter in self.waiters]
-        if self.login is not None:
-            said.append(self.login)
-        return _common(said)
+        return _common(said if self.login is None else [*said, self.login])
 
     def doubt(self) -> None:
-        """Whatever was known of the user is so no longer."""
+        """What was known of the user is so no longer."""
         for waiter in self.waiters:
             waiter.done = NOTHING_DONE
         if self.login is not None:
             self.login = NOTHING_DONE
 
     def say(self, text: str, share: float = 0.0) -> None:
-        """Show all who wait a sentence."""
+        """Show all waiters a sentence."""
         for waiter in self.waiters:
             waiter.say(text, share)
 
     def settle(self, outcome: Outcome) -> None:
-        """Release all who wait."""
+        """Release all waiters."""
         for waiter in self.waiters:
             waiter.settle(outcome)
 
     def fail(self, cls: type[AnsibleBootstrapError], details: str) -> None:
-        """Release all who wait with a failure; one exception each, for a raised one grows."""
+        """Release all waiters with a failure; one exception each, for a raised one grows."""
         for waiter in self.waiters:
             waiter.settle(cls(details))
+
+
+def user_key(place: Place) -> UserKey:
+    """Return the user of a place, in whichever directory."""
+    return place.storage_host, place.name
 
 
 def done_by_all(jobs: Iterable[Job]) -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""Who waits on one storage host, and in which order its next run takes them.
+"""The jobs that wait on one storage host, and the order in which its next run takes them.
 
-Three classes: spawns that somebody waits for, logins (job begun so that it is done when the student presses Start),
-and clean-ups, which are kept in ``cleanups.py``. A run takes waiting spawns, first come first served, and fills up
-with logins. A login whose user presses Start becomes a spawn, with the place in the order of one who has just come;
-if that spawn is cancelled, it is a login again.
+There are three classes: spawns; logins (jobs begun so that they are done when the student presses Start); and
+clean-ups, which are kept in ``cleanups.py``. A run takes waiting spawns, first come first served, and fills up with
+logins. A login whose user presses Start becomes a spawn, behind those that wait already; if that spawn is cancelled,
+it is a login again.
 
 Beside its ordinary run a storage host may have a *lone* one, for a user whose storage hangs; no user is in both.
 """
@@ -32,52 +32,54 @@ class HostQueue:
         """The ordinary run."""
         self.lone: Run | None = None
         """A run that hangs, or the run of a user who may hang."""
-        self.resting = False
-        """Whether its last run has just ended, and the next has to wait until the hub has time."""
         self.spawns: dict[JobKey, Job] = {}
-        """Those that somebody waits for, the oldest first."""
+        """Jobs with waiters, the oldest first."""
         self.logins: dict[JobKey, Job] = {}
-        """Those that nobody waits for yet."""
+        """Jobs without waiters yet."""
         self.alone: dict[JobKey, Job] = {}
-        """Those that wait for a lone run, the oldest first."""
+        """Jobs that wait for a lone run, the oldest first."""
         self.cleaned_last = False
         """Whether the last run was a clean-up."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether no ordinary run may begin here now."""
-        return self.run is not None or self.resting
 
     @property
     def runs(self) -> list[Run]:
         """The runs under way, two at most."""
         return [run for run in (self.run, self.lone) if run is not None]
 
+    @property
+    def lone_names(self) -> Collection[str]:
+        """The users of the lone run: they may not be in the ordinary one."""
+        return self.lone.names if self.lone is not None else ()
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All that wait."""
+        return [job for jobs in (self.spawns, self.alone, self.logins) for job in jobs.values()]
+
     def has(self, place: Place) -> bool:
         """Whether the job of this place waits, or is under way."""
         jobs = (self.spawns, self.logins, self.alone, *(run.jobs for run in self.runs))
         return any(place.job_key in some for some in jobs)
 
-    def join(self, place: Place, waiter: Waiter, *, alone: bool = False) -> Job:
-        """Take a waiter into the job of this place, under way or waiting, which begins with it if there is none.
+    def join(self, place: Place, waiter: Waiter, *, alone: bool) -> Job:
+        """Add a waiter to the job of this place, under way or waiting; if there is none, it begins.
 
         Args:
-            place: whose storage, and where.
-            waiter: who waits.
+            place: the user's storage.
+            waiter: waits for the outcome.
             alone: whether the job is to have a run of its own.
         """
         key = place.job_key
-        for run in self.runs:
-            if (under_way := _under_way(run, place, waiter.done)) is not None:
-                run.join(waiter, under_way)
-                return under_way
+        if (under_way := self._under_way(place, waiter.done)) is not None:
+            under_way.join(waiter, key)
+            return under_way.jobs[key]
         cleaned = self.is_cleaned(place)
         if cleaned:
             waiter.done = NOTHING_DONE  # What was known of the user is about to go.
         waiting = self.alone if alone or key in self.alone else self.spawns
         job = waiting.get(key)
         if job is None:
-            known = next((some.pop(key) for some in (self.spawns, self.logins) if key in some), None)
+            known = next((jobs.pop(key) for jobs in (self.spawns, self.logins) if key in jobs), None)
             job = waiting[key] = known or Job(place)
             job.since = time.monotonic()
         if job.place != place:
@@ -86,15 +88,13 @@ class HostQueue:
         job.waiters.append(waiter)
         if cleaned:
             waiter.say(sentences.AFTER_CLEANUP, 0.0)
-        elif waiting is self.alone:
-            pass
-        elif self.run is not None and (behind := len(self.run.jobs) + self._ahead(job)):
+        elif waiting is self.spawns and self.run is not None and (behind := self._behind(job)):
             job.behind = behind
             waiter.say(sentences.behind(behind), 0.0)
         return job
 
     def leave(self, job: Job, waiter: Spawn) -> None:
-        """One who waited does so no longer, with an outcome or without."""
+        """Take a waiter out of its job, with an outcome or without."""
         job.waiters.remove(waiter)
         key = job.place.job_key
         if not job.waiters and self.spawns.get(key) is job:
@@ -107,59 +107,67 @@ class HostQueue:
             run.abandon_if_unwanted()
 
     def prepare(self, place: Place, done: Mapping[str, str]) -> bool:
-        """Take a login in.
+        """Begin the job of a login.
 
         Returns:
             False if there is nothing to add: the job waits already, or is under way.
         """
         key = place.job_key
-        under_way = any(_under_way(run, place, done) is not None for run in self.runs)
-        if key in self.spawns or key in self.alone or under_way:
+        if key in self.spawns or key in self.alone or self._under_way(place, done) is not None:
             return False
         if self.is_cleaned(place):
             done = NOTHING_DONE
-        job = self.logins.get(key)
-        if job is not None:
+        if (job := self.logins.get(key)) is not None:
             job.place, job.login, job.looked = place, done, time.monotonic()
             return False
         self.logins[key] = Job(place, login=done)
         return True
 
     def take_batch(self, most: int) -> dict[JobKey, Job]:
-        """Take out who goes into the next ordinary run: spawns, and logins if there is room."""
-        members: dict[JobKey, Job] = {}
-        elsewhere = self.lone.names if self.lone is not None else ()
+        """Take out the jobs of the next ordinary run: spawns, and logins if there is room."""
+        batch: dict[JobKey, Job] = {}
         for waiting in (self.spawns, self.logins):
             for key, job in list(waiting.items()):
-                if len(members) == most:
+                if len(batch) == most:
                     break
-                if job.place.name not in elsewhere:
-                    members[key] = waiting.pop(key)
-        return members
+                if job.place.name not in self.lone_names:
+                    batch[key] = waiting.pop(key)
+        return batch
 
     def next_alone(self) -> Job | None:
-        """Return who goes into the next lone run, if one may begin now."""
+        """Return the job of the next lone run, if one may begin now."""
+        if self.lone is not None:
+            return None
         elsewhere = self.run.names if self.run is not None else ()
-        waiting = () if self.lone is not None else self.alone.values()
-        return next((job for job in waiting if job.place.name not in elsewhere), None)
+        return next((job for job in self.alone.values() if job.place.name not in elsewhere), None)
+
+    def make_way(self) -> None:
+        """Let the next run begin beside one that gives no sign, unless there is a lone run already."""
+        if self.run is not None and self.run.quiet and self.lone is None:
+            self.run, self.lone = None, self.run
+
+    def ended(self, run: Run) -> None:
+        """A run is over."""
+        if self.lone is run:
+            self.lone = None
+        else:
+            self.run = None
 
     def drain(self) -> list[Job]:
-        """Take out all who wait."""
-        jobs = [job for waiting in (self.spawns, self.alone, self.logins) for job in waiting.values()]
+        """Take out all jobs that wait."""
+        jobs = self.jobs
         for waiting in (self.spawns, self.alone, self.logins):
             waiting.clear()
         return jobs
 
     def doubt(self, names: Collection[str]) -> None:
         """A clean-up of these users begins: what was known of them is so no longer, in whichever directory."""
-        if names:
-            for waiting in (self.spawns, self.logins, self.alone):
-                for job in waiting.values():
-                    if job.place.name in names:
-                        job.doubt()
+        for job in self.jobs:
+            if job.place.name in names:
+                job.doubt()
 
     def tell_the_others(self) -> None:
-        """Tell users whom a full run has left behind how many come before them."""
+        """Tell users left behind by a full run how many come before them."""
         under_way = len(self.run.jobs) if self.run is not None else 0
         for ahead, job in enumerate(self.spawns.values()):
             if (behind := under_way + ahead) and behind != job.behind:
@@ -172,19 +180,21 @@ class HostQueue:
 
     def waiting(self) -> tuple[int, float]:
         """Return how many jobs wait, and for how many seconds the oldest has."""
-        sinces = [job.since for jobs in (self.spawns, self.logins, self.alone) for job in jobs.values()]
+        sinces = [job.since for job in self.jobs]
         return len(sinces), max(0.0, time.monotonic() - min(sinces)) if sinces else 0.0
 
-    def _ahead(self, job: Job) -> int:
+    def _behind(self, job: Job) -> int:
+        """Return how many users come before this job, which waits behind a run."""
+        under_way = len(self.run.jobs) if self.run is not None else 0
         if next(reversed(self.spawns.values())) is job:
-            return len(self.spawns) - 1
-        return list(self.spawns.values()).index(job)
+            return under_way + len(self.spawns) - 1
+        return under_way + list(self.spawns.values()).index(job)
 
-
-def _under_way(run: Run, place: Place, done: Mapping[str, str]) -> Job | None:
-    """Return the job of this place in that run, unless the run leaves out what this user needs done."""
-    if run.operation != "bootstrap" or run.abandoned:
+    def _under_way(self, place: Place, done: Mapping[str, str]) -> Run | None:
+        """Return the run that does the job of this place, unless it leaves out what this user needs done."""
+        for run in self.runs:
+            job = run.jobs.get(place.job_key)
+            bootstraps = run.operation == "bootstrap" and not run.abandoned
+            if bootstraps and job and job.place == place and run.done.items() <= done.items():
+                return run
         return None
-    job = run.jobs.get(place.job_key)
-    fits = job is not None and job.place == place and run.done.items() <= done.items()
-    return job if fits else None

@@ -7,6 +7,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from ansible_bootstrap.dispatch import sentences
@@ -31,10 +32,10 @@ from ansible_bootstrap.protocol import (
 from ansible_bootstrap.run_record import RunRecord
 
 LOOK_SECONDS: Final = 2.0
-"""From the look at what is known of a user to the beginning of the work; usually one millisecond."""
+"""Most time between the look at what is known of a user and the job; usually one millisecond."""
 
 QUIET_SECONDS: Final = 10.0
-"""Without an event, after which a run may hang."""
+"""A run without an event for so long may hang."""
 
 
 class Process(Protocol):
@@ -61,7 +62,7 @@ class Run:
 
     Args:
         operation: for all its jobs.
-        storage_host: where they are.
+        storage_host: of all its jobs.
         jobs: those that it takes.
         check: only predict.
         diff: log what differs.
@@ -81,19 +82,17 @@ class Run:
         diff: bool = False,
         log: logging.Logger,
         settled: Callable[[Run, Job, Outcome], bool],
-        cleanups: dict[JobKey, Cleanup] | None = None,
+        cleanups: Mapping[JobKey, Cleanup] = MappingProxyType({}),
     ) -> None:
         self.operation = operation
         self.jobs = jobs
         """Those without an outcome yet."""
-        self.members = frozenset(jobs)
-        """All, with or without an outcome."""
         self.keys = _keys(jobs)
-        """The same by their key in the request."""
+        """All jobs, with or without an outcome, by their user's key in the request."""
         self.names = frozenset(job.place.name for job in jobs.values())
         """Of all users."""
         self.done = done_by_all(jobs.values()) if operation == "bootstrap" else {}
-        self.cleanups = cleanups or {}
+        self.cleanups = dict(cleanups)
         """Those that are still to be done."""
         self.record = RunRecord(
             run=uuid.uuid4().hex[:12],
@@ -104,18 +103,19 @@ class Run:
             check=check,
         )
         self.since = time.monotonic()
-        """By ``time.monotonic``, when what its outcomes rest on was known: if it leaves out roles, before it began."""
+        """As ``time.monotonic``: when what its outcomes rest on was known; before it began, if it leaves out roles."""
         if self.done:
             self.since = min(self.since, *(job.looked for job in jobs.values())) - LOOK_SECONDS
         self.fingerprints: tuple[RoleFingerprint, ...] = ()
         """Of all roles, as of this run."""
         self.error: AnsibleBootstrapError | None = None
-        """Why those who have no outcome when it ends have none."""
+        """Why users without an outcome have none when it ends."""
         self.orderly = False
         """Whether the apply program has ended as it should."""
         self.abandoned = False
+        """Whether it was stopped because nobody waited any more."""
         self.late = False
-        """Whether somebody gave up waiting while it was under way."""
+        """Whether a waiter's time ended while it was under way."""
         self.said = 0
         """How many outcomes the run itself has told."""
         self._diff = diff
@@ -123,16 +123,17 @@ class Run:
         self._settled = settled
         self._began = time.monotonic()
         self._last_sign = math.inf
-        """By ``time.monotonic``; a run that has not begun (its clean-up waits for the ledger) is not quiet."""
+        """As ``time.monotonic``; a run that has not begun (its clean-up waits for the ledger) is not quiet."""
         self._limit = 0.0
         self._process: Process | None = None
         self._roles: tuple[str, ...] = ()
-        self._clock = RoleClock(self.record)
+        self._at_work: tuple[str, float] | None = None
+        """The role at work, and since when as ``time.monotonic``: until the next begins, or the run ends."""
         self._shown: tuple[str, float] = ("", 0.0)
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing has been heard of it for so long that it may hang."""
+        """Whether it has given no sign for so long that it may hang."""
         return time.monotonic() - self._last_sign >= QUIET_SECONDS
 
     @property
@@ -169,28 +170,24 @@ class Run:
             process.stop(self._nobody_waits())
         await process.finish()
 
-    def join(self, waiter: Waiter, job: Job) -> None:
-        """One more waits for a job under way, and is told where it is."""
-        job.waiters.append(waiter)
+    def join(self, waiter: Waiter, key: JobKey) -> None:
+        """Add a waiter to one of the jobs, and show where it is."""
+        self.jobs[key].waiters.append(waiter)
         if self._shown[0]:
             waiter.say(*self._shown)
 
     def abandon_if_unwanted(self) -> None:
         """Stop the run if nobody wants what is left of it."""
-        if (
-            self.operation == "bootstrap"
-            and self.jobs
-            and not self.abandoned
-            and not any(job.wanted for job in self.jobs.values())
-        ):
+        wanted = not self.jobs or any(job.wanted for job in self.jobs.values())
+        if self.operation == "bootstrap" and not wanted and not self.abandoned:
             self.abandoned = True
             self.record.abandoned = not self.late
             if self._process is not None:
                 self._process.stop(self._nobody_waits())
 
     def conclude(self) -> None:
-        """Close the record. Whoever has no outcome has failed: silence is never success."""
-        self._clock.stop()
+        """Close the record. A user without an outcome has failed: silence is never success."""
+        self._end_role()
         self.record.seconds = time.monotonic() - self._began
         error = self.error or ApplyError("the run ended without an outcome for this user")
         details = f"run {self.record.run}: {error.details or error.message}"
@@ -199,39 +196,61 @@ class Run:
             if self.operation == "cleanup":
                 self._log.warning("ansible_bootstrap: clean-up of %d users: %s", len(self.jobs), details)
         for name, key in self.keys.items():
-            job = self.jobs.get(key)
-            if job is not None:
-                self._note(self._silent(name, job.place.storage_host, error, job))
-                job.fail(BY_REASON[error.reason], details)
-        self.jobs.clear()
+            if (job := self.jobs.pop(key, None)) is None:
+                continue
+            silent = Outcome(
+                key=name,
+                name=job.place.name,
+                status="failed",
+                reason=error.reason,
+                message=error.details or error.message,
+                storage_host=job.place.storage_host,
+                directory=job.place.directory or "",
+                seconds=round(self.record.seconds, 3),
+                run=self.record.run,
+            )
+            self._note(silent)
+            job.fail(BY_REASON[error.reason], details)
         log_run(self._log, self.record)
 
     # -- events -------------------------------------------------------------------------------
 
     def _on_event(self, event: Event) -> None:
         self._last_sign = time.monotonic()
-        self._clock.take(event)
         match event:
             case Accepted():
                 self.record.run = event.run
                 self.fingerprints = event.fingerprints
                 self._roles = event.roles
             case RoleStarted():
-                self._begin_role(event.role, event.users)
+                self._end_role()
+                self._at_work = event.role, time.monotonic()
+                self._show(event.role, event.users)
             case OutcomeEvent(outcome=outcome):
                 self._settle(outcome)
+            case Fetched():
+                self.record.fetched += event.count
             case Refused():
                 self.record.error = event.message
+            case End():
+                self._end_role()
+                self.record.way = event.way
             case _:
                 pass
 
-    def _begin_role(self, role: str, users: int) -> None:
+    def _show(self, role: str, users: int) -> None:
         share = self._shown[1]
         if role in self._roles:
             share = max(share, self._roles.index(role) / len(self._roles))
         self._shown = (sentences.at_work(role, users), share)
         for job in self.jobs.values():
             job.say(*self._shown)
+
+    def _end_role(self) -> None:
+        if self._at_work is not None:
+            role, began = self._at_work
+            self._at_work = None
+            self.record.roles[role] = self.record.roles.get(role, 0.0) + time.monotonic() - began
 
     def _settle(self, outcome: Outcome) -> None:
         key = self.keys.get(outcome.key)
@@ -253,21 +272,8 @@ class Run:
 
     def _note(self, outcome: Outcome) -> None:
         self.record.outcomes.append(outcome)
-        if not self.record.abandoned:  # Else it is no failure of theirs.
+        if not self.record.abandoned:  # Else it is no failure of the user's.
             log_user(self._log, self.record, outcome)
-
-    def _silent(self, key: str, host: str, error: AnsibleBootstrapError, job: Job) -> Outcome:
-        return Outcome(
-            key=key,
-            name=job.place.name,
-            status="failed",
-            reason=error.reason,
-            message=error.details or error.message,
-            storage_host=host,
-            directory=job.place.directory or "",
-            seconds=round(self.record.seconds, 3),
-            run=self.record.run,
-        )
 
 
 def _keys(jobs: Mapping[JobKey, Job]) -> dict[str, JobKey]:
@@ -306,34 +312,3 @@ class Slots:
     def give_back(self, run: Run) -> None:
         """The run is over; without effect on one that has no slot here."""
         self._runs.discard(run)
-
-
-class RoleClock:
-    """A role is at work until the next begins, or the run ends.
-
-    Args:
-        record: where it is noted.
-    """
-
-    def __init__(self, record: RunRecord) -> None:
-        self._record = record
-        self._at_work: tuple[str, float] | None = None
-
-    def take(self, event: Event) -> None:
-        """Take an event as it comes; those that are not about roles are nothing to us."""
-        match event:
-            case RoleStarted():
-                self.stop()
-                self._at_work = event.role, time.monotonic()
-            case Fetched():
-                self._record.fetched += event.count
-            case End():
-                self.stop()
-                self._record.way = event.way
-
-    def stop(self) -> None:
-        """The run has ended, however."""
-        if self._at_work is not None:
-            role, began = self._at_work
-            self._at_work = None
-            self._record.roles[role] = self._record.roles.get(role, 0.0) + time.monotonic() - began

@@ -1,4 +1,4 @@
-"""One line in the log for each run and for each user in it, for those who search logs: ``key=value``.
+"""One line in the log for each run and for each of its users, to be searched: ``key=value``.
 
 A value that is not plain is quoted as JSON, so that no name, role or note makes a second line or a false key;
 ``-`` stands for none. Messages are left out: they quote what roles printed, and are in the error of the spawn and in

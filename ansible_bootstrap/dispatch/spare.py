@@ -1,7 +1,7 @@
 """Keeps one apply program waiting, so that the next run need not start one.
 
-A spare serves one run, and has started Ansible before there is a request for it (``apply.py``). Whatever is wrong with
-a spare is no reason for a run to fail: it is thrown away, and the run starts a program of its own.
+A spare serves one run, and has started Ansible before there is a request for it (``apply/``). Whatever is wrong with
+a spare is no reason for a run to fail: the spare is thrown away, and the run starts a program of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Spare:
     Args:
         start: starts one.
         wanted: returns what a program is to be started for, as it is now.
-        log: where it is said that there is none, and why.
+        log: is told why there is none.
     """
 
     def __init__(
@@ -51,11 +51,9 @@ class Spare:
             self._making = asyncio.get_running_loop().create_task(self._make())
 
     async def take(self) -> ApplyRun | None:
-        """Return the spare if it is as good as one that would be started now; it is the caller's then."""
-        if self._run is None and self._making is not None:
-            await asyncio.wait(
-                {self._making}, timeout=START_SECONDS
-            )  # it will be there sooner than any other
+        """Return the spare if it is as good as a program that would be started now; it is the caller's then."""
+        if self._run is None and self._making is not None:  # It will be there sooner than a new program.
+            await asyncio.wait({self._making}, timeout=START_SECONDS)
         run, self._run = self._run, None
         if run is None:
             return None
@@ -79,9 +77,9 @@ class Spare:
     async def _make(self) -> None:
         try:
             run = await self._start()
-            self._for = self._wanted()  # now, for to start it writes its settings
+            self._for = self._wanted()  # Not before: the start writes the settings.
         except (AnsibleBootstrapError, OSError) as error:
-            # The next run will meet the same, and say it to those who wait for it.
+            # The next run will meet the same, and its users are told.
             why = error.details or error.message if isinstance(error, AnsibleBootstrapError) else error
             self._log.warning("apply: no spare program was started: %s", why)
             return
@@ -91,7 +89,7 @@ class Spare:
         run.on_gone(lambda: self._lost(run))
 
     def _lost(self, run: ApplyRun) -> None:
-        """It has ended while it waited. No other is started before the next run: that one would end as well."""
+        """It has ended while it waited. No other is started before the next run: it would end as well."""
         if self._run is run:
             self._run = None
             self._log.warning("apply: the spare program ended while it waited: %s", run.last_words())

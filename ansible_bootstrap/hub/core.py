@@ -15,6 +15,7 @@ from ansible_bootstrap.config import DEFAULT_CLEANUP_DELAY, AnsibleBootstrap
 from ansible_bootstrap.describing import ask_fingerprints
 from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.dispatch.dispatcher import Dispatcher
+from ansible_bootstrap.dispatch.observer import Observer
 from ansible_bootstrap.errors import SettingsError
 from ansible_bootstrap.hub.current_fingerprints import CurrentFingerprints
 from ansible_bootstrap.hub.failure import why
@@ -41,7 +42,7 @@ ENDING_SECONDS: Final = 60.0
 """For a clean-up that has run out of time to be ended, with whatever its roles have started, and to be noted."""
 
 
-class Core:
+class Core(Observer):
     """Made when the hub is up or at the first hook, when all settings have been made.
 
     Args:
@@ -80,15 +81,12 @@ class Core:
         self.dispatcher = Dispatcher(
             self.client,
             config.log,
+            self,
             batch_size=config.batch_size,
             run_limit=config.timeout,
             max_runs=config.max_runs,
             check=config.observing,
             cleanup_delay=DEFAULT_CLEANUP_DELAY if self.cleanup_delay is None else self.cleanup_delay,
-            record=self._record,
-            keep=self.pending.note if self.pending is not None else lambda key, place: None,
-            complete=self._complete,
-            forget=self._forget,
         )
         self.metrics.watch(self.dispatcher.waiting, self.dispatcher.waiting_cleanups)
         self._background: set[asyncio.Task[None]] = set()
@@ -125,28 +123,36 @@ class Core:
         entry = self.books.noted(place)
         return entry is not None and fingerprints is not None and entry.has(fingerprints)
 
-    # -- what the dispatcher tells ------------------------------------------------------------
+    # -- dispatch.observer.Observer -----------------------------------------------------------
 
-    def _complete(
+    def run_ended(self, record: RunRecord) -> None:  # noqa: D102
+        self._recorder.record(record)
+        self.metrics.record(record)
+        if record.operation == "cleanup" and not record.check:
+            self._after_cleanup(record)
+
+    def user_completed(  # noqa: D102
         self, place: Place, outcome: Outcome, fingerprints: Sequence[RoleFingerprint], since: float
     ) -> None:
         self.fingerprints.renewed(tuple(fingerprints), outcome.seconds)
         if self.remembers:
             self.books.complete(place, outcome, fingerprints, since)
 
-    async def _forget(self, places: Sequence[Place]) -> None:
-        """Before a clean-up: it may take away what a bootstrap gave."""
+    def cleanup_asked(self, place: Place) -> None:  # noqa: D102
+        if self.pending is not None:
+            self.pending.note(place.job_key, place)
+
+    def cleanup_settled(self, place: Place) -> None:  # noqa: D102
+        if self.pending is not None:
+            self.pending.note(place.job_key, None)
+
+    async def before_cleanup(self, places: Sequence[Place]) -> None:
+        """Make the users unknown: a clean-up may take away what a bootstrap gave."""
         token = await self.books.doubt(places, self.config.timeout + ENDING_SECONDS)
         self._doubts.update(((place.storage_host, place.name), token) for place in places)
 
-    def _record(self, run: RunRecord) -> None:
-        self._recorder.record(run)
-        self.metrics.record(run)
-        if run.operation == "cleanup" and not run.check:
-            self._after_cleanup(run)
-
     def _after_cleanup(self, run: RunRecord) -> None:
-        """Users whom a clean-up left unchanged are still complete."""
+        """Users that a clean-up left unchanged are still complete."""
         users = {(run.storage_host, outcome.name) for outcome in run.outcomes}
         token = max((self._doubts.pop(user, "") for user in users), default="")  # They have the same.
         changed = {

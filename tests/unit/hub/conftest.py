@@ -3,6 +3,7 @@
 ===========  =============================================================================
 ``apply``    a fake apply program of the test's own and its control; :class:`FakeApply`
 ``log``      a logger whose lines the test reads; :class:`Lines`
+``hub``      a dispatcher whose client runs nothing; :class:`fake_runs.Hub`
 ===========  =============================================================================
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_runs import Hub
 from hub_fakes import FakeApply, Lines
 
 from ansible_bootstrap.dispatch.client import ApplyClient
@@ -29,6 +31,11 @@ def apply(tmp_path: Path) -> Iterator[FakeApply]:
 @pytest.fixture
 def log() -> Lines:
     return Lines()
+
+
+@pytest.fixture
+def hub(log: Lines) -> Hub:
+    return Hub(log)
 
 
 @pytest.fixture(autouse=True)

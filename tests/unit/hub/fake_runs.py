@@ -13,8 +13,8 @@ from hub_fakes import Lines, until
 
 from ansible_bootstrap.dispatch import health
 from ansible_bootstrap.dispatch import run as flights
-from ansible_bootstrap.dispatch import run as role_clock
 from ansible_bootstrap.dispatch.dispatcher import Dispatcher
+from ansible_bootstrap.dispatch.observer import Observer
 from ansible_bootstrap.errors import AnsibleBootstrapError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Event, Outcome, OutcomeEvent, Request, RoleFingerprint
@@ -26,7 +26,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for module in (flights, role_clock, health):
+        for module in (flights, health):
             fake = SimpleNamespace(
                 monotonic=lambda: self.now,
                 time=lambda: self.now,
@@ -71,28 +71,48 @@ class Run:
         self._over.result()
 
 
-class Hub:
-    """A dispatcher, the runs that it started, and the waiting spawns."""
+class Hub(Observer):
+    """A dispatcher, its client and observer, the runs that it started, and the waiting spawns."""
 
-    def __init__(self, log: Lines, **options: Any) -> None:
+    def __init__(
+        self,
+        log: Lines,
+        *,
+        forget: Callable[[Sequence[Place]], Coroutine[Any, Any, None]] | None = None,
+        **options: Any,
+    ) -> None:
+        self._forget = forget
         self.runs: list[Run] = []
         self.records: list[RunRecord] = []
-        self.completed: list[tuple[Place, Outcome, Sequence[RoleFingerprint]]] = []
-        self.dispatcher = Dispatcher(
-            self,
-            log.logger,
-            **{
-                "cleanup_delay": 0.02,
-                "record": self.records.append,
-                "complete": lambda *done: self.completed.append(done[:3]),
-                **options,
-            },
-        )
+        self.completed: list[tuple[Place, Outcome, Sequence[RoleFingerprint], float]] = []
+        self.kept: list[Place | None] = []
+        """Clean-ups as they are asked for, and None for each that is settled."""
+        self.dispatcher = Dispatcher(self, log.logger, self, **{"cleanup_delay": 0.02, **options})
         self.shown: dict[str, list[tuple[str, float]]] = {}
+        self.may_start = asyncio.Event()
+        """Without it, the client's next programs take their time to start."""
+        self.may_start.set()
 
     async def start(self, request: Request, on_event: Callable[[Event], None], *, limit: float) -> Run:
+        await self.may_start.wait()
         self.runs.append(Run(request, on_event))
         return self.runs[-1]
+
+    def run_ended(self, record: RunRecord) -> None:
+        self.records.append(record)
+
+    def user_completed(self, *done: Any) -> None:
+        self.completed.append(done)  # type: ignore[arg-type]
+
+    async def before_cleanup(self, places: Sequence[Place]) -> None:
+        if self._forget is not None:
+            await self._forget(places)
+
+    def cleanup_asked(self, place: Place) -> None:
+        self.kept.append(place)
+
+    def cleanup_settled(self, place: Place) -> None:
+        self.kept.append(None)
 
     def spawn(
         self, name: str, timeout: float = 10, done: Mapping[str, str] | None = None, **place: Any
@@ -109,7 +129,7 @@ class Hub:
     def wait(self, clock: Clock, seconds: float) -> None:
         """Let the time pass without a sign of any run."""
         clock.now += seconds
-        self.dispatcher._tick()
+        self.dispatcher.tick()
 
     def said(self, name: str) -> list[str]:
         return [text for text, _ in self.shown.get(name, [])]
@@ -122,3 +142,28 @@ class Hub:
     async def settled(self) -> None:
         for _ in range(10):
             await asyncio.sleep(0)
+
+
+def never() -> bool:
+    """No user has a server any more."""
+    return False
+
+
+async def busy(hub: Hub, name: str = "first", **place: Any) -> tuple[asyncio.Task[Any], Run]:
+    """A run under way, so that others wait."""
+    spawn = hub.spawn(name, **place)
+    return spawn, await hub.run(len(hub.runs) + 1)
+
+
+async def cancel(*spawns: asyncio.Task[Any]) -> None:
+    for spawn in spawns:
+        spawn.cancel()
+    await asyncio.wait(spawns, timeout=5)
+    assert all(spawn.cancelled() for spawn in spawns)
+
+
+def assert_empty(hub: Hub) -> None:
+    """Nothing is left of any user."""
+    assert hub.dispatcher.idle
+    assert hub.dispatcher.waiting() == {}
+    assert hub.dispatcher.waiting_cleanups() == 0

@@ -7,10 +7,10 @@ import dataclasses
 import itertools
 
 import pytest
-from fake_runs import Hub
+from fake_runs import Hub, never
 from hub_fakes import Lines, until
 
-from ansible_bootstrap.dispatch.loop_share import IN_A_TURN, Turnstile
+from ansible_bootstrap.dispatch.turnstile import IN_A_TURN, Turnstile
 from ansible_bootstrap.errors import (
     ApplyError,
     DeadlineError,
@@ -19,12 +19,6 @@ from ansible_bootstrap.errors import (
 )
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Accepted, Outcome, OutcomeEvent, RoleStarted
-
-
-@pytest.fixture
-def hub(log: Lines) -> Hub:
-    return Hub(log)
-
 
 # Batches
 
@@ -273,8 +267,7 @@ async def test_a_run_that_is_cancelled_with_the_hub_starts_no_other(hub: Hub) ->
     await hub.run(1)
     second = hub.spawn("bob")
     await hub.settled()
-    for task in hub.dispatcher._tasks:
-        task.cancel()
+    await hub.dispatcher.close()
     with pytest.raises(ApplyError):
         await first
     await asyncio.sleep(0.05)
@@ -288,9 +281,7 @@ async def test_nothing_is_kept_of_those_who_are_done(hub: Hub) -> None:
         (await hub.run(number + 1)).succeed()
         await spawn
     await hub.settled()
-    assert not hub.dispatcher._hosts
-    assert not hub.dispatcher._tasks
-    assert not hub.dispatcher._ready
+    assert hub.dispatcher.idle
 
 
 # Progress
@@ -320,10 +311,6 @@ async def test_a_student_reads_what_happens(hub: Hub) -> None:
 # Clean-up
 
 
-def never() -> bool:
-    return False
-
-
 async def test_servers_that_stop_together_are_cleaned_up_in_one_run(log: Lines) -> None:
     delay = 0.5
     hub = Hub(log, cleanup_delay=delay)
@@ -345,7 +332,7 @@ async def test_a_new_spawn_withdraws_the_clean_up(hub: Hub) -> None:
     await spawn
     await asyncio.sleep(0.1)
     assert [run.request.operation for run in hub.runs] == ["bootstrap"]
-    assert not hub.dispatcher._cleanups._parked
+    assert not hub.dispatcher.waiting_cleanups()
 
 
 async def test_a_clean_up_withdrawn_by_a_spawn_that_fails_still_comes(hub: Hub) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ansible_bootstrap.dispatch import cleanups, health
 from ansible_bootstrap.dispatch import run as flights
 from ansible_bootstrap.dispatch.dispatcher import CROWD, Dispatcher
+from ansible_bootstrap.dispatch.observer import Observer
 from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError, DeadlineError, UnreachableError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Event, Outcome, OutcomeEvent, Request
@@ -57,7 +58,7 @@ STEPS = st.one_of(
 )
 
 
-class Air:
+class Air(Observer):
     """The runs that are in the air; checks each as it starts."""
 
     def __init__(self) -> None:
@@ -65,6 +66,8 @@ class Air:
         self.cleaned: list[SimulatedRun] = []
         self.can_forget = True
         self.forgotten: set[tuple[str, str]] = set()
+        self.owed: set[tuple[str, str]] = set()
+        """Clean-ups that a hub that is killed must do."""
         self.now = 1000.0
         self.lone = 0
         self.down: Callable[[str], Any] = lambda host: None
@@ -95,13 +98,19 @@ class Air:
         self.runs.append(run)
         return run
 
-    async def forget(self, places: Sequence[Place]) -> None:
+    async def before_cleanup(self, places: Sequence[Place]) -> None:
         await asyncio.sleep(0)
         if not self.can_forget:
             raise OSError("disk full")
         self.forgotten.update((place.storage_host, place.name) for place in places)
 
-    def complete(self, place: Place, outcome: Outcome, fingerprints: Any, since: float) -> None:
+    def cleanup_asked(self, place: Place) -> None:
+        self.owed.add(place.job_key)
+
+    def cleanup_settled(self, place: Place) -> None:
+        self.owed.discard(place.job_key)
+
+    def user_completed(self, place: Place, outcome: Outcome, fingerprints: Any, since: float) -> None:
         flying = [run for run in self.runs if run.host == place.storage_host and place.name in run.names]
         assert [run.request.operation for run in flying] == ["bootstrap"]
         self.forgotten.discard((place.storage_host, place.name))
@@ -152,31 +161,19 @@ class SimulatedRun:
 
 async def simulate(steps: list[tuple[Any, ...]], batch_size: int, air: Air) -> None:
     log = Lines()
-    kept: dict[Any, Place] = {}
-
-    def keep(key: Any, place: Place | None) -> None:
-        if place is None:
-            kept.pop(key, None)
-        else:
-            kept[key] = place
-
     dispatcher = Dispatcher(
         air,
         log.logger,
+        air,
         batch_size=batch_size,
         max_runs=MAX_RUNS,
         cleanup_delay=0,
-        complete=air.complete,
-        forget=air.forget,
-        keep=keep,
     )
-    air.down = dispatcher._health.down
+    air.down = dispatcher.health.down
 
     def later(seconds: float) -> None:
         air.now += seconds
-        dispatcher._tick()
-        for host in HOSTS:
-            dispatcher._wake(host)
+        dispatcher.tick()
 
     spawns: list[asyncio.Task[Outcome]] = []
     cancelled: set[asyncio.Task[Outcome]] = set()
@@ -227,6 +224,7 @@ async def simulate(steps: list[tuple[Any, ...]], batch_size: int, air: Air) -> N
         await asyncio.sleep(0)
 
     air.can_forget = True
+    idle = 0
     for _ in range(20_000):
         for run in list(air.runs):
             run.settle(0)
@@ -234,8 +232,8 @@ async def simulate(steps: list[tuple[Any, ...]], batch_size: int, air: Air) -> N
                 run.end(None)
         later(10.0)
         await asyncio.sleep(0)
-        parked = [parked for parked in dispatcher._cleanups._parked.values() if not parked.active()]
-        if not (dispatcher._hosts or dispatcher._tasks or parked) and all(spawn.done() for spawn in spawns):
+        idle = idle + 1 if dispatcher.idle and all(spawn.done() for spawn in spawns) else 0
+        if idle == 10:  # Parked clean-ups of users without a server would have fallen due by now.
             break
     else:
         raise AssertionError("it does not come to an end")
@@ -249,10 +247,8 @@ async def simulate(steps: list[tuple[Any, ...]], batch_size: int, air: Air) -> N
     mishaps = [record for record in log.records if record.levelno >= logging.ERROR]
     assert not mishaps, mishaps[0].exc_text  # An assertion above that failed within the dispatcher is one.
     assert not air.runs
-    assert not dispatcher._ready
-    assert not dispatcher._cleanups._due
-    left = {key for parked in dispatcher._cleanups._parked.values() for key in parked.places}
-    assert left <= set(kept), "a clean-up that waits and is not kept on disk"
+    assert not dispatcher.due_cleanups
+    assert dispatcher.waiting_cleanups() <= len(air.owed), "a clean-up that waits and is not kept on disk"
 
 
 def fly(steps: list[tuple[Any, ...]], batch_size: int) -> Air:

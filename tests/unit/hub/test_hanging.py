@@ -6,10 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from fake_runs import Clock, Hub, Run
+from fake_runs import Clock, Hub, Run, never
 from hub_fakes import Lines, until
 
-from ansible_bootstrap.dispatch import cleanups
+from ansible_bootstrap.dispatch import cleanups, dispatcher, health
 from ansible_bootstrap.dispatch.dispatcher import CROWD
 from ansible_bootstrap.dispatch.health import FIRST_PAUSE, HOLD_SECONDS, LONGEST_PAUSE
 from ansible_bootstrap.dispatch.run import QUIET_SECONDS
@@ -25,15 +25,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-@pytest.fixture
-def hub(log: Lines) -> Hub:
-    return Hub(log)
-
-
-def never() -> bool:
-    return False
-
-
 async def answer(spawn: asyncio.Task[Any]) -> str:
     """What became of a spawn, at once."""
     await asyncio.wait({spawn}, timeout=2)
@@ -43,7 +34,7 @@ async def answer(spawn: asyncio.Task[Any]) -> str:
 
 
 async def landed(hub: Hub, runs: int) -> None:
-    await until(lambda: len(hub.records) == runs and not hub.dispatcher._tasks)
+    await until(lambda: len(hub.records) == runs and not hub.dispatcher.running)
 
 
 async def hang_in_company(hub: Hub, who: str = "mallory") -> tuple[asyncio.Task[Any], Run]:
@@ -78,7 +69,7 @@ async def test_who_hangs_is_tried_again_alone_beside_the_others(hub: Hub) -> Non
     run.succeed()
     assert [await answer(spawn) for spawn in together] == ["ok", "ok"]
     await landed(hub, 5)
-    assert not hub.dispatcher._hosts
+    assert hub.dispatcher.idle
 
 
 async def test_one_run_alone_at_a_time_on_a_storage_host(hub: Hub) -> None:
@@ -184,7 +175,7 @@ async def test_users_who_hang_together_cost_nobody_else(hub: Hub, clock: Clock) 
     assert await answer(alice) == "ok"
     (await hub.run(4)).succeed()
     assert [(await mallory).reason, await answer(trudy)] == ["timeout", "ok"]
-    assert hub.dispatcher._health.down("") is None
+    assert hub.dispatcher.health.down("") is None
 
 
 async def test_one_user_with_two_servers_who_hangs_costs_nobody_else(hub: Hub, clock: Clock) -> None:
@@ -212,7 +203,7 @@ async def test_a_run_that_told_nothing_says_nothing_against_a_host_that_answered
     silent.end(DeadlineError("stopped"))
     assert [await answer(spawn) for spawn in spawns] == ["timeout"] * 2
     await landed(hub, 2)
-    assert hub.dispatcher._health.down("") is None
+    assert hub.dispatcher.health.down("") is None
 
 
 async def test_who_hung_before_a_host_was_found_down_is_still_tried_alone_when_it_is_back(
@@ -225,7 +216,7 @@ async def test_who_hung_before_a_host_was_found_down_is_still_tried_alone_when_i
     run.end()
     assert await answer(spawns[1]) == "failed"
     await landed(hub, 1)
-    assert hub.dispatcher._health.down("s1") is not None
+    assert hub.dispatcher.health.down("s1") is not None
     clock.now += FIRST_PAUSE
     probe = hub.spawn("probe", storage_host="s1")
     (await hub.run(2)).succeed()
@@ -238,12 +229,30 @@ async def test_who_hung_before_a_host_was_found_down_is_still_tried_alone_when_i
     assert {await answer(spawn) for spawn in spawns} == {"ok"}
 
 
+async def test_a_host_that_was_not_reached_clears_no_user_who_hangs(hub: Hub, clock: Clock) -> None:
+    mallory, alone = await hang_in_company(hub)
+    alone.settle(**DOWN)
+    alone.end()
+    assert await answer(mallory) == "failed"
+    await landed(hub, 2)
+    clock.now += FIRST_PAUSE
+    probe = hub.spawn("probe")
+    (await hub.run(3)).succeed()
+    assert await answer(probe) == "ok"
+    spawns = [hub.spawn(name) for name in ("mallory", "bob")]
+    runs = [await hub.run(4), await hub.run(5)]
+    assert sorted(run.names for run in runs) == [["bob"], ["mallory"]]
+    for run in runs:
+        run.succeed()
+    assert {await answer(spawn) for spawn in spawns} == {"ok"}
+
+
 async def test_a_user_is_in_one_run_at_a_time(hub: Hub) -> None:
     """Two names of a directory may be the same one."""
     mallory, alone = await hang_in_company(hub)
     other = hub.spawn("mallory", directory="/v/mallory")
     hub.dispatcher.cleanup(Place("mallory", "/v/third"), never)
-    await until(lambda: not hub.dispatcher._cleanups._parked)
+    await until(lambda: hub.dispatcher.due_cleanups)
     await hub.settled()
     assert len(hub.runs) == 2
     alone.succeed()
@@ -266,7 +275,7 @@ async def test_who_no_longer_waits_is_not_tried_again_but_the_next_time_alone(hu
     run.settle("alice")
     run.end()
     await landed(hub, 1)
-    await until(lambda: not hub.dispatcher._hosts)
+    await until(lambda: hub.dispatcher.idle)
     hub.dispatcher.prepare(Place("mallory"))
     await hub.settled()
     assert len(hub.runs) == 1, "nobody waits"
@@ -349,7 +358,7 @@ async def test_it_costs_one_user_a_try_each_pause_until_it_is_back(
         run.end()
         assert [await answer(spawn) for spawn in (probe, same)] == ["failed"] * 2
         await landed(hub, len(hub.runs))
-        down = hub.dispatcher._health.down("s1")
+        down = hub.dispatcher.health.down("s1")
         assert down is not None
         pauses.append(down.pause)
     assert pauses == [5, 10, 20, 40, 60]
@@ -388,7 +397,7 @@ async def test_a_user_who_hangs_cannot_make_a_storage_host_down_nor_keep_it_down
     run.end()
     assert await answer(mallory) == "failed"
     await landed(hub, 1)
-    assert hub.dispatcher._health.down("s1") is None
+    assert hub.dispatcher.health.down("s1") is None
     await go_down(hub)
     clock.now += FIRST_PAUSE
     trudy = hub.spawn("trudy", storage_host="s1")
@@ -406,7 +415,7 @@ async def test_a_user_who_hangs_cannot_make_a_storage_host_down_nor_keep_it_down
     probe.end()
     assert await answer(trudy) == "failed"
     await landed(hub, 5)
-    assert hub.dispatcher._health.down("s1") is None
+    assert hub.dispatcher.health.down("s1") is None
 
 
 async def test_nobody_is_to_blame_for_a_disk_that_hung(hub: Hub, clock: Clock) -> None:
@@ -418,7 +427,7 @@ async def test_nobody_is_to_blame_for_a_disk_that_hung(hub: Hub, clock: Clock) -
     run.end()
     assert await answer(probe) == "failed"
     await landed(hub, 2)
-    down = hub.dispatcher._health.down("s1")
+    down = hub.dispatcher.health.down("s1")
     assert down is not None and down.pause == FIRST_PAUSE
     clock.now += FIRST_PAUSE
     alice = hub.spawn("alice", storage_host="s1")
@@ -448,38 +457,53 @@ async def test_only_silence_for_all_the_time_that_a_run_has_says_something(
     run.end(DeadlineError("stopped"))
     assert await answer(alone) == "timeout"
     await landed(hub, 2)
-    assert bool(hub.dispatcher._health.down("s1")) is down
-    assert bool(hub.dispatcher._health.held(Place("mallory", storage_host="s2"))) is down
+    assert bool(hub.dispatcher.health.down("s1")) is down
+    assert bool(hub.dispatcher.health.held(Place("mallory", storage_host="s2"))) is down
 
 
 async def test_clean_ups_wait_for_a_storage_host_that_is_down(
     log: Lines, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cleanups, "RETRY_SECONDS", 0.0)
-    kept: dict[Any, Any] = {}
-    hub = Hub(log, keep=kept.__setitem__)
+    hub = Hub(log)
     for name in ("alice", "bob"):
         hub.dispatcher.cleanup(Place(name, storage_host="s1"), never)
     run = await hub.run(1)
     run.settle("alice", **DOWN)
     run.end(UnreachableError("down"))
     await landed(hub, 1)
-    await until(lambda: hub.dispatcher._cleanups.is_due("s1"))
+    await until(lambda: hub.dispatcher.due_cleanups)
     hub.dispatcher.cleanup(Place("carol", storage_host="s1"), never)
-    await until(lambda: not hub.dispatcher._cleanups._parked)
+    await until(lambda: hub.dispatcher.due_cleanups == 3)
     await hub.settled()
     assert len(hub.runs) == 1
     clock.now += FIRST_PAUSE
-    hub.dispatcher._wake("s1")
+    hub.dispatcher.tick()
     probe = await hub.run(2)
     assert len(probe.names) == 1
     probe.succeed()
     rest = await hub.run(3)
     rest.succeed()
     assert sorted(probe.names + rest.names) == ["alice", "bob", "carol"]
-    await until(lambda: set(kept.values()) == {None})
+    await until(lambda: hub.kept.count(None) == 3)
     await landed(hub, 3)
-    assert not hub.dispatcher._hosts
+    assert hub.dispatcher.idle
+
+
+async def test_a_clean_up_tries_a_host_again_after_the_pause_though_no_user_comes(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "FIRST_PAUSE", 0.3)
+    monkeypatch.setattr(dispatcher, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(cleanups, "RETRY_SECONDS", 0.0)
+    hub.dispatcher.cleanup(Place("alice", storage_host="s1"), never)
+    run = await hub.run(1)
+    run.settle(**DOWN)
+    run.end()
+    await landed(hub, 1)
+    (await hub.run(2)).succeed()
+    await until(lambda: hub.dispatcher.idle)
+    assert not hub.dispatcher.waiting_cleanups()
 
 
 async def test_a_clean_up_that_waits_for_the_ledger_is_not_begun_on_a_host_that_went_down_meanwhile(
@@ -491,8 +515,7 @@ async def test_a_clean_up_that_waits_for_the_ledger_is_not_begun_on_a_host_that_
         asked.set()
         await ledger.wait()
 
-    kept: dict[Any, Any] = {}
-    hub = Hub(log, forget=forget, keep=kept.__setitem__)
+    hub = Hub(log, forget=forget)
     spawns = [hub.spawn(name, storage_host="s1") for name in ("mallory", "trudy", "bob")]
     run = await hub.run(1)
     run.settle("bob")
@@ -507,7 +530,8 @@ async def test_a_clean_up_that_waits_for_the_ledger_is_not_begun_on_a_host_that_
     ledger.set()
     await landed(hub, 3)
     assert len(hub.runs) == 2, "the clean-up of two began on a host that is down"
-    assert sum(place is not None for place in kept.values()) == 2
+    assert [place and place.name for place in hub.kept[-2:]] == ["alice", "carol"], "both are still owed"
+    assert hub.dispatcher.waiting_cleanups() == 2
 
 
 async def test_runs_give_up_on_a_storage_host_only_after_so_many_tries(log: Lines, clock: Clock) -> None:
@@ -526,7 +550,7 @@ async def test_runs_give_up_on_a_storage_host_only_after_so_many_tries(log: Line
         clock.now += LONGEST_PAUSE
         if number < 3:
             assert not waiting[-1].done()
-            hub.dispatcher._wake("s1")
+            hub.dispatcher.tick()
     assert [await answer(spawn) for spawn in (first, *waiting)] == ["failed"] * 3 + ["unreachable"] * 3
 
 
@@ -589,3 +613,28 @@ async def test_lone_runs_that_hang_take_no_slot_from_the_others(log: Lines, cloc
     assert await answer(spawn) == "ok"
     alone.end(RoleFailedError("stopped"))
     assert await answer(mallory) == "role_failed"
+
+
+async def test_there_is_a_most_of_lone_runs(log: Lines, clock: Clock) -> None:
+    """Half of ``max_runs`` that give signs, and ``max_runs`` in all."""
+    hub = Hub(log, max_runs=2)
+    spawns = []
+    for host in ("s1", "s2", "s3"):
+        mallory, alice = (hub.spawn(name, storage_host=host) for name in ("mallory", "alice"))
+        run = await hub.run(len(hub.runs) + 1)
+        run.settle("alice")
+        run.settle("mallory", **HANGS)
+        run.end()
+        assert await answer(alice) == "ok"
+        spawns.append(mallory)
+        await hub.settled()
+    assert [run.names for run in hub.runs].count(["mallory"]) == 1
+    for _ in range(3):
+        hub.wait(clock, QUIET_SECONDS)
+        await hub.settled()
+    assert [run.names for run in hub.runs].count(["mallory"]) == 2
+    hub.runs[1].succeed()
+    await hub.run(6)
+    for run in hub.runs:
+        run.succeed()
+    assert {await answer(spawn) for spawn in spawns} == {"ok"}

@@ -250,8 +250,7 @@ class Hub:
     def later(self, seconds: float) -> None:
         """Let the time pass without a sign of any run."""
         self.slept += seconds
-        self.core.dispatcher._tick()
-        self.core.dispatcher._wake("localhost")
+        self.core.dispatcher.tick()
 
     async def spawn(self, place: Place) -> None:
         """As the hook does."""
@@ -314,8 +313,8 @@ class Hub:
             self.later(10.0)
             await asyncio.sleep(0.001)
             await self.core.books.written()
-            hosts, background = self.core.dispatcher._hosts, self.core._background
-            if not (hosts or background or self.flying) and all(task.done() for task in self.spawns):
+            busy = self.core._background or self.flying or not self.core.dispatcher.idle
+            if not busy and all(task.done() for task in self.spawns):
                 return
         raise AssertionError("it does not come to an end")
 

@@ -14,6 +14,7 @@ from hub_fakes import FakeApply, Lines, until
 
 from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.dispatch.dispatcher import Dispatcher
+from ansible_bootstrap.dispatch.observer import Observer
 from ansible_bootstrap.hub.core import is_active
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.state.pending_cleanups import FILE, CleanupFile, PendingCleanups
@@ -26,7 +27,7 @@ def never(*args: Any) -> bool:
     return False
 
 
-class Hub:
+class Hub(Observer):
     """What a hub has of it, with the fake apply program."""
 
     def __init__(self, state: Path, apply: FakeApply, log: Lines, delay: float = 0.02) -> None:
@@ -36,9 +37,13 @@ class Hub:
         async def command() -> list[str]:
             return apply.command
 
-        self.dispatcher = Dispatcher(
-            ApplyClient(command, log.logger), log.logger, cleanup_delay=delay, keep=self.pending.note
-        )
+        self.dispatcher = Dispatcher(ApplyClient(command, log.logger), log.logger, self, cleanup_delay=delay)
+
+    def cleanup_asked(self, place: Place) -> None:
+        self.pending.note(place.job_key, place)
+
+    def cleanup_settled(self, place: Place) -> None:
+        self.pending.note(place.job_key, None)
 
     async def restored(self, active: Any = never) -> Hub:
         self.dispatcher.restore(await self.pending.load(), active)

@@ -1,10 +1,10 @@
-"""Those who have waited together go on a few in a turn of the loop, and everything else comes in between."""
+"""Spawns that are released together go on a few in a turn of the loop, and everything else comes in between."""
 
 from __future__ import annotations
 
 import asyncio
 
-from ansible_bootstrap.dispatch.loop_share import IN_A_TURN, Turnstile
+from ansible_bootstrap.dispatch.turnstile import IN_A_TURN, Turnstile
 
 
 async def test_a_few_go_through_in_each_turn_in_the_order_of_their_coming() -> None:

@@ -380,7 +380,7 @@ async def test_whose_name_has_an_active_server_is_not_cleaned_up(hub: Hub) -> No
     again = SimpleNamespace(active=True)
     hub.user.settings["users"]["alice"] = again
     await post_stop_hook(spawner)
-    await until(lambda: hub.core.dispatcher._cleanups._parked, 3)
+    await until(hub.core.dispatcher.waiting_cleanups, 3)
     await asyncio.sleep(0.3)
     assert not hub.apply.cleanups
     again.active = False
@@ -459,9 +459,9 @@ async def test_whose_clean_up_failed_is_not_taken_for_unchanged(hub: Hub) -> Non
     await hub.start()
     place = Place("alice", directory=str(hub.path / "storage/alice"), storage_host="localhost")
     assert (await hub.core.known(place))[0]
-    await hub.core._forget([place])
+    await hub.core.before_cleanup([place])
     failed = Outcome(key="alice", name="alice", status="failed", reason="role_failed")
     record = RunRecord("r", "cleanup", "localhost", time.time(), 1, outcomes=[failed])
-    hub.core._after_cleanup(record)
+    hub.core.run_ended(record)
     await until(lambda: not hub.core._background)
     assert not (await hub.core.known(place))[0]
