@@ -108,16 +108,12 @@ def unpack(archive: int, strip: int, limits: Limits) -> None:
             for member in members:
                 tree.add(member)
             tree.finish()
-        except _DAMAGED as error:
-            raise ArchiveError(
-                f"the archive is damaged or cut short: {printable(str(error))[:200]}"
-            ) from None
-        except OSError as error:
-            if error.errno not in (None, errno.EINVAL):  # EINVAL: a place before the file's beginning
+        except (*_DAMAGED, OSError) as error:
+            # EINVAL: a place before the file's beginning
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
-            raise ArchiveError(
-                f"the archive is damaged or cut short: {printable(str(error))[:200]}"
-            ) from None
+            why = printable(str(error))[:200]
+            raise ArchiveError(f"the archive is damaged or cut short: {why}") from None
 
 
 class _Tree:

@@ -41,7 +41,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ._errors import LateError, StorageError, explain, printable
+from ._descriptors import silence
+from ._errors import LateError, StorageError, explain, printable, sentence
 from ._priority import keep_back
 
 NOBODY = 65534
@@ -364,10 +365,8 @@ def _answer(task: Task, refused: Exception | None) -> dict[str, Any]:
         if refused is not None:
             raise refused
         return {"value": task.work()}
-    except StorageError as error:
-        return {"error": str(error)}
-    except OSError as error:
-        return {"error": explain(error)}
+    except (StorageError, OSError) as error:
+        return {"error": sentence(error)}
     except MemoryError:
         return {"error": "needs more memory than it may have"}
     except BaseException as error:
@@ -412,9 +411,7 @@ def _become(task: Task, channel: int, parent: int) -> None:
     keep_back()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
+    silence()
     highest = close_others({0, 1, 2, channel})
     os.chdir("/")  # work opens nothing but what lies below its descriptors
     if task.keeps_rights:

@@ -20,14 +20,14 @@ import resource
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from . import _worker
-from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience
-from ._errors import LateError, StorageError, explain, printable, unexpected
+from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience, Task
+from ._errors import LateError, StorageError, printable, sentence
 from ._names import NameRefusedError, below, check_key
 from ._report import Report, result
 from ._state import Lock, Record, State, check_owner_name, identity
@@ -81,14 +81,14 @@ class Claim:
         _worker.at(self.place)
         try:
             yield
-        except StorageError as error:
-            self.error, self.hangs = str(error), isinstance(error, LateError)
-        except OSError as error:
-            self.error = explain(error)
         except Exception as error:
-            self.error = unexpected(error)
+            self.error, self.hangs = sentence(error), isinstance(error, LateError)
         finally:
             _worker.at(_worker.NOWHERE)
+
+    def task(self, directory: int, work: Callable[[], Any], *keep: int, memory: int | None = None) -> Task:
+        """Return a piece of work with this user's rights; ``keep`` are the descriptors that it needs."""
+        return Task(self.home.uid, self.home.gid, directory, work, (*self.keep, *keep), memory)
 
     def take(self, answer: Answer) -> None:
         """Note why a child that worked here failed, if it did."""
@@ -227,7 +227,7 @@ def _watch(claims: list[Claim], work: Callable[[list[Claim], _Spares], Any]) -> 
                     )
                 left, silent = [claim for claim in left if claim.error is None], True
     except (StorageError, OSError) as error:
-        _fail_all(left, error)
+        fail_all(left, error)
     return 0
 
 
@@ -245,7 +245,7 @@ def _at_work(
             fetched = storage.fetched
             storage.close()
     except (StorageError, OSError) as error:
-        _fail_all(claims, error)
+        fail_all(claims, error)
     ended = [(claim.changed, claim.error, claim.hangs, claim.notes, claim.diff) for claim in claims]
     return {"claims": ended, "fetched": fetched}
 
@@ -308,7 +308,7 @@ def _work(storage: Storage, claims: list[Claim], work: Work) -> None:
     try:
         work(storage, claims)
     except Exception as error:
-        _fail_all(claims, error)
+        fail_all(claims, error)
 
 
 def _check_records(storage: Storage, claim: Claim) -> None:
@@ -396,13 +396,8 @@ def _claims_at_once() -> int:
     return max(16, (soft - 128) // 4) if soft > 0 else 4096
 
 
-def _fail_all(claims: list[Claim], error: Exception) -> None:
-    why = (
-        explain(error)
-        if isinstance(error, OSError)
-        else str(error)
-        if isinstance(error, StorageError)
-        else unexpected(error)
-    )
+def fail_all(claims: Iterable[Claim], error: Exception) -> None:
+    """Make an error the failure of those that have not failed yet."""
+    why = sentence(error)
     for claim in claims:
         claim.error = claim.error or why

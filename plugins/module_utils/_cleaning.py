@@ -19,8 +19,9 @@ import time
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from ._descriptors import DIRECTORY
 from ._errors import explain, printable
-from ._files import DIRECTORY, kind
+from ._files import kind
 
 MAX_DEPTH = 200
 """Directories within a matched directory; each holds a descriptor, of which the process has 1024."""

@@ -19,12 +19,10 @@ import platform
 import stat
 from collections.abc import Sequence
 
+from ._descriptors import NAMES, opened
 from ._errors import StorageError, printable
 from ._ways import judge, open_directory
 from ._worker import expecting
-
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-"""How a directory below the storage root is opened: only if it is one, and no link to one."""
 
 _SYNC = 60.0
 """Seconds that a disk may take for all that a batch has written, in one call."""
@@ -60,30 +58,42 @@ def open_parent(root: int, parts: Sequence[str], *, make: bool) -> int | None:
     Raises:
         StorageError: a directory on the way is a link, or could be changed by somebody else.
     """
-    current = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
     try:
-        for depth, part in enumerate(parts[:-1], start=1):
-            shown = printable("/".join(parts[:depth]))
-            if make and not exists(
-                current, part
-            ):  # to make a name waits for everybody who lists the directory
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o755, dir_fd=current)
+        return enter(root, parts[:-1], "below the storage root", make=make, trusted=True)
+    except FileNotFoundError:
+        return None
+
+
+def enter(top: int, parts: Sequence[str], where: str, *, make: bool, trusted: bool = False) -> int:
+    """Open a directory below another for names only (O_PATH); no link is followed.
+
+    Args:
+        top: the directory to begin at.
+        parts: path components below it.
+        where: what ``top`` is, for the sentence.
+        make: make missing directories, mode 0755 (the umask is 022).
+        trusted: refuse a directory that somebody else than root and the caller could change.
+
+    Raises:
+        StorageError: a directory on the way is none, or is not trusted.
+    """
+    current = os.open(".", NAMES, dir_fd=top)
+    try:
+        for depth, part in enumerate(parts, start=1):
+            shown = f"{printable('/'.join(parts[:depth]))}, {where},"
             try:
-                inner = os.open(
-                    part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current
-                )
-            except FileNotFoundError:
-                os.close(current)
-                return None
+                if make and not exists(current, part):  # mkdir waits for everybody who lists the directory
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, 0o755, dir_fd=current)
+                inner = os.open(part, NAMES, dir_fd=current)
             except OSError as error:
-                if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                    raise StorageError(f"{shown}, below the storage root, is not a directory") from None
-                raise
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                raise StorageError(f"{shown} is not a directory (links are not followed)") from None
             os.close(current)
             current = inner
-            for fault in judge(shown, os.fstat(current), passed=False):
-                raise StorageError(f"{shown}, below the storage root, {fault.why}: chown and chmod it")
+            for fault in judge(part, os.fstat(current), passed=False) if trusted else ():
+                raise StorageError(f"{shown} {fault.why}: chown and chmod it")
     except BaseException:
         os.close(current)
         raise
@@ -172,12 +182,9 @@ def write_small(directory: int, name: str, data: bytes) -> None:
 def write_draft(directory: int, name: str, data: bytes) -> None:
     """Write what shall replace a file of ours."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(_draft(name), flags, 0o600, dir_fd=directory)
-    try:
+    with opened(_draft(name), flags, directory) as file:
         while data:
-            data = data[os.write(fd, data) :]
-    finally:
-        os.close(fd)
+            data = data[os.write(file, data) :]
 
 
 def put_draft(directory: int, name: str) -> None:

@@ -18,8 +18,8 @@ import subprocess
 from dataclasses import dataclass
 
 from ._as_user import PR_SET_PDEATHSIG, prctl
+from ._descriptors import DIRECTORY, opened
 from ._errors import LateError, StorageError, printable
-from ._files import DIRECTORY
 from ._trees import MAX_DEPTH
 from ._ways import find_program, open_directory
 from ._worker import expecting
@@ -102,28 +102,20 @@ def _check_public(directory: int, where: str, depth: int = 0) -> None:
         raise StorageError(f"{printable(where)} has more than {MAX_DEPTH} directories within each other")
     for name in os.listdir(directory):
         path = f"{where}/{name}"
+        shown = f"{printable(path)}, of the skeleton,"
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if status.st_uid != 0:
-            raise StorageError(
-                f"{printable(path)}, of the skeleton, belongs to uid {status.st_uid}, not to root"
-            )
+            raise StorageError(f"{shown} belongs to uid {status.st_uid}, not to root")
         if stat.S_ISLNK(status.st_mode):
             continue
         readable = 0o005 if stat.S_ISDIR(status.st_mode) else 0o004
         if status.st_mode & readable != readable:
-            raise StorageError(
-                f"{printable(path)}, of the skeleton, is not readable for everybody: it is no user's"
-            )
+            raise StorageError(f"{shown} is not readable for everybody: it is no user's")
         if status.st_mode & 0o022:
-            raise StorageError(
-                f"{printable(path)}, of the skeleton, is writable for others than root: chmod go-w"
-            )
+            raise StorageError(f"{shown} is writable for others than root: chmod go-w")
         if stat.S_ISDIR(status.st_mode):
-            inner = os.open(name, DIRECTORY, dir_fd=directory)
-            try:
+            with opened(name, DIRECTORY, directory) as inner:
                 _check_public(inner, path, depth + 1)
-            finally:
-                os.close(inner)
 
 
 def run_helper(helper: str, name: str, options: Options, keep: tuple[int, ...]) -> None:

@@ -18,10 +18,11 @@ from functools import partial
 from typing import Any
 
 from . import _as_user, _batch
-from ._batch import Claim
+from ._batch import Claim, fail_all
+from ._descriptors import held
 from ._errors import StorageError, explain, printable
 from ._files import kind, open_parent, sync
-from ._homes import look
+from ._homes import open_present
 from ._report import Report
 from ._storage import Home, Storage
 from ._supervise import GRACE, Program, supervise
@@ -108,13 +109,9 @@ def _job(storage: Storage, claim: Claim, options: Options) -> _Job | None:
         return None
     job = _Job(claim)
     if not options.as_root:
-        state, job.directory = look(storage, claim.home)
-        if state != "present":
-            if job.directory is not None:
-                os.close(job.directory)
-                job.directory = None
-            if not storage.check:  # there, user_dir will have made it by then
-                raise StorageError("has no directory of their own yet: the role user_dir comes before script")
+        job.directory = open_present(storage, claim.home)
+        if job.directory is None and not storage.check:  # there, user_dir will have made it by then
+            raise StorageError("has no directory of their own yet: the role user_dir comes before script")
     if storage.check:
         _changed(claim, options)
     return job
@@ -136,11 +133,10 @@ def _owner(storage: Storage, home: Home) -> int | None:
     if parent is None:
         return None
     try:
-        status = os.stat(home.parts[-1], dir_fd=parent, follow_symlinks=False)
+        with held(parent):
+            status = os.stat(home.parts[-1], dir_fd=parent, follow_symlinks=False)
     except FileNotFoundError:
         return None
-    finally:
-        os.close(parent)
     where = printable(home.directory)
     if not stat.S_ISDIR(status.st_mode):
         raise StorageError(f"{where} is {kind(status.st_mode)}, not a directory: left as it is")
@@ -258,8 +254,7 @@ def _record(storage: Storage, jobs: list[_Job], options: Options) -> None:
             at(place)
             sync(directory)
     except OSError as error:
-        for claim in left:
-            claim.error = explain(error)
+        fail_all(left, error)
     finally:
         at(NOWHERE)
     for claim in left:
@@ -270,9 +265,7 @@ def _record(storage: Storage, jobs: list[_Job], options: Options) -> None:
 
 
 def _changed(claim: Claim, options: Options) -> None:
-    if (
-        options.always
-    ):  # nobody knows what it changed; a hub that asks at every start wants no answer "changed"
+    if options.always:  # what it changed is unknown, and not each start of a server is a change
         return
     claim.changed = True
     shown = printable(options.path)

@@ -24,10 +24,10 @@ from typing import Any
 
 from . import _as_user, _batch
 from ._archives import Limits
-from ._batch import LOCK_WAIT, Claim
-from ._errors import StorageError, explain
+from ._batch import LOCK_WAIT, Claim, fail_all
+from ._errors import StorageError, explain, sentence
 from ._files import sync
-from ._homes import look
+from ._homes import open_present
 from ._library import Library, Tree
 from ._names import STATE_DIRECTORY
 from ._placing import Found, Placing, drop, look_at, reveal, stage
@@ -136,12 +136,10 @@ def _job(storage: Storage, claim: Claim, sources: list[Source]) -> _Job | None:
     job.wanted = [source for source in sources if job.entry(source).get("state") != "placed"]
     if not job.wanted:
         return None
-    state, directory = look(storage, claim.home)
-    if state == "present" and directory is not None:
+    directory = open_present(storage, claim.home)
+    if directory is not None:
         job.home, job.device = directory, os.fstat(directory).st_dev
         return job
-    if directory is not None:
-        os.close(directory)
     if not storage.check:
         raise StorageError("has no directory of their own yet: the role user_dir comes before tutorials")
     for source in sources:  # by then user_dir will have made the home, and a new home has nothing yet
@@ -205,8 +203,7 @@ def _record(storage: Storage, news: list[tuple[_Job, Entries]]) -> None:
     try:
         sync(storage.state.records)
     except OSError as error:
-        for claim in claims:
-            claim.error = explain(error)
+        fail_all(claims, error)
     _put(storage, claims)
 
 
@@ -227,7 +224,7 @@ def _bring(storage: Storage, jobs: list[_Job], options: Options) -> None:
             storage.state.cache, Limits(unpacked=options.max_bytes), options.fetch_timeout, wait=LOCK_WAIT
         )
     except (StorageError, OSError) as error:
-        _fail(jobs, explain(error) if isinstance(error, OSError) else str(error))
+        _fail(jobs, sentence(error))
         return
     try:
         trees = _obtain(library, wanted.values(), jobs)
@@ -247,9 +244,8 @@ def _obtain(library: Library, sources: Iterable[Source], jobs: list[_Job]) -> di
         try:
             tree = trees[source.name] = library.obtain(source)
         except (StorageError, OSError) as error:
-            why = explain(error) if isinstance(error, OSError) else str(error)
             for job in those:
-                job.fail(source, why)
+                job.fail(source, sentence(error))
         else:
             for job in those:
                 job.claim.notes.extend([tree.note] if tree.note else [])
@@ -336,12 +332,7 @@ def _reveal(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options:
                 _changed(job.claim, source)
         news.append((job, entries))
     _record(storage, news)
-    tasks = [
-        _as_user.Task(
-            job.claim.home.uid, job.claim.home.gid, home, partial(drop, home, names), job.claim.keep
-        )
-        for home, (job, names) in stages.items()
-    ]
+    tasks = [job.claim.task(home, partial(drop, home, names)) for home, (job, names) in stages.items()]
     _as_user.run_all(tasks, options.child_timeout, storage.patience)
 
 
@@ -359,9 +350,8 @@ def _for_each(
     tasks = []
     for job in jobs:
         placings = [placing(job, source) for source in job.wanted]
-        keep = (*job.claim.keep, *(item.tree for item in placings if item.tree >= 0))
-        home = job.claim.home
-        tasks.append(_as_user.Task(home.uid, home.gid, job.home, partial(work, job.home, placings), keep))
+        trees = (item.tree for item in placings if item.tree >= 0)
+        tasks.append(job.claim.task(job.home, partial(work, job.home, placings), *trees))
     result = []
     for job, answer in zip(jobs, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
         if answer.error is None:

@@ -23,6 +23,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ._descriptors import held
 from ._errors import StorageError, explain, printable
 
 _MOST_LINKS = 40
@@ -193,16 +194,11 @@ def find_program(path: str, what: str, *, missing: str) -> str:
         StorageError: as :func:`open_way`, or it cannot be executed.
     """
     end, real = open_way(path, what, missing=missing)
-    try:
+    with held(end):
         mode = os.fstat(end).st_mode
-    finally:
-        os.close(end)
+    shown = f"{what} {printable(path)}"
     if not stat.S_ISREG(mode):
-        raise StorageError(
-            f"{what} {printable(path)} is {'a directory, ' if stat.S_ISDIR(mode) else ''}not a file"
-        )
+        raise StorageError(f"{shown} is {'a directory, ' if stat.S_ISDIR(mode) else ''}not a file")
     if not mode & 0o111:
-        raise StorageError(
-            f"{what} {printable(path)} is not executable: `chmod a+rx {printable(shlex.quote(real))}`"
-        )
+        raise StorageError(f"{shown} is not executable: `chmod a+rx {printable(shlex.quote(real))}`")
     return real

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from ._as_user import PR_SET_PDEATHSIG, ended, prctl
+from ._descriptors import silence
 from ._errors import StorageError
 
 SILENCE = 10.0
@@ -133,9 +134,7 @@ def _work(work: Callable[[], Any], shared: memoryview[float], watcher: int, writ
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != watcher:
             return
-        null = os.open(os.devnull, os.O_RDWR)
-        for standard in (0, 1, 2):
-            os.dup2(null, standard)
+        silence()
         _life = os.getpid(), shared
         answer = json.dumps({"said": work()})
     except BaseException:
