@@ -50,6 +50,16 @@ def test_the_child_has_given_up_everything(here: int) -> None:
 
 
 @pytest.mark.root
+def test_the_child_is_in_no_group_of_its_parents(here: int) -> None:
+    before = os.getgroups()
+    os.setgroups([20003, 20004])
+    try:
+        assert _as_user.run(Task(20001, 20002, here, os.getgroups), 5).unwrap() == []
+    finally:
+        os.setgroups(before)
+
+
+@pytest.mark.root
 def test_who_reads_strangers_data_leaves_no_process(here: int) -> None:
     """A fault in what reads an archive cannot keep a process that changes the tree later."""
     answer = _as_user.run(

@@ -338,6 +338,35 @@ def test_a_full_disk_is_named_and_leaves_nothing(
 
 
 @pytest.mark.root
+@pytest.mark.usefixtures("in_process")
+def test_a_mount_point_is_the_users_only_when_all_else_is_done(
+    root: Path, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = root / "alice"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0700", "tmpfs", place], check=True)
+    try:
+        hers, real = place.stat().st_dev, os.fchmod
+
+        def broken(directory: int, mode: int) -> None:
+            if os.fstat(directory).st_dev == hers:
+                raise OSError(errno.EIO, "Input/output error")
+            real(directory, mode)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fchmod", broken)
+            assert one(root, make_user("alice"))["failed"]
+        assert place.stat().st_uid == 0
+        synced = []
+        monkeypatch.setattr(_homes, "sync", lambda directory: synced.append(os.fstat(directory).st_dev))
+        assert one(root, make_user("alice"))["changed"]
+        assert stat.S_IMODE(place.stat().st_mode) == 0o755
+        assert synced[-1] == hers
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.root
 def test_a_read_only_disk_is_named(small_disk: Path, make_user: MakeUser) -> None:
     one(small_disk, make_user("alice"))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)

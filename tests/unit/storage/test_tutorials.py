@@ -78,7 +78,7 @@ def test_a_tutorial_is_placed_once_and_then_the_users(
     assert not made.exists()
 
 
-def test_what_a_user_has_in_that_place_is_theirs(
+def test_what_a_user_has_in_that_shownis_theirs(
     root: Path, make_user: MakeUser, course: dict[str, Any]
 ) -> None:
     alice = make_user("alice", home=True)
@@ -247,6 +247,24 @@ def test_the_whole_batch_is_synced_before_anything_shows(
 
 
 @pytest.mark.root
+@pytest.mark.usefixtures("in_process")
+def test_a_home_on_its_own_file_system_is_synced_before_and_after(
+    root: Path, make_user: MakeUser, course: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = make_user("alice", home=True)
+    shown = root / "alice/tutorials"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"uid={alice['uid']}", "tmpfs", root / "alice"], check=True)
+    try:
+        ours, hers = root.stat().st_dev, (root / "alice").stat().st_dev
+        seen: list[tuple[int, bool]] = []
+        monkeypatch.setattr(_tutorials, "sync", lambda fd: seen.append((os.fstat(fd).st_dev, shown.exists())))
+        assert place(root, [course], alice)[0]["changed"]
+        assert seen == [(ours, False), (ours, False), (hers, False), (hers, True), (ours, True)]
+    finally:
+        subprocess.run(["umount", root / "alice"], check=True)
+
+
+@pytest.mark.root
 def test_a_full_disk_is_named_and_leaves_no_stage(
     small_disk: Path, make_user: MakeUser, course: dict[str, Any]
 ) -> None:
@@ -358,6 +376,18 @@ def test_an_archive_is_fetched_once_for_a_batch_and_revalidated_for_the_next(
     assert (root / "alice/course/readme").read_text() == "one"
     place(root, from_web(web), make_user("frank", home=True))
     assert len(cached(root)) == 1, "the revision nobody gets any more is gone"
+
+
+def test_unchanged_is_no_answer_for_a_revision_that_is_gone(
+    root: Path, make_user: MakeUser, web: WebServer
+) -> None:
+    web.content = zipped(readme="one")
+    assert place(root, from_web(web), make_user("alice", home=True))[0]["changed"]
+    shutil.rmtree(root / f".ansible_bootstrap/cache/trees/{cached(root)[0]}")
+    (result,) = place(root, from_web(web), make_user("bob", home=True))
+    assert result["changed"] and not result["failed"], result
+    assert (root / "bob/course/readme").read_text() == "one"
+    assert "If-None-Match" not in web.seen[1]
 
 
 def test_a_known_checksum_needs_no_server(root: Path, make_user: MakeUser, web: WebServer) -> None:
