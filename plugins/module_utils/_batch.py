@@ -28,11 +28,11 @@ from typing import Any
 from . import _worker
 from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience, Task
 from ._errors import LateError, StorageError, printable, sentence
-from ._names import NameRefusedError, below, check_key
+from ._names import UserRefusedError, below
 from ._report import Report, result
 from ._state import Lock, Record, State, check_owner_name, identity
 from ._storage import Home, Storage
-from ._users import UserRefusedError, parse_user
+from ._users import label, parse_user
 
 LOCK_WAIT = 10.0
 """Seconds to wait, in all, for directories that another run is still working on."""
@@ -105,6 +105,13 @@ class Claim:
                 "after": {"path": path, **after},
             }
         )
+
+    def made(self, mode: int, *, over: bool) -> None:
+        """Note that the home is made, or would be; ``over``: in place of a directory of root's."""
+        self.changed = True
+        before: dict[str, Any] = {"state": "directory", "owner": 0} if over else {"state": "absent"}
+        after = {"state": "directory", "owner": self.home.uid, "group": self.home.gid, "mode": f"{mode:04o}"}
+        self.differs(self.home.directory, before, after)
 
     def save(self, storage: Storage, done: Record) -> None:
         """Record whose directory it is and what is complete; nothing is written if nothing is new."""
@@ -329,10 +336,10 @@ def _claim(users: list[Any], root: str, uid_min: int) -> tuple[list[str], list[C
     refused: dict[str, str] = {}
     claims: dict[tuple[str, ...], Claim] = {}
     for place, raw in enumerate(users, start=1):
-        key = _label(raw, f"#{place}")
+        key = label(raw, f"#{place}", seen)["key"]
         try:
             home = _home(raw, root, uid_min)
-            if key in seen:
+            if key.startswith("#"):
                 raise StorageError("its key repeats an earlier one")
             claim = claims.setdefault(home.parts, Claim(home))
             if claim.home.name != home.name:
@@ -341,7 +348,6 @@ def _claim(users: list[Any], root: str, uid_min: int) -> tuple[list[str], list[C
                 raise StorageError("the same directory is asked for with another uid or gid")
             claim.keys.append(key)
         except StorageError as error:
-            key = f"#{place}" if key in seen else key
             refused[key] = str(error)
         seen.add(key)
         keys.append(key)
@@ -361,7 +367,7 @@ def _home(raw: object, root: str, uid_min: int) -> Home:
         if user["directory"] is None or user["uid"] is None or user["gid"] is None:
             raise StorageError("directory, uid and gid must be given (the playbook fills them in)")
         parts = tuple(below(root, user["directory"]))
-    except (UserRefusedError, NameRefusedError) as error:
+    except UserRefusedError as error:
         raise StorageError(str(error)) from None
     except (TypeError, ValueError):
         raise StorageError("malformed user record") from None
@@ -376,15 +382,6 @@ def _home(raw: object, root: str, uid_min: int) -> Home:
     elif home.uid != os.geteuid():
         raise StorageError(f"to work for uid {home.uid} needs root; this process is uid {os.geteuid()}")
     return home
-
-
-def _label(raw: object, place: str) -> str:
-    """Return the key under which a record is reported: its own if it is usable."""
-    given = raw if isinstance(raw, dict) else {}
-    try:
-        return check_key(given.get("key") or given.get("name"))
-    except NameRefusedError:
-        return place
 
 
 def _claims_at_once() -> int:

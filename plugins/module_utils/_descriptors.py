@@ -31,6 +31,15 @@ def opened(name: str, flags: int, directory: int | None = None) -> Iterator[int]
         yield descriptor
 
 
+def write(path: str, text: str) -> bool:
+    """Write to a file that is there; say whether the kernel took it."""
+    try:
+        with opened(path, os.O_WRONLY | os.O_CLOEXEC) as file:
+            return os.write(file, text.encode()) > 0
+    except OSError:
+        return False
+
+
 def silence() -> None:
     """Connect stdin, stdout and stderr of this process to ``/dev/null``."""
     null = os.open(os.devnull, os.O_RDWR)

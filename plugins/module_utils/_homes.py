@@ -35,15 +35,7 @@ _MODE = re.compile(r"0[0-7]{3,4}\Z")
 
 @dataclass(frozen=True)
 class Options:
-    """What the admin wants of homes.
-
-    Attributes:
-        mode: permissions of a new home, in octal.
-        skeleton: path of the directory whose content a new home gets, or "".
-        enforce_mode: repair group and mode of existing homes.
-        adopt_empty: which empty directories of root's are given to the user: ``own``, ``any`` or ``never``.
-        child_timeout: seconds for filling one home.
-    """
+    """The options of the module ``user_dir``, which documents them."""
 
     mode: str = "0755"
     skeleton: str = ""
@@ -250,7 +242,7 @@ def _predict(storage: Storage, making: list[_Making], skeleton: int | None, opti
             item.claim.take(answer)
     for item in making:
         if item.claim.error is None:
-            _changed(item, options)
+            item.claim.made(options.bits, over=item.over)
 
 
 def _make(storage: Storage, making: list[_Making], skeleton: int | None, options: Options) -> None:
@@ -271,7 +263,7 @@ def _make(storage: Storage, making: list[_Making], skeleton: int | None, options
     for item in _left(making):
         with item.claim.alone():
             _reveal(storage, item, options)
-            _changed(item, options)
+            item.claim.made(options.bits, over=item.over)
             item.claim.save(storage, {"user_dir": {"made": True}})
     for item in making:
         if item.claim.error is not None and item.staged is not None:
@@ -356,11 +348,3 @@ def _take_mount_point(parent: int, item: _Making, options: Options) -> None:
         sync(directory)
     if options.skeleton:
         item.claim.notes.append("is a mounted file system or a subvolume: the skeleton was not copied")
-
-
-def _changed(item: _Making, options: Options) -> None:
-    home = item.claim.home
-    item.claim.changed = True
-    before: dict[str, Any] = {"state": "directory", "owner": 0} if item.over else {"state": "absent"}
-    after = {"state": "directory", "owner": home.uid, "group": home.gid, "mode": f"{options.bits:04o}"}
-    item.claim.differs(home.directory, before, after)

@@ -31,14 +31,7 @@ _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 @dataclass(frozen=True)
 class Options:
-    """What the admin wants of homes.
-
-    Attributes:
-        umask: what is taken from the permissions of a new home and all in it, in octal.
-        skeleton: path of the directory whose content a new home gets.
-        helper: path of the helper, or "" for where distributions have it.
-        timeout: seconds for making one home.
-    """
+    """The options of the module ``mkhomedir``, which documents them."""
 
     umask: str = "0077"
     skeleton: str = "/etc/skel"

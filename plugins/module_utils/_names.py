@@ -35,7 +35,11 @@ STATE_DIRECTORY = ".ansible_bootstrap"
 """Below each storage root: stages, locks and records, root-owned, mode 0700."""
 
 
-class NameRefusedError(ValueError):
+class UserRefusedError(ValueError):
+    """This user cannot be worked for; the text names the rule or the setting to make."""
+
+
+class NameRefusedError(UserRefusedError):
     """The name breaks a rule; the text says which, and never repeats the name."""
 
 

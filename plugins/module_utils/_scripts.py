@@ -12,16 +12,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import stat
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from . import _as_user, _batch
 from ._batch import Claim, fail_all
-from ._descriptors import held
 from ._errors import StorageError, explain, printable
-from ._files import kind, open_parent, sync
+from ._files import sync
 from ._homes import open_present
 from ._report import Report
 from ._storage import Home, Storage
@@ -46,14 +44,7 @@ _NOT_STARTED = {
 
 @dataclass(frozen=True)
 class Options:
-    """What the admin wants run.
-
-    Attributes:
-        path: of the program, absolute.
-        as_root: not as the user.
-        always: even if it is done.
-        timeout: seconds for one user.
-    """
+    """The options of the module ``script``: ``as_root`` is ``as: root``, ``always`` is ``when: always``."""
 
     path: str
     as_root: bool = False
@@ -129,23 +120,16 @@ def _owner(storage: Storage, home: Home) -> int | None:
     Raises:
         StorageError: something else is in its place, or it is another user's.
     """
-    parent = open_parent(storage.root, home.parts, make=False)
-    if parent is None:
-        return None
-    try:
-        with held(parent):
-            status = os.stat(home.parts[-1], dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    where = printable(home.directory)
-    if not stat.S_ISDIR(status.st_mode):
-        raise StorageError(f"{where} is {kind(status.st_mode)}, not a directory: left as it is")
-    if status.st_uid not in (0, home.uid):
+    with storage.opened_home(home) as directory:
+        if directory is None:
+            return None
+        owner = os.fstat(directory).st_uid
+    if owner not in (0, home.uid):
         raise StorageError(
-            f"{where} belongs to uid {status.st_uid}, not to uid {home.uid}: left as it is; look at it, then chown "
-            "or move it"
+            f"{printable(home.directory)} belongs to uid {owner}, not to uid {home.uid}: left as it is; look at it, "
+            "then chown or move it"
         )
-    return status.st_uid
+    return owner
 
 
 def _run(storage: Storage, jobs: list[_Job], program: str, options: Options) -> None:

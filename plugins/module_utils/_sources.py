@@ -13,6 +13,7 @@ import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ._descriptors import held
 from ._errors import StorageError, explain, printable
 from ._names import STATE_DIRECTORY
 from ._ways import open_way
@@ -124,12 +125,11 @@ def open_path(source: Source) -> int:
         StorageError: it is not there, cannot be read, or somebody else could change it or the way to it.
     """
     end, _ = open_way(source.path, f"source {source.name}:", missing="correct tutorials_sources")
-    try:
-        return os.open(f"/proc/self/fd/{end}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise StorageError(f"source {source.name}: {explain(error, source.path)}") from None
-    finally:
-        os.close(end)
+    with held(end):
+        try:
+            return os.open(f"/proc/self/fd/{end}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise StorageError(f"source {source.name}: {explain(error, source.path)}") from None
 
 
 def check_path(source: Source) -> None:

@@ -82,7 +82,7 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
                     claim.save(storage, {"mkhomedir": {"made": False}, **(claim.record or {})})
         if storage.check:
             for claim, state in making:
-                _changed(claim, state, mode)
+                claim.made(mode, over=state != "absent")
         elif making or ready:
             ready += _make(storage, making, helper, skeleton, options)
             sync(storage.root)
@@ -120,7 +120,7 @@ def _make(
                     _take_back(storage, claim.home, skeleton)
                     raise
                 _check_made(storage, claim)
-            _changed(claim, state, options.mode)
+            claim.made(options.mode, over=state != "absent")
             done.append(claim)
     return done
 
@@ -337,11 +337,3 @@ def _check_made(storage: Storage, claim: Claim) -> None:
             f"{printable(home.directory)} has owner {status.st_uid} and group {status.st_gid} after "
             "mkhomedir_helper: somebody else, a login maybe, was making it at this moment: run again"
         )
-
-
-def _changed(claim: Claim, state: str, mode: int) -> None:
-    home = claim.home
-    claim.changed = True
-    before: dict[str, Any] = {"state": "absent"} if state == "absent" else {"state": "directory", "owner": 0}
-    after = {"state": "directory", "owner": home.uid, "group": home.gid, "mode": f"{mode:04o}"}
-    claim.differs(home.directory, before, after)

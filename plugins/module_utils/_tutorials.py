@@ -20,7 +20,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Optional
 
 from . import _as_user, _batch
 from ._archives import Limits
@@ -39,14 +39,7 @@ from ._worker import NOWHERE, at
 
 @dataclass(frozen=True)
 class Options:
-    """What the admin wants of tutorials.
-
-    Attributes:
-        sources: as written; see :func:`parse_sources`.
-        child_timeout: seconds for one user's copy.
-        fetch_timeout: seconds for one download.
-        max_bytes: of one source, unpacked.
-    """
+    """The options of the module ``tutorials``, which documents them."""
 
     sources: list[Any]
     child_timeout: float = 60
@@ -149,7 +142,7 @@ def _job(storage: Storage, claim: Claim, sources: list[Source]) -> _Job | None:
 
 
 def _predict(storage: Storage, jobs: list[_Job], options: Options) -> None:
-    for job, found in _for_each(storage, jobs, look_at, options, _placing):
+    for job, found in _for_each(storage, jobs, look_at, options):
         for source in list(job.wanted):
             says = found[source.name]
             if "error" in says:
@@ -173,7 +166,7 @@ def _resume(storage: Storage, jobs: list[_Job], options: Options) -> None:
         if any(job.entry(source).get("state") in ("kept", "revealing") for source in job.wanted)
     ]
     news = []
-    for job, found in _for_each(storage, undecided, look_at, options, _placing):
+    for job, found in _for_each(storage, undecided, look_at, options):
         entries: Entries = {}
         for source in list(job.wanted):
             says, entry = found[source.name], job.entry(source)
@@ -263,8 +256,7 @@ def _stage(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options: 
         if entries:
             news.append((job, entries))
     _record(storage, news)
-    placing = partial(_placing_from, trees)
-    for job, found in _for_each(storage, jobs, stage, options, placing):
+    for job, found in _for_each(storage, jobs, stage, options, trees):
         entries = {}
         for source in list(job.wanted):
             says = found[source.name]
@@ -310,7 +302,7 @@ def _sync(storage: Storage, jobs: list[_Job], *, elsewhere: bool = False) -> Non
 
 def _reveal(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options: Options) -> None:
     _put(storage, [job.claim for job in jobs])
-    revealed = _for_each(storage, jobs, reveal, options, _placing)
+    revealed = _for_each(storage, jobs, reveal, options)
     _sync(storage, [job for job, _ in revealed], elsewhere=True)
     news = []
     stages: dict[int, tuple[_Job, list[str]]] = {}
@@ -341,7 +333,7 @@ def _for_each(
     jobs: list[_Job],
     work: Callable[[int, list[Placing]], Found],
     options: Options,
-    placing: Callable[[_Job, Source], Placing],
+    trees: Optional[dict[str, Tree]] = None,
 ) -> list[tuple[_Job, Found]]:
     """Let a child work in each home that still wants something; return what those that succeeded say."""
     jobs = [job for job in jobs if job.wanted and job.claim.error is None]
@@ -349,9 +341,9 @@ def _for_each(
         return []
     tasks = []
     for job in jobs:
-        placings = [placing(job, source) for source in job.wanted]
-        trees = (item.tree for item in placings if item.tree >= 0)
-        tasks.append(job.claim.task(job.home, partial(work, job.home, placings), *trees))
+        placings = [_placing(job, source, (trees or {}).get(source.name)) for source in job.wanted]
+        keep = (item.tree for item in placings if item.tree >= 0)
+        tasks.append(job.claim.task(job.home, partial(work, job.home, placings), *keep))
     result = []
     for job, answer in zip(jobs, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
         if answer.error is None:
@@ -362,13 +354,9 @@ def _for_each(
     return result
 
 
-def _placing(job: _Job, source: Source) -> Placing:
-    return Placing(source.name, source.dest, job.entry(source).get("stage", ""))
-
-
-def _placing_from(trees: dict[str, Tree], job: _Job, source: Source) -> Placing:
-    stage_name = job.entry(source)["stage"]
-    return Placing(source.name, source.dest, stage_name, trees[source.name].directory, source.where)
+def _placing(job: _Job, source: Source, tree: Optional[Tree]) -> Placing:
+    directory = -1 if tree is None else tree.directory
+    return Placing(source.name, source.dest, job.entry(source).get("stage", ""), directory, source.where)
 
 
 def _fail(jobs: Iterable[_Job], why: str) -> None:

@@ -325,6 +325,27 @@ def test_one_sync_makes_the_whole_batch_safe_before_anything_shows(
     assert not (root / "dave").exists()
 
 
+def test_a_mode_that_is_none_is_found_before_anything_is_done(root: Path, make_user: MakeUser) -> None:
+    one(root, make_user("alice"))
+    (record,) = (root / ".ansible_bootstrap/records").iterdir()
+    before = record.read_bytes()
+    (root / "alice").rmdir()
+    assert one(root, make_user("alice"), options=Options(mode="9"))["failed"]
+    assert record.read_bytes() == before
+
+
+@pytest.mark.usefixtures("in_process")
+def test_nothing_is_recorded_of_a_home_that_could_not_be_put_in_its_place(
+    root: Path, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(*_: object) -> None:
+        raise FileExistsError
+
+    monkeypatch.setattr(_homes, "rename_directory", taken)
+    assert "made by somebody else" in one(root, make_user("alice"))["msg"]
+    assert os.listdir(root / ".ansible_bootstrap/records") == []
+
+
 @pytest.mark.root
 def test_a_full_disk_is_named_and_leaves_nothing(
     small_disk: Path, make_user: MakeUser, tmp_path: Path

@@ -96,6 +96,26 @@ def test_what_a_user_has_in_that_shownis_theirs(
     assert place(root, [course], alice)[0]["changed"]
 
 
+@pytest.mark.usefixtures("in_process")
+def test_a_new_home_has_no_tutorials_even_if_the_run_is_killed_as_it_appears(
+    root: Path, make_user: MakeUser, course: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = make_user("alice", home=True)
+    assert place(root, [course], alice)[0]["changed"]
+    shutil.rmtree(root / "alice")
+    real = _homes.rename_directory
+
+    def rename(*names: Any) -> None:
+        real(*names)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_homes, "rename_directory", rename)
+        _homes.ensure([alice], str(root), 1000, _homes.Options(), check=False)
+    assert place(root, [course], alice)[0]["changed"]
+    assert (root / "alice/tutorials/data/a.csv").exists()
+
+
 def test_without_a_home_there_is_nothing_to_do_but_to_say_so(
     root: Path, make_user: MakeUser, course: dict[str, Any]
 ) -> None:
