@@ -113,11 +113,7 @@ class Answer:
     late: bool = False
 
     def unwrap(self) -> Any:
-        """Return the value.
-
-        Raises:
-            StorageError: the task failed.
-        """
+        """Return the value, or raise StorageError if the task failed."""
         if self.error is not None:
             raise (LateError if self.late else StorageError)(self.error)
         return self.value
@@ -379,11 +375,7 @@ def _descriptors(task: Task) -> tuple[int, ...]:
 
 
 def _take_over(received: list[int], wanted: Sequence[int]) -> None:
-    """Give the descriptors of a task the numbers that they have in the parent.
-
-    Raises:
-        OSError: there are too few left.
-    """
+    """Give a task's descriptors the numbers that they have in the parent; OSError if there are too few left."""
     moved = []
     try:
         if len(received) != len(wanted):
@@ -434,11 +426,7 @@ def _become(task: Task, channel: int, parent: int) -> None:
 
 
 def give_up_rights(uid: int, gid: int) -> None:
-    """Become a user for good, out of reach of that user's debugger, to die with the parent.
-
-    Raises:
-        StorageError: the kernel did not do it.
-    """
+    """Become a user for good, safe from that user's debugger, to die with the parent; StorageError if it fails."""
     if os.geteuid() == 0:
         leave_session_keyring()
         os.setgroups([])
@@ -465,11 +453,7 @@ def leave_session_keyring() -> None:
 
 
 def prctl(option: int, value: int) -> None:
-    """Set an attribute of this process.
-
-    Raises:
-        StorageError: the kernel refuses.
-    """
+    """Set an attribute of this process; StorageError if the kernel refuses."""
     zero = ctypes.c_ulong(0)
     if _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), zero, zero, zero) != 0:
         raise StorageError(f"prctl {option} is refused: {os.strerror(ctypes.get_errno())}")

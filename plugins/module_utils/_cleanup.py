@@ -38,11 +38,7 @@ _WILD = re.compile(r"\*|\?|\[!?\]?[^\]]*\]")
 
 
 def parse_rules(given: object) -> list[Rule]:
-    """Return the rules that the admin wrote.
-
-    Raises:
-        StorageError: one is unclear or would match a whole home.
-    """
+    """Return the admin's rules; StorageError if one is unclear or would match a whole home."""
     if not isinstance(given, list):
         raise StorageError("cleanup_paths is a list of paths")
     return [_rule(each) for each in given]

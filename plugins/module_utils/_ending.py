@@ -38,11 +38,7 @@ _QUIET = 3
 
 
 def become_subreaper() -> None:
-    """Let orphans below this process become its children.
-
-    Raises:
-        StorageError: the kernel refuses.
-    """
+    """Let orphans below this process become its children; StorageError if the kernel refuses."""
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 

@@ -156,11 +156,7 @@ def _renameat2(source: int, name: str, target: int, new_name: str) -> None:
 
 
 def sync(directory: int) -> None:
-    """Bring everything written to the file system of ``directory`` onto the disk (syncfs).
-
-    Raises:
-        OSError: what was written is not safe on the disk.
-    """
+    """Bring all that was written to a file system onto the disk (syncfs); OSError if it may not be safe there."""
     with expecting(_SYNC):
         if not hasattr(_libc, "syncfs"):
             os.sync()

@@ -121,11 +121,7 @@ class Library:
         discard(directory, name, _as_user.NOBODY)
 
     def obtain(self, source: Source) -> Tree:
-        """Return the content of a source, fetched or from the cache.
-
-        Raises:
-            StorageError: it cannot be had, or is refused.
-        """
+        """Return the content of a source, fetched or from the cache; StorageError if it cannot be had."""
         if source.path:
             found = open_path(source)
             if stat.S_ISDIR(os.fstat(found).st_mode):

@@ -61,11 +61,7 @@ def parse_umask(text: str) -> int:
 
 
 def find_helper(path: str) -> str:
-    """Return the path of a helper that only root could have put there.
-
-    Raises:
-        StorageError: there is none.
-    """
+    """Return the path of a helper that only root could have put there; StorageError if there is none."""
     found = path or next((place for place in _PLACES if os.path.exists(place)), "")
     if not found:
         raise StorageError(
@@ -75,11 +71,7 @@ def find_helper(path: str) -> str:
 
 
 def open_skeleton(path: str) -> int:
-    """Open the skeleton once everything on the way to it and in it is found to be root's own and public.
-
-    Raises:
-        StorageError: it is not.
-    """
+    """Open the skeleton; StorageError unless all on the way to it and in it is root's own and public."""
     skeleton, _real = open_directory(path, "skeleton")
     try:
         _check_public(skeleton, path)

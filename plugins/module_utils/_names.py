@@ -115,11 +115,7 @@ def check_directory(directory: object) -> str:
 
 
 def below(root: str, directory: str) -> list[str]:
-    """Return the components of ``directory`` below ``root``.
-
-    Raises:
-        NameRefusedError: if it is not strictly below.
-    """
+    """Return the components of ``directory`` below ``root``; NameRefusedError if it is not strictly below."""
     root = posixpath.normpath(root)
     prefix = root if root == "/" else root + "/"
     if not directory.startswith(prefix) or directory == prefix:

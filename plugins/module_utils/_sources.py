@@ -41,11 +41,7 @@ class Source:
 
 
 def parse_sources(raw: object) -> list[Source]:
-    """Return the sources as the admin wrote them.
-
-    Raises:
-        StorageError: one is not understood; the message names it and the rule.
-    """
+    """Return the sources as the admin wrote them; StorageError names one that is not understood, and the rule."""
     if not isinstance(raw, list):
         raise StorageError("sources is a list")
     sources = [_parse_source(item, place) for place, item in enumerate(raw, start=1)]
@@ -133,10 +129,6 @@ def open_path(source: Source) -> int:
 
 
 def check_path(source: Source) -> None:
-    """In check mode: refuse a path that :func:`open_path` refuses.
-
-    Raises:
-        StorageError: as there.
-    """
+    """In check mode: refuse a path that :func:`open_path` refuses."""
     if source.path:
         os.close(open_path(source))

@@ -123,11 +123,7 @@ class Records:
 
 
 class State(Records):
-    """The state directory, made where it is missing, opened and checked.
-
-    Raises:
-        StorageError: it is not ours alone.
-    """
+    """The state directory, made where it is missing, opened and checked; StorageError if it is not ours alone."""
 
     records: int
 
@@ -209,11 +205,7 @@ def _is_record(record: Record) -> bool:
 
 
 def check_owner_name(record: Record, name: str, record_id: str) -> None:
-    """Refuse a directory that belongs to another username.
-
-    Raises:
-        StorageError: it does.
-    """
+    """Refuse (StorageError) a directory that belongs to another username."""
     if record["name"] != name:
         raise StorageError(
             f"this directory is recorded as that of the user {printable(record['name'])}; if it changed hands, "

@@ -47,15 +47,6 @@ class Options:
     max_bytes: int = 2 << 30
 
 
-@dataclass
-class TutorialsReport(Report):
-    """The results, and what they cost."""
-
-    def as_result(self, *, diff: bool = False) -> dict[str, Any]:
-        """Return what the module returns."""
-        return {**super().as_result(diff=diff), "fetched": self.fetched}
-
-
 Entries = dict[str, dict[str, Any]]
 """What is recorded, by source."""
 
@@ -96,10 +87,9 @@ class _Job:
 
 def place(
     users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
-) -> TutorialsReport:
+) -> Report:
     """Give every user of the batch the tutorials they did not get yet; see the module ``tutorials``."""
-    report = _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
-    return TutorialsReport(report.users, report.diff, report.fetched)
+    return _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
 
 
 def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:

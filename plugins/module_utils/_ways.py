@@ -168,11 +168,7 @@ def open_way(path: str, what: str, *, missing: str = "", make: bool = False) -> 
 
 
 def open_directory(path: str, what: str, *, missing: str = "", make: bool = False) -> tuple[int, str]:
-    """Open a directory for reading; see :func:`open_way`.
-
-    Raises:
-        StorageError: as there, or it is something else.
-    """
+    """Open a directory for reading as :func:`open_way` does; StorageError, too, if it is something else."""
     end, real = open_way(path, what, missing=missing, make=make)
     try:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=end), real

@@ -80,7 +80,7 @@ fetched:
   description:
     - How many archives were downloaded for the batch, also those that were then refused. What the cache had and what
       the server called unchanged does not count.
-  returned: always
+  returned: when there were any
   type: int
 """
 

@@ -68,6 +68,7 @@ def test_a_tutorial_is_placed_once_and_then_the_users(
     made = root / "alice/tutorials"
     assert (made / "data/a.csv").read_text() == "1,2\n"
     assert {path.stat().st_uid for path in (made, made / "data", made / "data/a.csv")} == {alice["uid"]}
+    assert made.stat().st_mode & 0o777 == 0o755
     assert os.listdir(root / "alice") == ["tutorials"]
 
     (made / "01.ipynb").write_text("my own work")
@@ -195,6 +196,32 @@ def test_a_file_that_cannot_be_read_is_named(root: Path, make_user: MakeUser, co
 
 class _Killed(BaseException):
     pass
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_stage_that_could_not_be_put_in_its_place_stays_until_that_is_recorded(
+    root: Path, make_user: MakeUser, course: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = make_user("alice", home=True)
+    course["dest"] = "work/tutorials"
+    reveal, record = _tutorials.reveal, _tutorials._record
+
+    def in_the_way(home: int, placings: Any) -> Any:
+        (root / "alice/work").touch()
+        return reveal(home, placings)
+
+    def killed(storage: Storage, news: Any) -> None:
+        if (root / "alice/work").exists():
+            raise _Killed
+        record(storage, news)
+
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr(_tutorials, "reveal", in_the_way)
+        patch.setattr(_tutorials, "_record", killed)
+        place(root, [course], alice)
+    (root / "alice/work").unlink()
+    assert place(root, [course], alice)[0]["changed"]
+    assert (root / "alice/work/tutorials/data/a.csv").exists()
 
 
 @pytest.mark.usefixtures("in_process")
