@@ -52,19 +52,18 @@ MAX_ANSWER = 1 << 20
 """Most bytes of JSON that a child may answer."""
 
 _PATIENCE = 2.0
-"""Seconds after which a child no longer takes another's turn: it waits for something, most likely."""
+"""Seconds after which a child no longer counts as busy: it probably waits for something."""
 _NOBODY = 10.0
-"""Seconds after which those of a batch are stopped of whom nobody is done: each is then tried alone."""
+"""Seconds after which a batch in which no user is done is stopped. Each user is then tried alone."""
 _MOST_AT_ONCE = 64
 MOST_DESCRIPTORS = 253
 """SCM_MAX_FD of the kernel, unix(7)."""
 _GLANCE = 1.0
-"""Seconds between looks for children that their user holds up with a signal."""
+"""Seconds between checks for children that a signal has stopped."""
 _LAST_WORDS = 10.0
-"""Seconds for one who watches over a process to end it with all it started, before it is killed itself."""
-
+"""Seconds that a supervisor gets to end its program before it is killed."""
 _DEATH = 1.0
-"""Seconds for processes that were killed to be gone. One that the storage holds is left."""
+"""Seconds to wait for the end of a process that was killed. One that sleeps on the storage is left."""
 
 _HELD = "the process working for this user was held by a signal, of the user's own maybe"
 _STRAGGLES = "took much longer than the others of its batch and was stopped: it is done alone next"
@@ -88,7 +87,7 @@ class Task:
         keep: descriptors the work needs, and locks that must be held as long as it runs. All others
             are closed in the child.
         memory: most bytes of address space it may add, if limited.
-        keeps_rights: it watches over a process that becomes the user (``_supervise.py``), and does not itself:
+        keeps_rights: it supervises a process that becomes the user (``_supervise.py``), and stays root itself:
             else the user could kill it. Such work never opens a name.
     """
 
@@ -126,7 +125,7 @@ class Patience:
     Attributes:
         seconds: once all others are done, so many, or twice as long as the slowest of them took; at least
             :data:`_NOBODY` if nobody is done; 0 is no limit.
-        users: how many the batch has. Who has no task is done.
+        users: how many the batch has. A user without a task is done.
     """
 
     seconds: float = 0.0
@@ -140,9 +139,9 @@ class _Child:
     def __init__(self, pid: int, channel: socket.socket, *, watches: bool) -> None:
         self.pid = pid
         self.channel = channel
-        """Tasks go to it, answers come back."""
+        """Takes tasks to the child and brings its answers."""
         self.watches = watches
-        """See :attr:`Task.keeps_rights`: killed at once, it would leave what it watches over."""
+        """See :attr:`Task.keeps_rights`: a supervisor that is killed at once leaves its program running."""
         self.place = -1
         """Of the task in its hands."""
         self.started = self.deadline = 0.0
@@ -441,9 +440,10 @@ def give_up_rights(uid: int, gid: int) -> None:
 
 
 def leave_session_keyring() -> None:
-    """Join a new and empty session keyring: whoever holds one may read and replace the keys in it, whatever their uid.
+    """Join a new and empty session keyring: its holder may read and replace the keys in it, whatever the uid.
 
-    Root makes it, whose quota no user can use up. Where keys cannot be used (a container's seccomp), nothing is done.
+    Root makes it, because no user can use up root's quota. Where keys cannot be used (seccomp of a container), nothing
+    is done.
     """
     number = _KEYCTL.get(platform.machine())
     if number is None or _libc.syscall(*map(ctypes.c_long, (number, _JOIN_SESSION_KEYRING, 0))) >= 0:
@@ -521,7 +521,7 @@ def _is_held(child: _Child) -> bool:
 
 
 def _stop(children: list[_Child]) -> None:
-    """End children who have not come to their own end; who watches over another process first ends that."""
+    """End children that are still at work; a supervisor gets the time to end its program first."""
     watching = [child for child in children if child.watches]
     for child in watching:
         with contextlib.suppress(ProcessLookupError):

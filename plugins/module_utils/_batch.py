@@ -260,7 +260,7 @@ def _at_work(
 def _work_through(
     storage: Storage, claims: list[Claim], work: Work, lock_wait: float, spares: _Spares
 ) -> None:
-    """Work for those whose lock is free first, so that nobody waits for another's."""
+    """Work first for the claims whose lock is free, so that none waits for another's lock."""
     if storage.check:
         _work(storage, claims, work)
         return
@@ -282,7 +282,7 @@ def _work_through(
 def _work_locked(
     storage: Storage, claims: list[Claim], work: Work, spares: _Spares, until: float
 ) -> list[Claim]:
-    """Lock, work, let go; return the claims whose locks were not to be had by ``until``."""
+    """Lock, work, release; return the claims whose locks are still busy at ``until``."""
     held: list[Claim] = []
     busy: list[Claim] = []
     try:

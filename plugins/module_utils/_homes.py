@@ -131,7 +131,7 @@ class _Making:
 
 
 def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
-    parse_mode(options.mode)  # a mistake of the admin's is everybody's
+    parse_mode(options.mode)  # before anything is done: it fails for the whole batch
     making, repairs = [], _Repairs()
     for claim in claims:
         with claim.alone():
@@ -202,7 +202,7 @@ def _compare(storage: Storage, claim: Claim, directory: int, options: Options) -
 
 
 def _repair(storage: Storage, repairs: _Repairs, options: Options) -> None:
-    """Let each user change their own home: who holds the lock of a directory holds up whoever changes it."""
+    """Let each user change their own home: a change waits for the directory's lock, which its user may hold."""
 
     def change(directory: int, gid: int) -> None:
         os.fchown(directory, -1, gid)
@@ -222,7 +222,7 @@ def _repair(storage: Storage, repairs: _Repairs, options: Options) -> None:
 
 
 def _open_skeleton(path: str, making: list[_Making]) -> int | None:
-    """Open the skeleton; without it nobody who needs one gets a home."""
+    """Open the skeleton; without it all homes that are to be made fail."""
     if not path:
         return None
     try:

@@ -54,7 +54,7 @@ class Options:
 
 @dataclass
 class _Job:
-    """One user for whom it is to be run."""
+    """One user's run of the program."""
 
     claim: Claim
     directory: int | None = None
@@ -64,7 +64,7 @@ class _Job:
 def run(
     users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
 ) -> Report:
-    """Run the program for every user for whom it is not done; see the module ``script``."""
+    """Run the program for every user who does not have it done; see the module ``script``."""
     return _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
 
 

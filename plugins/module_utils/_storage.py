@@ -34,7 +34,7 @@ class Home:
 
     @property
     def stage(self) -> str:
-        """The name of its stage, which tells by whose rights that may be removed."""
+        """The name of its stage, with the uid whose rights may remove it."""
         return f"{self.id}-{self.uid}"
 
 

@@ -43,7 +43,7 @@ _ENDING = 5.0
 _GLANCE = 0.25
 """Seconds between looks whether the program has ended unheard, held by a tracer."""
 _CROWD = 100
-"""Orphans after which it is no ordinary program that is run: it may start processes faster than we reap them."""
+"""Orphans after which the program may start processes faster than we reap them."""
 MOST = 1024
 
 
@@ -222,7 +222,7 @@ def _follow(pid: int, reader: int, woken: int, deadline: float) -> tuple[int | N
 
 
 def _drain(reader: int, tail: bytes) -> bytes:
-    """Read what is left in the pipe; bounded, for who else might still write to it."""
+    """Read what is left in the pipe, up to a limit: another process might still write to it."""
     read = 0
     with suppress(BlockingIOError):
         while read < _LAST_DRAIN:

@@ -147,7 +147,7 @@ def discard(parent: int, name: str, uid: int, seconds: float = 60) -> Optional[s
     """
     try:
         if os.geteuid() == 0:
-            # In a process of its own: the user may hold the lock of a directory, and who removes it waits for ever.
+            # In a process of its own: it waits for ever where the user holds the lock of a directory.
             work = partial(_discard, parent, name, uid, time.monotonic() + seconds)
             _as_user.run(_as_user.Task(0, 0, parent, work), seconds + 2).unwrap()
         else:

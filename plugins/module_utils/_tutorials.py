@@ -149,7 +149,7 @@ def _predict(storage: Storage, jobs: list[_Job], options: Options) -> None:
 
 
 def _resume(storage: Storage, jobs: list[_Job], options: Options) -> None:
-    """See to those whose record says that something may be there, before anything is fetched for them."""
+    """Settle the sources that may be in their places already, by the record, before anything is fetched."""
     undecided = [
         job
         for job in jobs
@@ -211,7 +211,7 @@ def _bring(storage: Storage, jobs: list[_Job], options: Options) -> None:
         return
     try:
         trees = _obtain(library, wanted.values(), jobs)
-        library.let_others_in()  # one whose copy hangs must not keep them waiting
+        library.let_others_in()  # a copy that hangs must not keep other runs waiting
         _stage(storage, jobs, trees, options)
         _sync(storage, jobs)
         _reveal(storage, jobs, trees, options)
@@ -350,7 +350,7 @@ def _placing(job: _Job, source: Source, tree: Optional[Tree]) -> Placing:
 
 
 def _fail(jobs: Iterable[_Job], why: str) -> None:
-    """Do no more for these users, who still want something."""
+    """Fail those of the users that still want something."""
     for job in jobs:
         if job.wanted:
             job.errors.append(why)

@@ -59,8 +59,7 @@ class Ended:
 def apart(work: Callable[[], Any]) -> Ended:
     """Do the work in a worker, and return what it returns (JSON), or where it fell silent.
 
-    A worker that is silent is killed. If it cannot die it stays, with the locks of the users it works for; it holds
-    nobody's pipe open.
+    A worker that is silent is killed. If it cannot die it stays, with the locks of the users it works for.
 
     Raises:
         OSError: the worker cannot be started.
