@@ -185,10 +185,7 @@ class _Tree:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         written = 0
         with open(fd, "wb") as target, member.open() as source:
-            while True:
-                chunk = source.read(1 << 18)
-                if not chunk:
-                    break
+            while chunk := source.read(1 << 18):
                 written += len(chunk)
                 self._count(len(chunk))
                 target.write(chunk)

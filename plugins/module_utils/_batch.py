@@ -189,16 +189,10 @@ def run(
     patience: float = 0,
     lock_wait: float = LOCK_WAIT,
 ) -> Report:
-    """Do ``work`` for the users' directories and report on each user.
+    """Do ``work`` for the users' directories, or predict it (``check``), and report on each user.
 
-    Args:
-        users: the records as given; a bad one fails alone.
-        root: the storage root.
-        uid_min: lowest uid for which root may act.
-        work: what to do.
-        check: predict, write nothing.
-        patience: seconds, with the slowest of several users; 0 is no limit.
-        lock_wait: seconds, for all busy directories together.
+    ``plugins/doc_fragments/batch.py`` documents the other arguments. ``lock_wait`` is in seconds, for all busy
+    directories together.
     """
     keys, claims, refused = _claim(users, root, uid_min)
     many = len(claims) + len(refused)
@@ -227,11 +221,8 @@ def _watch(claims: list[Claim], work: Callable[[list[Claim], _Spares], Any]) -> 
                     return int(ended.said["fetched"])
                 stuck = [claim for claim in left if claim.place == ended.silent_at and not silent]
                 for claim in stuck or left:
-                    claim.error, claim.hangs, claim.silent = (
-                        _NO_HOME if stuck else _NO_STORAGE,
-                        True,
-                        not stuck,
-                    )
+                    claim.error = _NO_HOME if stuck else _NO_STORAGE
+                    claim.hangs, claim.silent = True, not stuck
                 left, silent = [claim for claim in left if claim.error is None], True
     except (StorageError, OSError) as error:
         fail_all(left, error)
@@ -245,12 +236,11 @@ def _at_work(
     os.umask(0o022)
     fetched = 0
     try:
-        storage = open_storage()
-        try:
-            _work_through(storage, claims, work, lock_wait, spares)
-        finally:
-            fetched = storage.fetched
-            storage.close()
+        with contextlib.closing(open_storage()) as storage:
+            try:
+                _work_through(storage, claims, work, lock_wait, spares)
+            finally:
+                fetched = storage.fetched
     except (StorageError, OSError) as error:
         fail_all(claims, error)
     ended = [(claim.changed, claim.error, claim.hangs, claim.notes, claim.diff) for claim in claims]

@@ -37,27 +37,15 @@ def open_root(path: str) -> int:
     """Open the storage root and return its descriptor. The admin's own links to it are followed.
 
     Raises:
-        StorageError: it does not exist (an unmounted file system must not be filled, so it is never
-            made), is no directory, or somebody other than root and the caller could change it or the way to it.
+        StorageError: it does not exist (it is never made, for a file system may not be mounted), is no directory, or
+            somebody other than root and the caller could change it or the way to it.
     """
     missing = f"mount it, or create it with `install -d -m 755 {printable(path)}`"
     return open_directory(path, "storage root", missing=missing)[0]
 
 
 def open_parent(root: int, parts: Sequence[str], *, make: bool) -> int | None:
-    """Open the directory in which the last of ``parts`` lies, from the storage root's descriptor.
-
-    Args:
-        root: the storage root.
-        parts: path components below it.
-        make: make missing directories, owned by the caller, mode 0755 (the umask is 022).
-
-    Returns:
-        A descriptor for names only (O_PATH), or None if the directory is missing and ``make`` is false.
-
-    Raises:
-        StorageError: a directory on the way is a link, or could be changed by somebody else.
-    """
+    """Open the directory in which the last of ``parts`` lies, by :func:`enter`; None if it is missing."""
     try:
         return enter(root, parts[:-1], "below the storage root", make=make, trusted=True)
     except FileNotFoundError:

@@ -50,11 +50,7 @@ class Options:
 
 
 def parse_mode(text: str) -> int:
-    """Return the mode that a string such as ``"0755"`` means.
-
-    Raises:
-        StorageError: it is none, or shuts the owner out.
-    """
+    """Return the mode that a string such as ``"0755"`` means; StorageError if it is none or shuts the owner out."""
     if not _MODE.match(text):
         raise StorageError('mode is four or five octal digits in quotes, beginning with 0, such as "0755"')
     mode = int(text, 8)
@@ -160,13 +156,10 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
 
 
 def _check_adoption(home: Home, adopt: str) -> None:
-    """Refuse an empty directory of root's that was not made for this user.
+    """Refuse (StorageError) an empty directory of root's that was not made for this user.
 
     Docker leaves such a directory where it mounts what is missing. One that root made for another purpose (an inbox
     that all share, say) may be empty, too.
-
-    Raises:
-        StorageError: it stays root's.
     """
     if adopt == "any" or (adopt == "own" and carries(home.name, home.parts)):
         return

@@ -258,9 +258,7 @@ def _tree_name(content: str, source: Source) -> str:
 def _sha256(file: int) -> str:
     digest = hashlib.sha256()
     place = 0
-    while True:
-        chunk = os.pread(file, 1 << 20, place)
-        if not chunk:
-            return digest.hexdigest()
+    while chunk := os.pread(file, 1 << 20, place):
         place += len(chunk)
         digest.update(chunk)
+    return digest.hexdigest()

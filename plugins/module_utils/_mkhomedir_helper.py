@@ -45,11 +45,7 @@ class Options:
 
 
 def parse_umask(text: str) -> int:
-    """Return the number that a umask such as ``"0077"`` means.
-
-    Raises:
-        StorageError: it is none, shuts the owner out, or lets everybody write.
-    """
+    """Return the number of a umask such as ``"0077"``; StorageError if it is none, or unsafe."""
     if not _UMASK.match(text):
         raise StorageError('umask is four octal digits in quotes, beginning with 0, such as "0077"')
     umask = int(text, 8)
@@ -104,16 +100,9 @@ def _check_public(directory: int, where: str, depth: int = 0) -> None:
 
 
 def run_helper(helper: str, name: str, options: Options, keep: tuple[int, ...]) -> None:
-    """Run the helper for one user, in a session of its own that does not outlive us.
+    """Run the helper for one user, in a session of its own that does not outlive us; StorageError if it fails.
 
-    Args:
-        helper: its path.
-        name: the user's.
-        options: what else it is told.
-        keep: descriptors it shall hold as long as it runs: the home's lock.
-
-    Raises:
-        StorageError: it failed, was killed, or took too long.
+    ``keep`` are descriptors that it holds as long as it runs: the home's lock.
     """
     parent = os.getpid()
 

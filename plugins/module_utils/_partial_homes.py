@@ -72,13 +72,11 @@ def _begins_alike(directory: int, skeleton: int, name: str) -> bool:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # nobody waits at a FIFO put there
     with opened(name, flags, directory) as file, opened(name, flags, skeleton) as model:
         place = 0
-        while True:
-            chunk = os.pread(file, 1 << 16, place)
-            if not chunk:
-                return True
+        while chunk := os.pread(file, 1 << 16, place):
             if os.pread(model, len(chunk), place) != chunk:
                 return False
             place += len(chunk)
+    return True
 
 
 def is_whole(directory: int, skeleton: int, uid: int) -> bool:

@@ -109,8 +109,7 @@ def _job(storage: Storage, claim: Claim, options: Options) -> _Job | None:
 
 
 def _done(claim: Claim, options: Options) -> dict[str, Any] | None:
-    scripts = (claim.record or {}).get("script")
-    entry = scripts.get(options.path) if isinstance(scripts, dict) else None
+    entry = (claim.record or {}).get("script", {}).get(options.path)
     return entry if isinstance(entry, dict) and entry.get("done") is True else None
 
 

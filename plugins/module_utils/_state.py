@@ -159,15 +159,7 @@ class State(Records):
         put_draft(self.records, f"{name}.json")
 
     def clear(self, stage: str, ending: str = "") -> list[str]:
-        """Make room for a stage, whose lock is held, and remove the one that is there.
-
-        Args:
-            stage: its name.
-            ending: what follows that in the name of the one to remove.
-
-        Returns:
-            Notes for the admin, if something of it is left.
-        """
+        """Remove a stage (``stage`` + ``ending``) whose lock is held; return notes for the admin on what is left."""
         left = f"{stage}-{secrets.token_hex(4)}"
         try:
             os.rename(stage + ending, left, src_dir_fd=self.stage, dst_dir_fd=self.stage)

@@ -49,14 +49,9 @@ MOST = 1024
 
 @dataclass(frozen=True)
 class Program:
-    """What is to be run.
+    """What is to be run: in ``directory`` (a descriptor; None is ``/``), for ``timeout`` seconds at most.
 
-    Attributes:
-        argv: its path and its arguments.
-        environment: all of it.
-        timeout: seconds.
-        directory: descriptor of the working directory; None is ``/``.
-        user: uid and gid it gets; None leaves it the caller's rights.
+    ``user`` is the uid and gid it gets; None leaves it the caller's rights.
     """
 
     argv: Sequence[str]
@@ -225,10 +220,7 @@ def _drain(reader: int, tail: bytes) -> bytes:
     """Read what is left in the pipe, up to a limit: another process might still write to it."""
     read = 0
     with suppress(BlockingIOError):
-        while read < _LAST_DRAIN:
-            chunk = os.read(reader, _CHUNK)
-            if not chunk:
-                break
+        while read < _LAST_DRAIN and (chunk := os.read(reader, _CHUNK)):
             read += len(chunk)
             tail = (tail + chunk)[-_TAIL:]
     return tail

@@ -129,8 +129,7 @@ def _make(
 
 
 def _began(claim: Claim) -> bool:
-    done = (claim.record or {}).get("mkhomedir")
-    return isinstance(done, dict) and bool(done.get("began"))
+    return bool((claim.record or {}).get("mkhomedir", {}).get("began"))
 
 
 def _check_account(home: Home) -> None:

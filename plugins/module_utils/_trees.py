@@ -120,10 +120,7 @@ def _copy_data(reader: int, writer: int, size: int) -> None:
     except OSError as error:
         if error.errno not in _CANNOT_COPY_IN_KERNEL:
             raise
-    while size > 0:
-        chunk = os.read(reader, 1 << 20)
-        if not chunk:
-            break
+    while size > 0 and (chunk := os.read(reader, 1 << 20)):
         size -= len(chunk)
         while chunk:
             chunk = chunk[os.write(writer, chunk) :]

@@ -66,13 +66,8 @@ def judge(path: str, status: os.stat_result, *, passed: bool) -> Iterator[Fault]
 def walk(path: str, visit: Visit, *, make: bool = False) -> tuple[int, str]:
     """Go to an absolute path; return a descriptor of its end (O_PATH) and the path without links.
 
-    Args:
-        path: where to.
-        visit: is called with each step before it is used.
-        make: make missing directories, mode 0700.
-
-    Raises:
-        OSError: a step cannot be made; ``filename`` is its path.
+    ``visit`` is called with each step before it is used. Missing directories are made (mode 0700) if ``make`` is true.
+    An OSError has the path of its step as ``filename``.
     """
     names = _names(path)
     here, place, links = os.open("/", _NAMES), "/", 0
@@ -134,14 +129,8 @@ def _open(name: str, directory: int, path: str, *, make: bool) -> int:
 def open_way(path: str, what: str, *, missing: str = "", make: bool = False) -> tuple[int, str]:
     """Go to a path that root trusts, as :func:`walk` does.
 
-    Args:
-        path: an absolute path.
-        what: what it is, for the sentence.
-        missing: what to do if it does not exist.
-        make: make missing directories, mode 0700.
-
-    Raises:
-        StorageError: it does not exist, or somebody else could change what it leads to.
+    StorageError says that ``what`` does not exist (and, ``missing``, what to do then), or that somebody else could
+    change what the path leads to.
     """
     shown = f"{what} {printable(path)}"
     if not path.startswith("/") or "\0" in path:
