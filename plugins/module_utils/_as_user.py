@@ -38,7 +38,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ._descriptors import silence
@@ -53,7 +53,7 @@ MAX_ANSWER = 1 << 20
 
 _PATIENCE = 2.0
 """Seconds after which a child no longer counts as busy: it probably waits for something."""
-_NOBODY = 10.0
+_NONE_DONE = 10.0
 """Seconds after which a batch in which no user is done is stopped. Each user is then tried alone."""
 _MOST_AT_ONCE = 64
 MOST_DESCRIPTORS = 253
@@ -124,7 +124,7 @@ class Patience:
 
     Attributes:
         seconds: once all others are done, so many, or twice as long as the slowest of them took; at least
-            :data:`_NOBODY` if nobody is done; 0 is no limit.
+            :data:`_NONE_DONE` if nobody is done; 0 is no limit.
         users: how many the batch has. A user without a task is done.
     """
 
@@ -135,18 +135,23 @@ class Patience:
 NO_LIMIT = Patience()
 
 
+@dataclass
 class _Child:
-    def __init__(self, pid: int, channel: socket.socket, *, watches: bool) -> None:
-        self.pid = pid
-        self.channel = channel
-        """Takes tasks to the child and brings its answers."""
-        self.watches = watches
-        """See :attr:`Task.keeps_rights`: a supervisor that is killed at once leaves its program running."""
-        self.place = -1
-        """Of the task in its hands."""
-        self.started = self.deadline = 0.0
-        """Of that task."""
-        self.data = bytearray()
+    """A child process and its present task: the one at ``place``, from ``started`` until ``deadline``.
+
+    Attributes:
+        channel: takes tasks to the child and brings its answers.
+        watches: see :attr:`Task.keeps_rights`: a supervisor that is killed at once leaves its program running.
+        data: of the present answer.
+    """
+
+    pid: int
+    channel: socket.socket
+    watches: bool
+    place: int = -1
+    started: float = 0.0
+    deadline: float = 0.0
+    data: bytearray = field(default_factory=bytearray)
 
     def give(self, place: int, task: Task, timeout: float) -> None:
         """Hand a task over, with its descriptors and no others."""
@@ -232,7 +237,7 @@ class _Pool:
         full = len(self.running) >= _MOST_AT_ONCE
         if not self._patience.seconds or (self._waiting and not full):
             return float("inf")
-        longest = max(self._patience.seconds, _NOBODY if self._longest is None else 2 * self._longest)
+        longest = max(self._patience.seconds, _NONE_DONE if self._longest is None else 2 * self._longest)
         return max(child.started for child in self.running.values()) + longest
 
     def _start(self) -> bool:
@@ -528,7 +533,7 @@ def _stop(children: list[_Child]) -> None:
             os.kill(child.pid, signal.SIGTERM)
     until = time.monotonic() + _LAST_WORDS
     for child in watching:
-        ended(child.pid, until - time.monotonic())
+        ends_within(child.pid, until - time.monotonic())
     for child in children:
         _kill(child)
     until = time.monotonic() + _DEATH
@@ -548,10 +553,10 @@ def _reap(child: _Child, until: float) -> int | None:
 
     Then it also still holds its locks, which is as it should be: it may still write.
     """
-    return os.waitpid(child.pid, 0)[1] if ended(child.pid, until - time.monotonic()) else None
+    return os.waitpid(child.pid, 0)[1] if ends_within(child.pid, until - time.monotonic()) else None
 
 
-def ended(pid: int, seconds: float) -> bool:
+def ends_within(pid: int, seconds: float) -> bool:
     """Wait for a child's end, without reaping it; say whether it came in time."""
     until = time.monotonic() + seconds
     pause = 0.0001

@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from ._as_user import PR_SET_PDEATHSIG, ended, prctl
+from ._as_user import PR_SET_PDEATHSIG, ends_within, prctl
 from ._descriptors import silence
 from ._errors import StorageError
 
@@ -92,7 +92,7 @@ def apart(work: Callable[[], Any]) -> Ended:
         os.close(reader)
         if not data:
             os.kill(pid, signal.SIGKILL)
-        if ended(pid, 1.0):
+        if ends_within(pid, 1.0):
             status = os.waitpid(pid, 0)[1]
     if data is None:
         return Ended(silent_at=int(shared[0]))

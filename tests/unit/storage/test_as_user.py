@@ -239,7 +239,7 @@ def test_who_counts_as_a_straggler(here: int, seconds: list[float], users: int, 
 
 
 def test_a_batch_of_which_nobody_is_done_is_stopped(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_as_user, "_NOBODY", 0.5)
+    monkeypatch.setattr(_as_user, "_NONE_DONE", 0.5)
     started = time.monotonic()
     answers = _as_user.run_all([_own(here, partial(time.sleep, 60))] * 2, 60, Patience(0.2, 2))
     assert [answer.late for answer in answers] == [True, True]
