@@ -57,8 +57,8 @@ def _other(directory: int, skeleton: int, name: str, uid: int, times: list[float
     if status.st_uid not in (0, uid) or form != stat.S_IFMT(model.st_mode):
         return f"{shown} is not the skeleton's"
     if form == stat.S_IFDIR:
-        with opened(name, DIRECTORY, directory) as inner, opened(name, DIRECTORY, skeleton) as inner_model:
-            return other_than_skeleton(inner, inner_model, uid, times)
+        with opened(name, DIRECTORY, directory) as inner, opened(name, DIRECTORY, skeleton) as same:
+            return other_than_skeleton(inner, same, uid, times)
     elif form == stat.S_IFLNK:
         if os.readlink(name, dir_fd=directory) != os.readlink(name, dir_fd=skeleton):
             return f"{shown} is not the skeleton's"
@@ -93,11 +93,8 @@ def is_whole(directory: int, skeleton: int, uid: int) -> bool:
         if status.st_uid != uid or (form == stat.S_IFREG and status.st_size != model.st_size):
             return False
         if form == stat.S_IFDIR:
-            with (
-                opened(name, DIRECTORY, directory) as inner,
-                opened(name, DIRECTORY, skeleton) as inner_model,
-            ):
-                if not is_whole(inner, inner_model, uid):
+            with opened(name, DIRECTORY, directory) as inner, opened(name, DIRECTORY, skeleton) as same:
+                if not is_whole(inner, same, uid):
                     return False
     return True
 
