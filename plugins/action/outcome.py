@@ -79,7 +79,7 @@ def _user_failed(args: dict[str, Any], user: dict[str, Any]) -> State:
 
 
 def _collected(task_vars: dict[str, Any]) -> State:
-    """Leave out those whose own part of the play did not reach its end."""
+    """Leave out the users whose own part of the play did not reach its end."""
     state = task_vars["bootstrap_state"]
     if not state["plan"]["each"]:
         return _only_state(state)
@@ -105,7 +105,7 @@ def _collected(task_vars: dict[str, Any]) -> State:
 
 
 def _reported(state: State) -> State:
-    """Call the rest of the batch done; fail if anybody failed, for ``ansible-playbook``'s exit status."""
+    """Call the rest of the batch done; fail if a user failed, for ``ansible-playbook``'s exit status."""
     report: State = {"completed": [user["key"] for user in state["users"]]}
     failures = state["failures"]
     if failures:

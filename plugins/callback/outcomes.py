@@ -38,6 +38,7 @@ import json
 from typing import Any
 
 from ansible.plugins.callback import CallbackBase
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._errors import printable
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._plan import BUILT_IN_ROLES
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._priority import keep_back
 
@@ -266,5 +267,5 @@ def _message(data: dict[str, Any]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return the text on one line and with control characters escaped: it goes to terminals and logs."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:MAX_MESSAGE])
+    """Return the beginning of the text on one line, fit for terminals and logs."""
+    return printable(text[:MAX_MESSAGE])

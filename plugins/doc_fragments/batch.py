@@ -30,8 +30,8 @@ options:
     default: 1000
   patience:
     description:
-      - In a batch of several users, who takes longer than this many seconds, and than twice as long as the slowest of
-        those who are done, is stopped once all others are done. C(0) is never.
+      - In a batch of several users, a user who takes longer than this many seconds, and than twice as long as the
+        slowest of the others, is stopped once all others are done. C(0) is never.
     type: float
     default: 0
 notes:

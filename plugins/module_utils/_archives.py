@@ -108,16 +108,12 @@ def unpack(archive: int, strip: int, limits: Limits) -> None:
             for member in members:
                 tree.add(member)
             tree.finish()
-        except _DAMAGED as error:
-            raise ArchiveError(
-                f"the archive is damaged or cut short: {printable(str(error))[:200]}"
-            ) from None
-        except OSError as error:
-            if error.errno not in (None, errno.EINVAL):  # EINVAL: a place before the file's beginning
+        except (*_DAMAGED, OSError) as error:
+            # EINVAL: a place before the file's beginning
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
                 raise
-            raise ArchiveError(
-                f"the archive is damaged or cut short: {printable(str(error))[:200]}"
-            ) from None
+            why = printable(str(error))[:200]
+            raise ArchiveError(f"the archive is damaged or cut short: {why}") from None
 
 
 class _Tree:
@@ -189,10 +185,7 @@ class _Tree:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         written = 0
         with open(fd, "wb") as target, member.open() as source:
-            while True:
-                chunk = source.read(1 << 18)
-                if not chunk:
-                    break
+            while chunk := source.read(1 << 18):
                 written += len(chunk)
                 self._count(len(chunk))
                 target.write(chunk)

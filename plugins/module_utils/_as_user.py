@@ -38,10 +38,11 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from ._errors import LateError, StorageError, explain, printable
+from ._descriptors import silence
+from ._errors import LateError, StorageError, explain, printable, sentence
 from ._priority import keep_back
 
 NOBODY = 65534
@@ -51,19 +52,18 @@ MAX_ANSWER = 1 << 20
 """Most bytes of JSON that a child may answer."""
 
 _PATIENCE = 2.0
-"""Seconds after which a child no longer takes another's turn: it waits for something, most likely."""
-_NOBODY = 10.0
-"""Seconds after which those of a batch are stopped of whom nobody is done: each is then tried alone."""
+"""Seconds after which a child no longer counts as busy: it probably waits for something."""
+_NONE_DONE = 10.0
+"""Seconds after which a batch in which no user is done is stopped. Each user is then tried alone."""
 _MOST_AT_ONCE = 64
 MOST_DESCRIPTORS = 253
 """SCM_MAX_FD of the kernel, unix(7)."""
 _GLANCE = 1.0
-"""Seconds between looks for children that their user holds up with a signal."""
+"""Seconds between checks for children that a signal has stopped."""
 _LAST_WORDS = 10.0
-"""Seconds for one who watches over a process to end it with all it started, before it is killed itself."""
-
+"""Seconds that a supervisor gets to end its program before it is killed."""
 _DEATH = 1.0
-"""Seconds for processes that were killed to be gone. One that the storage holds is left."""
+"""Seconds to wait for the end of a process that was killed. One that sleeps on the storage is left."""
 
 _HELD = "the process working for this user was held by a signal, of the user's own maybe"
 _STRAGGLES = "took much longer than the others of its batch and was stopped: it is done alone next"
@@ -87,7 +87,7 @@ class Task:
         keep: descriptors the work needs, and locks that must be held as long as it runs. All others
             are closed in the child.
         memory: most bytes of address space it may add, if limited.
-        keeps_rights: it watches over a process that becomes the user (``_supervise.py``), and does not itself:
+        keeps_rights: it supervises a process that becomes the user (``_supervise.py``), and stays root itself:
             else the user could kill it. Such work never opens a name.
     """
 
@@ -112,11 +112,7 @@ class Answer:
     late: bool = False
 
     def unwrap(self) -> Any:
-        """Return the value.
-
-        Raises:
-            StorageError: the task failed.
-        """
+        """Return the value, or raise StorageError if the task failed."""
         if self.error is not None:
             raise (LateError if self.late else StorageError)(self.error)
         return self.value
@@ -128,8 +124,8 @@ class Patience:
 
     Attributes:
         seconds: once all others are done, so many, or twice as long as the slowest of them took; at least
-            :data:`_NOBODY` if nobody is done; 0 is no limit.
-        users: how many the batch has. Who has no task is done.
+            :data:`_NONE_DONE` if nobody is done; 0 is no limit.
+        users: how many the batch has. A user without a task is done.
     """
 
     seconds: float = 0.0
@@ -139,18 +135,23 @@ class Patience:
 NO_LIMIT = Patience()
 
 
+@dataclass
 class _Child:
-    def __init__(self, pid: int, channel: socket.socket, *, watches: bool) -> None:
-        self.pid = pid
-        self.channel = channel
-        """Tasks go to it, answers come back."""
-        self.watches = watches
-        """See :attr:`Task.keeps_rights`: killed at once, it would leave what it watches over."""
-        self.place = -1
-        """Of the task in its hands."""
-        self.started = self.deadline = 0.0
-        """Of that task."""
-        self.data = bytearray()
+    """A child process and its present task: the one at ``place``, from ``started`` until ``deadline``.
+
+    Attributes:
+        channel: takes tasks to the child and brings its answers.
+        watches: see :attr:`Task.keeps_rights`: a supervisor that is killed at once leaves its program running.
+        data: of the present answer.
+    """
+
+    pid: int
+    channel: socket.socket
+    watches: bool
+    place: int = -1
+    started: float = 0.0
+    deadline: float = 0.0
+    data: bytearray = field(default_factory=bytearray)
 
     def give(self, place: int, task: Task, timeout: float) -> None:
         """Hand a task over, with its descriptors and no others."""
@@ -236,7 +237,7 @@ class _Pool:
         full = len(self.running) >= _MOST_AT_ONCE
         if not self._patience.seconds or (self._waiting and not full):
             return float("inf")
-        longest = max(self._patience.seconds, _NOBODY if self._longest is None else 2 * self._longest)
+        longest = max(self._patience.seconds, _NONE_DONE if self._longest is None else 2 * self._longest)
         return max(child.started for child in self.running.values()) + longest
 
     def _start(self) -> bool:
@@ -364,10 +365,8 @@ def _answer(task: Task, refused: Exception | None) -> dict[str, Any]:
         if refused is not None:
             raise refused
         return {"value": task.work()}
-    except StorageError as error:
-        return {"error": str(error)}
-    except OSError as error:
-        return {"error": explain(error)}
+    except (StorageError, OSError) as error:
+        return {"error": sentence(error)}
     except MemoryError:
         return {"error": "needs more memory than it may have"}
     except BaseException as error:
@@ -380,11 +379,7 @@ def _descriptors(task: Task) -> tuple[int, ...]:
 
 
 def _take_over(received: list[int], wanted: Sequence[int]) -> None:
-    """Give the descriptors of a task the numbers that they have in the parent.
-
-    Raises:
-        OSError: there are too few left.
-    """
+    """Give a task's descriptors the numbers that they have in the parent; OSError if there are too few left."""
     moved = []
     try:
         if len(received) != len(wanted):
@@ -412,9 +407,7 @@ def _become(task: Task, channel: int, parent: int) -> None:
     keep_back()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
+    silence()
     highest = close_others({0, 1, 2, channel})
     os.chdir("/")  # work opens nothing but what lies below its descriptors
     if task.keeps_rights:
@@ -437,11 +430,7 @@ def _become(task: Task, channel: int, parent: int) -> None:
 
 
 def give_up_rights(uid: int, gid: int) -> None:
-    """Become a user for good, out of reach of that user's debugger, to die with the parent.
-
-    Raises:
-        StorageError: the kernel did not do it.
-    """
+    """Become a user for good, safe from that user's debugger, to die with the parent; StorageError if it fails."""
     if os.geteuid() == 0:
         leave_session_keyring()
         os.setgroups([])
@@ -456,9 +445,10 @@ def give_up_rights(uid: int, gid: int) -> None:
 
 
 def leave_session_keyring() -> None:
-    """Join a new and empty session keyring: whoever holds one may read and replace the keys in it, whatever their uid.
+    """Join a new and empty session keyring: its holder may read and replace the keys in it, whatever the uid.
 
-    Root makes it, whose quota no user can use up. Where keys cannot be used (a container's seccomp), nothing is done.
+    Root makes it, because no user can use up root's quota. Where keys cannot be used (seccomp of a container), nothing
+    is done.
     """
     number = _KEYCTL.get(platform.machine())
     if number is None or _libc.syscall(*map(ctypes.c_long, (number, _JOIN_SESSION_KEYRING, 0))) >= 0:
@@ -468,11 +458,7 @@ def leave_session_keyring() -> None:
 
 
 def prctl(option: int, value: int) -> None:
-    """Set an attribute of this process.
-
-    Raises:
-        StorageError: the kernel refuses.
-    """
+    """Set an attribute of this process; StorageError if the kernel refuses."""
     zero = ctypes.c_ulong(0)
     if _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), zero, zero, zero) != 0:
         raise StorageError(f"prctl {option} is refused: {os.strerror(ctypes.get_errno())}")
@@ -540,14 +526,14 @@ def _is_held(child: _Child) -> bool:
 
 
 def _stop(children: list[_Child]) -> None:
-    """End children who have not come to their own end; who watches over another process first ends that."""
+    """End children that are still at work; a supervisor gets the time to end its program first."""
     watching = [child for child in children if child.watches]
     for child in watching:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGTERM)
     until = time.monotonic() + _LAST_WORDS
     for child in watching:
-        ended(child.pid, until - time.monotonic())
+        ends_within(child.pid, until - time.monotonic())
     for child in children:
         _kill(child)
     until = time.monotonic() + _DEATH
@@ -567,10 +553,10 @@ def _reap(child: _Child, until: float) -> int | None:
 
     Then it also still holds its locks, which is as it should be: it may still write.
     """
-    return os.waitpid(child.pid, 0)[1] if ended(child.pid, until - time.monotonic()) else None
+    return os.waitpid(child.pid, 0)[1] if ends_within(child.pid, until - time.monotonic()) else None
 
 
-def ended(pid: int, seconds: float) -> bool:
+def ends_within(pid: int, seconds: float) -> bool:
     """Wait for a child's end, without reaping it; say whether it came in time."""
     until = time.monotonic() + seconds
     pause = 0.0001

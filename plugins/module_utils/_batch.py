@@ -20,19 +20,19 @@ import resource
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from . import _worker
-from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience
-from ._errors import LateError, StorageError, explain, printable, unexpected
-from ._names import NameRefusedError, below, check_key
+from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience, Task
+from ._errors import LateError, StorageError, printable, sentence
+from ._names import UserRefusedError, below
 from ._report import Report, result
 from ._state import Lock, Record, State, check_owner_name, identity
 from ._storage import Home, Storage
-from ._users import UserRefusedError, parse_user
+from ._users import label, parse_user
 
 LOCK_WAIT = 10.0
 """Seconds to wait, in all, for directories that another run is still working on."""
@@ -81,14 +81,14 @@ class Claim:
         _worker.at(self.place)
         try:
             yield
-        except StorageError as error:
-            self.error, self.hangs = str(error), isinstance(error, LateError)
-        except OSError as error:
-            self.error = explain(error)
         except Exception as error:
-            self.error = unexpected(error)
+            self.error, self.hangs = sentence(error), isinstance(error, LateError)
         finally:
             _worker.at(_worker.NOWHERE)
+
+    def task(self, directory: int, work: Callable[[], Any], *keep: int, memory: int | None = None) -> Task:
+        """Return a piece of work with this user's rights; ``keep`` are the descriptors that it needs."""
+        return Task(self.home.uid, self.home.gid, directory, work, (*self.keep, *keep), memory)
 
     def take(self, answer: Answer) -> None:
         """Note why a child that worked here failed, if it did."""
@@ -105,6 +105,13 @@ class Claim:
                 "after": {"path": path, **after},
             }
         )
+
+    def made(self, mode: int, *, over: bool) -> None:
+        """Note that the home is made, or would be; ``over``: in place of a directory of root's."""
+        self.changed = True
+        before: dict[str, Any] = {"state": "directory", "owner": 0} if over else {"state": "absent"}
+        after = {"state": "directory", "owner": self.home.uid, "group": self.home.gid, "mode": f"{mode:04o}"}
+        self.differs(self.home.directory, before, after)
 
     def save(self, storage: Storage, done: Record) -> None:
         """Record whose directory it is and what is complete; nothing is written if nothing is new."""
@@ -182,16 +189,10 @@ def run(
     patience: float = 0,
     lock_wait: float = LOCK_WAIT,
 ) -> Report:
-    """Do ``work`` for the users' directories and report on each user.
+    """Do ``work`` for the users' directories, or predict it (``check``), and report on each user.
 
-    Args:
-        users: the records as given; a bad one fails alone.
-        root: the storage root.
-        uid_min: lowest uid for which root may act.
-        work: what to do.
-        check: predict, write nothing.
-        patience: seconds, with the slowest of several users; 0 is no limit.
-        lock_wait: seconds, for all busy directories together.
+    ``plugins/doc_fragments/batch.py`` documents the other arguments. ``lock_wait`` is in seconds, for all busy
+    directories together.
     """
     keys, claims, refused = _claim(users, root, uid_min)
     many = len(claims) + len(refused)
@@ -220,14 +221,11 @@ def _watch(claims: list[Claim], work: Callable[[list[Claim], _Spares], Any]) -> 
                     return int(ended.said["fetched"])
                 stuck = [claim for claim in left if claim.place == ended.silent_at and not silent]
                 for claim in stuck or left:
-                    claim.error, claim.hangs, claim.silent = (
-                        _NO_HOME if stuck else _NO_STORAGE,
-                        True,
-                        not stuck,
-                    )
+                    claim.error = _NO_HOME if stuck else _NO_STORAGE
+                    claim.hangs, claim.silent = True, not stuck
                 left, silent = [claim for claim in left if claim.error is None], True
     except (StorageError, OSError) as error:
-        _fail_all(left, error)
+        fail_all(left, error)
     return 0
 
 
@@ -238,14 +236,13 @@ def _at_work(
     os.umask(0o022)
     fetched = 0
     try:
-        storage = open_storage()
-        try:
-            _work_through(storage, claims, work, lock_wait, spares)
-        finally:
-            fetched = storage.fetched
-            storage.close()
+        with contextlib.closing(open_storage()) as storage:
+            try:
+                _work_through(storage, claims, work, lock_wait, spares)
+            finally:
+                fetched = storage.fetched
     except (StorageError, OSError) as error:
-        _fail_all(claims, error)
+        fail_all(claims, error)
     ended = [(claim.changed, claim.error, claim.hangs, claim.notes, claim.diff) for claim in claims]
     return {"claims": ended, "fetched": fetched}
 
@@ -253,7 +250,7 @@ def _at_work(
 def _work_through(
     storage: Storage, claims: list[Claim], work: Work, lock_wait: float, spares: _Spares
 ) -> None:
-    """Work for those whose lock is free first, so that nobody waits for another's."""
+    """Work first for the claims whose lock is free, so that none waits for another's lock."""
     if storage.check:
         _work(storage, claims, work)
         return
@@ -275,7 +272,7 @@ def _work_through(
 def _work_locked(
     storage: Storage, claims: list[Claim], work: Work, spares: _Spares, until: float
 ) -> list[Claim]:
-    """Lock, work, let go; return the claims whose locks were not to be had by ``until``."""
+    """Lock, work, release; return the claims whose locks are still busy at ``until``."""
     held: list[Claim] = []
     busy: list[Claim] = []
     try:
@@ -308,7 +305,7 @@ def _work(storage: Storage, claims: list[Claim], work: Work) -> None:
     try:
         work(storage, claims)
     except Exception as error:
-        _fail_all(claims, error)
+        fail_all(claims, error)
 
 
 def _check_records(storage: Storage, claim: Claim) -> None:
@@ -329,10 +326,10 @@ def _claim(users: list[Any], root: str, uid_min: int) -> tuple[list[str], list[C
     refused: dict[str, str] = {}
     claims: dict[tuple[str, ...], Claim] = {}
     for place, raw in enumerate(users, start=1):
-        key = _label(raw, f"#{place}")
+        key = label(raw, f"#{place}", seen)["key"]
         try:
             home = _home(raw, root, uid_min)
-            if key in seen:
+            if key.startswith("#"):
                 raise StorageError("its key repeats an earlier one")
             claim = claims.setdefault(home.parts, Claim(home))
             if claim.home.name != home.name:
@@ -341,7 +338,6 @@ def _claim(users: list[Any], root: str, uid_min: int) -> tuple[list[str], list[C
                 raise StorageError("the same directory is asked for with another uid or gid")
             claim.keys.append(key)
         except StorageError as error:
-            key = f"#{place}" if key in seen else key
             refused[key] = str(error)
         seen.add(key)
         keys.append(key)
@@ -361,7 +357,7 @@ def _home(raw: object, root: str, uid_min: int) -> Home:
         if user["directory"] is None or user["uid"] is None or user["gid"] is None:
             raise StorageError("directory, uid and gid must be given (the playbook fills them in)")
         parts = tuple(below(root, user["directory"]))
-    except (UserRefusedError, NameRefusedError) as error:
+    except UserRefusedError as error:
         raise StorageError(str(error)) from None
     except (TypeError, ValueError):
         raise StorageError("malformed user record") from None
@@ -378,15 +374,6 @@ def _home(raw: object, root: str, uid_min: int) -> Home:
     return home
 
 
-def _label(raw: object, place: str) -> str:
-    """Return the key under which a record is reported: its own if it is usable."""
-    given = raw if isinstance(raw, dict) else {}
-    try:
-        return check_key(given.get("key") or given.get("name"))
-    except NameRefusedError:
-        return place
-
-
 def _claims_at_once() -> int:
     """Each claim holds a lock and a directory open for a while: as many as the limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -396,13 +383,8 @@ def _claims_at_once() -> int:
     return max(16, (soft - 128) // 4) if soft > 0 else 4096
 
 
-def _fail_all(claims: list[Claim], error: Exception) -> None:
-    why = (
-        explain(error)
-        if isinstance(error, OSError)
-        else str(error)
-        if isinstance(error, StorageError)
-        else unexpected(error)
-    )
+def fail_all(claims: Iterable[Claim], error: Exception) -> None:
+    """Make an error the failure of those that have not failed yet."""
+    why = sentence(error)
     for claim in claims:
         claim.error = claim.error or why

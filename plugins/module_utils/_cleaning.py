@@ -19,8 +19,9 @@ import time
 from dataclasses import dataclass
 from typing import Any, Optional
 
+from ._descriptors import DIRECTORY, held
 from ._errors import explain, printable
-from ._files import DIRECTORY, kind
+from ._files import kind
 
 MAX_DEPTH = 200
 """Directories within a matched directory; each holds a descriptor, of which the process has 1024."""
@@ -140,10 +141,8 @@ class _Walk:
             elif entry.is_directory:
                 inner = self._open(entry)
                 if inner is not None:
-                    try:
+                    with held(inner):
                         self._descend(inner, rule, entry.path, cutoff)
-                    finally:
-                        os.close(inner)
             elif stat.S_ISLNK(entry.status.st_mode):
                 self._note(entry.path, "is a symbolic link, and not followed")
 
@@ -174,7 +173,7 @@ class _Walk:
         directory = self._open(entry)
         if directory is None:
             return False  # what cannot be looked into may hold something young
-        try:
+        with held(directory):
             if not os.access(".", os.X_OK, dir_fd=directory):
                 self._note(entry.path, "may not be looked into by its user: left")
                 return False
@@ -182,8 +181,6 @@ class _Walk:
                 inner = self._look(directory, name, entry.path, writable=False, depth=entry.depth + 1)
                 if inner is not None and not self._old(inner, cutoff):
                     return False
-        finally:
-            os.close(directory)
         return True
 
     def _remove(self, entry: _Entry, cutoff: float | None) -> bool:
@@ -204,7 +201,7 @@ class _Walk:
         directory = self._open(entry)
         if directory is None:
             return False
-        try:
+        with held(directory):
             if widen and not self._check:
                 try:
                     os.fchmod(directory, mode | 0o700)
@@ -214,8 +211,6 @@ class _Walk:
             gone = self._empty(directory, entry, cutoff, own=own)
             if widen and not gone and not self._check:
                 os.fchmod(directory, mode)
-        finally:
-            os.close(directory)
         # Its own time changed by what was removed from it, so it is not asked for its age again.
         return gone and self._remove_one(entry, None)
 

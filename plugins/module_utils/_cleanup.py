@@ -17,11 +17,12 @@ import re
 from functools import partial
 from typing import Any
 
-from . import _as_user, _batch
+from . import _batch
+from ._as_user import Answer
 from ._batch import Claim
 from ._cleaning import Rule, remove
 from ._errors import StorageError, printable
-from ._homes import look
+from ._homes import open_present
 from ._report import Report
 from ._storage import Storage
 
@@ -37,11 +38,7 @@ _WILD = re.compile(r"\*|\?|\[!?\]?[^\]]*\]")
 
 
 def parse_rules(given: object) -> list[Rule]:
-    """Return the rules that the admin wrote.
-
-    Raises:
-        StorageError: one is unclear or would match a whole home.
-    """
+    """Return the admin's rules; StorageError if one is unclear or would match a whole home."""
     if not isinstance(given, list):
         raise StorageError("cleanup_paths is a list of paths")
     return [_rule(each) for each in given]
@@ -120,22 +117,11 @@ def _work(paths: object, timeout: float, storage: Storage, claims: list[Claim]) 
     try:
         for claim in claims:
             with claim.alone():
-                state, directory = look(storage, claim.home)
-                if directory is not None and state == "present":
+                directory = open_present(storage, claim.home)
+                if directory is not None:
                     homes.append((claim, directory))
-                elif directory is not None:
-                    os.close(directory)
-        tasks = [
-            _as_user.Task(
-                claim.home.uid,
-                claim.home.gid,
-                directory,
-                partial(remove, directory, rules, timeout * _SHARE, check=storage.check),
-                claim.keep,
-                memory=_MEMORY,
-            )
-            for claim, directory in homes
-        ]
+        work = partial(remove, rules=rules, seconds=timeout * _SHARE, check=storage.check)
+        tasks = [claim.task(home, partial(work, home), memory=_MEMORY) for claim, home in homes]
         for (claim, _), answer in zip(homes, storage.run_all(tasks, timeout)):  # noqa: B905
             _report(claim, answer)
     finally:
@@ -143,7 +129,7 @@ def _work(paths: object, timeout: float, storage: Storage, claims: list[Claim]) 
             os.close(directory)
 
 
-def _report(claim: Claim, answer: _as_user.Answer) -> None:
+def _report(claim: Claim, answer: Answer) -> None:
     claim.take(answer)
     if answer.error is not None:
         claim.error = f"{answer.error}; what was removed is gone, the next clean-up goes on"

@@ -74,10 +74,7 @@ def download(url: str, known: dict[str, Any], file: int, most: int) -> Optional[
 def _receive(response: http.client.HTTPResponse, file: int, most: int) -> dict[str, Any]:
     digest = hashlib.sha256()
     received = 0
-    while True:
-        chunk = response.read1(1 << 18)
-        if not chunk:
-            break
+    while chunk := response.read1(1 << 18):
         received += len(chunk)
         if received > most:
             raise ArchiveError(f"the download is larger than {most} bytes")

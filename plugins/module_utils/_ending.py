@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from ._as_user import prctl
+from ._descriptors import DIRECTORY, held, write
 from ._errors import StorageError
 from ._priority import get_ahead
 
@@ -37,11 +38,7 @@ _QUIET = 3
 
 
 def become_subreaper() -> None:
-    """Let orphans below this process become its children.
-
-    Raises:
-        StorageError: the kernel refuses.
-    """
+    """Let orphans below this process become its children; StorageError if the kernel refuses."""
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -57,16 +54,16 @@ class Group:
 
     def enter(self) -> None:
         """Move this process in, if the kernel allows it."""
-        _write(f"{self._path}/cgroup.procs", "0")
+        write(f"{self._path}/cgroup.procs", "0")
 
     def leave(self) -> None:
         """Move this process out again."""
-        _write(f"{os.path.dirname(self._path)}/cgroup.procs", "0")
+        write(f"{os.path.dirname(self._path)}/cgroup.procs", "0")
 
     def kill(self) -> None:
         """Kill all that is in it, and in groups below it."""
-        if not _write(f"{self._path}/{_KILL}", "1"):
-            _write(f"{self._path}/cgroup.freeze", "1")
+        if not write(f"{self._path}/{_KILL}", "1"):
+            write(f"{self._path}/cgroup.freeze", "1")
             for pid in self.members():
                 _kill(pid)
 
@@ -108,7 +105,7 @@ def make_group(most: int | None = None) -> Group | None:
         lock = _locked(path)
         if lock is not None and os.path.isdir(path):  # else another's sweep came between
             if most is not None:
-                _write(f"{path}/pids.max", str(most))
+                write(f"{path}/pids.max", str(most))
             return Group(path, lock)
     return None
 
@@ -128,7 +125,7 @@ def _sweep(parent: str) -> None:
 
 def _locked(path: str) -> int | None:
     """Return a descriptor that holds the lock on a directory; None if another process has it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -223,12 +220,9 @@ def _kill_below() -> set[int]:
 def _kill_child(pid: int, parent: int) -> None:
     """Kill a child of that process, if it still is one: when its parent has reaped it, its pid may be another's."""
     with suppress(OSError):
-        handle = os.pidfd_open(pid)
-        try:
+        with held(os.pidfd_open(pid)) as handle:
             if _fields(f"{pid}")[1:2] == [b"%d" % parent]:
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
-        finally:
-            os.close(handle)
         return
     if _fields(f"{pid}")[1:2] == [b"%d" % parent]:  # before Linux 5.3
         _kill(pid)
@@ -297,17 +291,3 @@ def _read(path: str) -> bytes:
             return file.read()
     except OSError:
         return b""
-
-
-def _write(path: str, text: str) -> bool:
-    """Write to a file that is there; say whether the kernel took it."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return os.write(descriptor, text.encode()) > 0
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)

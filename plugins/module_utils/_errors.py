@@ -52,6 +52,13 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
+def sentence(error: BaseException) -> str:
+    """Return one sentence for any failure."""
+    if isinstance(error, OSError):
+        return explain(error)
+    return str(error) if isinstance(error, StorageError) else unexpected(error)
+
+
 def unexpected(error: BaseException) -> str:
     """Return one sentence for a fault of this program, with the line that met it."""
     last = traceback.extract_tb(error.__traceback__)[-1:]

@@ -19,12 +19,10 @@ import platform
 import stat
 from collections.abc import Sequence
 
+from ._descriptors import NAMES, opened
 from ._errors import StorageError, printable
 from ._ways import judge, open_directory
 from ._worker import expecting
-
-DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-"""How a directory below the storage root is opened: only if it is one, and no link to one."""
 
 _SYNC = 60.0
 """Seconds that a disk may take for all that a batch has written, in one call."""
@@ -39,51 +37,51 @@ def open_root(path: str) -> int:
     """Open the storage root and return its descriptor. The admin's own links to it are followed.
 
     Raises:
-        StorageError: it does not exist (an unmounted file system must not be filled, so it is never
-            made), is no directory, or somebody other than root and the caller could change it or the way to it.
+        StorageError: it does not exist (it is never made, for a file system may not be mounted), is no directory, or
+            somebody other than root and the caller could change it or the way to it.
     """
     missing = f"mount it, or create it with `install -d -m 755 {printable(path)}`"
     return open_directory(path, "storage root", missing=missing)[0]
 
 
 def open_parent(root: int, parts: Sequence[str], *, make: bool) -> int | None:
-    """Open the directory in which the last of ``parts`` lies, from the storage root's descriptor.
+    """Open the directory in which the last of ``parts`` lies, by :func:`enter`; None if it is missing."""
+    try:
+        return enter(root, parts[:-1], "below the storage root", make=make, trusted=True)
+    except FileNotFoundError:
+        return None
+
+
+def enter(top: int, parts: Sequence[str], where: str, *, make: bool, trusted: bool = False) -> int:
+    """Open a directory below another for names only (O_PATH); no link is followed.
 
     Args:
-        root: the storage root.
+        top: the directory to begin at.
         parts: path components below it.
-        make: make missing directories, owned by the caller, mode 0755 (the umask is 022).
-
-    Returns:
-        A descriptor for names only (O_PATH), or None if the directory is missing and ``make`` is false.
+        where: what ``top`` is, for the sentence.
+        make: make missing directories, mode 0755 (the umask is 022).
+        trusted: refuse a directory that somebody else than root and the caller could change.
 
     Raises:
-        StorageError: a directory on the way is a link, or could be changed by somebody else.
+        StorageError: a directory on the way is none, or is not trusted.
     """
-    current = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+    current = os.open(".", NAMES, dir_fd=top)
     try:
-        for depth, part in enumerate(parts[:-1], start=1):
-            shown = printable("/".join(parts[:depth]))
-            if make and not exists(
-                current, part
-            ):  # to make a name waits for everybody who lists the directory
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o755, dir_fd=current)
+        for depth, part in enumerate(parts, start=1):
+            shown = f"{printable('/'.join(parts[:depth]))}, {where},"
             try:
-                inner = os.open(
-                    part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current
-                )
-            except FileNotFoundError:
-                os.close(current)
-                return None
+                if make and not exists(current, part):  # mkdir waits for everybody who lists the directory
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, 0o755, dir_fd=current)
+                inner = os.open(part, NAMES, dir_fd=current)
             except OSError as error:
-                if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                    raise StorageError(f"{shown}, below the storage root, is not a directory") from None
-                raise
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                raise StorageError(f"{shown} is not a directory (links are not followed)") from None
             os.close(current)
             current = inner
-            for fault in judge(shown, os.fstat(current), passed=False):
-                raise StorageError(f"{shown}, below the storage root, {fault.why}: chown and chmod it")
+            for fault in judge(part, os.fstat(current), passed=False) if trusted else ():
+                raise StorageError(f"{shown} {fault.why}: chown and chmod it")
     except BaseException:
         os.close(current)
         raise
@@ -146,11 +144,7 @@ def _renameat2(source: int, name: str, target: int, new_name: str) -> None:
 
 
 def sync(directory: int) -> None:
-    """Bring everything written to the file system of ``directory`` onto the disk (syncfs).
-
-    Raises:
-        OSError: what was written is not safe on the disk.
-    """
+    """Bring all that was written to a file system onto the disk (syncfs); OSError if it may not be safe there."""
     with expecting(_SYNC):
         if not hasattr(_libc, "syncfs"):
             os.sync()
@@ -172,12 +166,9 @@ def write_small(directory: int, name: str, data: bytes) -> None:
 def write_draft(directory: int, name: str, data: bytes) -> None:
     """Write what shall replace a file of ours."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(_draft(name), flags, 0o600, dir_fd=directory)
-    try:
+    with opened(_draft(name), flags, directory) as file:
         while data:
-            data = data[os.write(fd, data) :]
-    finally:
-        os.close(fd)
+            data = data[os.write(file, data) :]
 
 
 def put_draft(directory: int, name: str) -> None:

@@ -10,6 +10,7 @@ the empty directory of root's that Docker leaves when it mounts what does not ex
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -18,10 +19,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import _acls, _as_user, _batch
-from ._batch import Claim
-from ._errors import StorageError, explain, printable
-from ._files import DIRECTORY, rename_directory, sync
+from . import _acls, _batch
+from ._batch import Claim, fail_all
+from ._descriptors import DIRECTORY, held, opened
+from ._errors import StorageError, printable
+from ._files import rename_directory, sync
 from ._names import carries
 from ._report import Report
 from ._storage import Home, Storage
@@ -33,15 +35,7 @@ _MODE = re.compile(r"0[0-7]{3,4}\Z")
 
 @dataclass(frozen=True)
 class Options:
-    """What the admin wants of homes.
-
-    Attributes:
-        mode: permissions of a new home, in octal.
-        skeleton: path of the directory whose content a new home gets, or "".
-        enforce_mode: repair group and mode of existing homes.
-        adopt_empty: which empty directories of root's are given to the user: ``own``, ``any`` or ``never``.
-        child_timeout: seconds for filling one home.
-    """
+    """The options of the module ``user_dir``, which documents them."""
 
     mode: str = "0755"
     skeleton: str = ""
@@ -56,11 +50,7 @@ class Options:
 
 
 def parse_mode(text: str) -> int:
-    """Return the mode that a string such as ``"0755"`` means.
-
-    Raises:
-        StorageError: it is none, or shuts the owner out.
-    """
+    """Return the mode that a string such as ``"0755"`` means; StorageError if it is none or shuts the owner out."""
     if not _MODE.match(text):
         raise StorageError('mode is four or five octal digits in quotes, beginning with 0, such as "0755"')
     mode = int(text, 8)
@@ -97,12 +87,23 @@ def look(storage: Storage, home: Home) -> tuple[str, int | None]:
     if owner == 0 and not os.listdir(directory):
         return "leftover", directory
     os.close(directory)
-    what = (
-        "belongs to root and is not empty" if owner == 0 else f"belongs to uid {owner}, not to uid {home.uid}"
-    )
+    what = f"belongs to uid {owner}, not to uid {home.uid}" if owner else "belongs to root and is not empty"
     raise StorageError(
         f"{printable(home.directory)} {what}: left as it is; look at it, then chown or move it"
     )
+
+
+def open_present(storage: Storage, home: Home) -> int | None:
+    """Open the home if its user owns it; None if it is absent, or an empty directory of root's.
+
+    Raises:
+        StorageError: as :func:`look`.
+    """
+    state, directory = look(storage, home)
+    if state == "leftover" and directory is not None:
+        os.close(directory)
+        return None
+    return directory
 
 
 _Repairs = list[tuple[Claim, int]]
@@ -126,21 +127,18 @@ class _Making:
 
 
 def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
-    parse_mode(options.mode)  # a mistake of the admin's is everybody's
+    parse_mode(options.mode)  # before anything is done: it fails for the whole batch
     making, repairs = [], _Repairs()
     for claim in claims:
         with claim.alone():
             state, directory = look(storage, claim.home)
-            try:
+            with contextlib.nullcontext() if directory is None else held(directory):
                 if state == "present" and directory is not None:
                     repairs += _compare(storage, claim, directory, options)
-                else:
-                    if directory is not None:
-                        _check_adoption(claim.home, options.adopt_empty)
-                    making.append(_Making(claim, over=state == "leftover"))
-            finally:
-                if directory is not None:
-                    os.close(directory)
+                    continue
+                if state == "leftover":
+                    _check_adoption(claim.home, options.adopt_empty)
+                making.append(_Making(claim, over=state == "leftover"))
     _repair(storage, repairs, options)
     if not making:
         return
@@ -158,13 +156,10 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
 
 
 def _check_adoption(home: Home, adopt: str) -> None:
-    """Refuse an empty directory of root's that was not made for this user.
+    """Refuse (StorageError) an empty directory of root's that was not made for this user.
 
     Docker leaves such a directory where it mounts what is missing. One that root made for another purpose (an inbox
     that all share, say) may be empty, too.
-
-    Raises:
-        StorageError: it stays root's.
     """
     if adopt == "any" or (adopt == "own" and carries(home.name, home.parts)):
         return
@@ -200,17 +195,15 @@ def _compare(storage: Storage, claim: Claim, directory: int, options: Options) -
 
 
 def _repair(storage: Storage, repairs: _Repairs, options: Options) -> None:
-    """Let each user change their own home: who holds the lock of a directory holds up whoever changes it."""
+    """Let each user change their own home: a change waits for the directory's lock, which its user may hold."""
 
     def change(directory: int, gid: int) -> None:
         os.fchown(directory, -1, gid)
         os.fchmod(directory, options.bits)
 
-    tasks = []
-    for claim, directory in repairs:
-        home = claim.home
-        work = partial(change, directory, home.gid)
-        tasks.append(_as_user.Task(home.uid, home.gid, directory, work, claim.keep))
+    tasks = [
+        claim.task(directory, partial(change, directory, claim.home.gid)) for claim, directory in repairs
+    ]
     try:
         for (claim, _), answer in zip(repairs, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
             claim.take(answer)
@@ -222,14 +215,13 @@ def _repair(storage: Storage, repairs: _Repairs, options: Options) -> None:
 
 
 def _open_skeleton(path: str, making: list[_Making]) -> int | None:
-    """Open the skeleton; without it nobody who needs one gets a home."""
+    """Open the skeleton; without it all homes that are to be made fail."""
     if not path:
         return None
     try:
         return open_directory(path, "skeleton")[0]
     except StorageError as error:
-        for item in making:
-            item.claim.error = str(error)
+        fail_all((item.claim for item in making), error)
         making.clear()
         return None
 
@@ -238,15 +230,12 @@ def _predict(storage: Storage, making: list[_Making], skeleton: int | None, opti
     """Find out whether the homes could be made: root would have to write, each user to read the skeleton."""
     if skeleton is not None:
         try_copy = partial(copy_tree, skeleton, None, options.skeleton)
-        tasks = [
-            _as_user.Task(item.claim.home.uid, item.claim.home.gid, storage.root, try_copy, (skeleton,))
-            for item in making
-        ]
+        tasks = [item.claim.task(storage.root, try_copy, skeleton) for item in making]
         for item, answer in zip(making, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
             item.claim.take(answer)
     for item in making:
         if item.claim.error is None:
-            _changed(item, options)
+            item.claim.made(options.bits, over=item.over)
 
 
 def _make(storage: Storage, making: list[_Making], skeleton: int | None, options: Options) -> None:
@@ -263,12 +252,11 @@ def _make(storage: Storage, making: list[_Making], skeleton: int | None, options
         try:
             sync(storage.state.stage)
         except OSError as error:
-            for item in staged:
-                item.claim.error = explain(error)
+            fail_all((item.claim for item in staged), error)
     for item in _left(making):
         with item.claim.alone():
             _reveal(storage, item, options)
-            _changed(item, options)
+            item.claim.made(options.bits, over=item.over)
             item.claim.save(storage, {"user_dir": {"made": True}})
     for item in making:
         if item.claim.error is not None and item.staged is not None:
@@ -298,12 +286,11 @@ def _fill(storage: Storage, making: list[_Making], skeleton: int | None, options
     """Copy the skeleton into each staged home, as its user."""
     if skeleton is None:
         return
-    tasks = []
-    for item in making:
-        home, staged = item.claim.home, item.staged
-        if staged is not None:
-            copy = partial(copy_tree, skeleton, staged, options.skeleton)
-            tasks.append(_as_user.Task(home.uid, home.gid, staged, copy, (skeleton, *item.claim.keep)))
+    tasks = [
+        item.claim.task(item.staged, partial(copy_tree, skeleton, item.staged, options.skeleton), skeleton)
+        for item in making
+        if item.staged is not None
+    ]
     for item, answer in zip(making, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
         item.claim.take(answer)
 
@@ -316,56 +303,41 @@ def _finish_stage(item: _Making, options: Options) -> None:
 def _reveal(storage: Storage, item: _Making, options: Options) -> None:
     """Put the staged home in its place, in one step."""
     home, stage = item.claim.home, storage.state.stage
-    parent = storage.make_room(home)
+    shown = printable(home.directory)
     try:
-        if not item.over:
-            rename_directory(stage, home.stage, parent, home.parts[-1])
-            return
-        try:
-            # Replaces an empty directory and nothing else: the kernel looks and acts in one step.
-            os.rename(home.stage, home.parts[-1], src_dir_fd=stage, dst_dir_fd=parent)
-        except OSError as error:
-            # btrfs says that a subvolume is not empty, whatever is in it.
-            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
-                raise
-            _take_mount_point(parent, item, options)
-            item.claim.notes += storage.state.clear(home.stage)
+        with held(storage.make_room(home)) as parent:
+            if not item.over:
+                rename_directory(stage, home.stage, parent, home.parts[-1])
+                return
+            try:
+                # Replaces an empty directory and nothing else: the kernel looks and acts in one step.
+                os.rename(home.stage, home.parts[-1], src_dir_fd=stage, dst_dir_fd=parent)
+            except OSError as error:
+                # btrfs says that a subvolume is not empty, whatever is in it.
+                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                    raise
+                _take_mount_point(parent, item, options)
+                item.claim.notes += storage.state.clear(home.stage)
     except FileExistsError:
-        raise StorageError(
-            f"{printable(home.directory)} was made by somebody else at this moment: run again"
-        ) from None
+        raise StorageError(f"{shown} was made by somebody else at this moment: run again") from None
     except OSError as error:
         if error.errno == errno.ENOTEMPTY:
-            raise StorageError(f"{printable(home.directory)} is not empty any more: left as it is") from None
+            raise StorageError(f"{shown} is not empty any more: left as it is") from None
         if error.errno == errno.EXDEV:
             raise StorageError(
-                f"{printable(home.directory)} is on another file system than the storage root: "
-                "make the file system's top the storage root"
+                f"{shown} is on another file system than the storage root: make the file system's top the storage root"
             ) from None
         raise
-    finally:
-        os.close(parent)
 
 
 def _take_mount_point(parent: int, item: _Making, options: Options) -> None:
     """Give the user the empty top of a file system or subvolume in the home's place: it cannot be replaced."""
     home = item.claim.home
-    directory = os.open(home.parts[-1], DIRECTORY, dir_fd=parent)
-    try:
+    with opened(home.parts[-1], DIRECTORY, parent) as directory:
         if os.fstat(directory).st_uid != 0 or os.listdir(directory):
             raise StorageError(f"{printable(home.directory)} is not empty any more: left as it is")
         os.fchmod(directory, options.bits)
         os.fchown(directory, home.uid, home.gid)  # last: until then the next run finds it as this one did
         sync(directory)
-    finally:
-        os.close(directory)
     if options.skeleton:
         item.claim.notes.append("is a mounted file system or a subvolume: the skeleton was not copied")
-
-
-def _changed(item: _Making, options: Options) -> None:
-    home = item.claim.home
-    item.claim.changed = True
-    before: dict[str, Any] = {"state": "directory", "owner": 0} if item.over else {"state": "absent"}
-    after = {"state": "directory", "owner": home.uid, "group": home.gid, "mode": f"{options.bits:04o}"}
-    item.claim.differs(home.directory, before, after)

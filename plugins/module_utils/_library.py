@@ -30,9 +30,10 @@ from typing import Any, Optional
 
 from . import _as_user
 from ._archives import Limits, unpack
+from ._descriptors import DIRECTORY, held, opened
 from ._download import download
 from ._errors import ArchiveError, StorageError
-from ._files import DIRECTORY, exists, read_small, sync, write_small
+from ._files import exists, read_small, sync, write_small
 from ._sources import Source, open_path
 from ._state import Lock
 from ._trees import discard
@@ -120,20 +121,14 @@ class Library:
         discard(directory, name, _as_user.NOBODY)
 
     def obtain(self, source: Source) -> Tree:
-        """Return the content of a source, fetched or from the cache.
-
-        Raises:
-            StorageError: it cannot be had, or is refused.
-        """
+        """Return the content of a source, fetched or from the cache; StorageError if it cannot be had."""
         if source.path:
-            opened = open_path(source)
-            if stat.S_ISDIR(os.fstat(opened).st_mode):
-                self._open.append(opened)
-                return Tree(opened)
-            try:
-                return self._from_file(source, opened)
-            finally:
-                os.close(opened)
+            found = open_path(source)
+            if stat.S_ISDIR(os.fstat(found).st_mode):
+                self._open.append(found)
+                return Tree(found)
+            with held(found):
+                return self._from_file(source, found)
         return self._from_web(source)
 
     def _from_file(self, source: Source, archive: int) -> Tree:
@@ -195,25 +190,22 @@ class Library:
         """Unpack into the workshop, bring it onto the disk, then put it among the trees."""
         name = _tree_name(content, source)
         os.mkdir(name, 0o700, dir_fd=self._work)
-        stage = os.open(name, DIRECTORY, dir_fd=self._work)
         try:
-            if os.geteuid() == 0:
-                os.fchown(stage, _as_user.NOBODY, _as_user.NOBODY)
-            work = partial(_unpack_into, stage, archive, source.strip, self._limits)
-            answer = self._as_nobody(
-                work, stage, archive, max(self._fetch_timeout, 60), memory=_UNPACK_MEMORY
-            )
-            if answer.error is not None:
-                raise ArchiveError(f"source {source.name}: {answer.error}")
-            if os.geteuid() == 0:
-                os.fchown(stage, 0, 0)
-            os.fchmod(stage, 0o755)  # noqa: S103 - reached only through a descriptor we pass on
-            sync(stage)
+            with opened(name, DIRECTORY, self._work) as stage:
+                if os.geteuid() == 0:
+                    os.fchown(stage, _as_user.NOBODY, _as_user.NOBODY)
+                work = partial(_unpack_into, stage, archive, source.strip, self._limits)
+                seconds = max(self._fetch_timeout, 60)
+                answer = self._as_nobody(work, stage, archive, seconds, memory=_UNPACK_MEMORY)
+                if answer.error is not None:
+                    raise ArchiveError(f"source {source.name}: {answer.error}")
+                if os.geteuid() == 0:
+                    os.fchown(stage, 0, 0)
+                os.fchmod(stage, 0o755)  # noqa: S103 - reached only through a descriptor we pass on
+                sync(stage)
         except BaseException:
             self._discard(self._work, name)
             raise
-        finally:
-            os.close(stage)
         os.rename(name, name, src_dir_fd=self._work, dst_dir_fd=self._trees)
 
     def _as_nobody(
@@ -266,9 +258,7 @@ def _tree_name(content: str, source: Source) -> str:
 def _sha256(file: int) -> str:
     digest = hashlib.sha256()
     place = 0
-    while True:
-        chunk = os.pread(file, 1 << 20, place)
-        if not chunk:
-            return digest.hexdigest()
+    while chunk := os.pread(file, 1 << 20, place):
         place += len(chunk)
         digest.update(chunk)
+    return digest.hexdigest()

@@ -18,8 +18,8 @@ import subprocess
 from dataclasses import dataclass
 
 from ._as_user import PR_SET_PDEATHSIG, prctl
+from ._descriptors import DIRECTORY, opened
 from ._errors import LateError, StorageError, printable
-from ._files import DIRECTORY
 from ._trees import MAX_DEPTH
 from ._ways import find_program, open_directory
 from ._worker import expecting
@@ -31,14 +31,7 @@ _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 @dataclass(frozen=True)
 class Options:
-    """What the admin wants of homes.
-
-    Attributes:
-        umask: what is taken from the permissions of a new home and all in it, in octal.
-        skeleton: path of the directory whose content a new home gets.
-        helper: path of the helper, or "" for where distributions have it.
-        timeout: seconds for making one home.
-    """
+    """The options of the module ``mkhomedir``, which documents them."""
 
     umask: str = "0077"
     skeleton: str = "/etc/skel"
@@ -52,11 +45,7 @@ class Options:
 
 
 def parse_umask(text: str) -> int:
-    """Return the number that a umask such as ``"0077"`` means.
-
-    Raises:
-        StorageError: it is none, shuts the owner out, or lets everybody write.
-    """
+    """Return the number of a umask such as ``"0077"``; StorageError if it is none, or unsafe."""
     if not _UMASK.match(text):
         raise StorageError('umask is four octal digits in quotes, beginning with 0, such as "0077"')
     umask = int(text, 8)
@@ -68,11 +57,7 @@ def parse_umask(text: str) -> int:
 
 
 def find_helper(path: str) -> str:
-    """Return the path of a helper that only root could have put there.
-
-    Raises:
-        StorageError: there is none.
-    """
+    """Return the path of a helper that only root could have put there; StorageError if there is none."""
     found = path or next((place for place in _PLACES if os.path.exists(place)), "")
     if not found:
         raise StorageError(
@@ -82,11 +67,7 @@ def find_helper(path: str) -> str:
 
 
 def open_skeleton(path: str) -> int:
-    """Open the skeleton once everything on the way to it and in it is found to be root's own and public.
-
-    Raises:
-        StorageError: it is not.
-    """
+    """Open the skeleton; StorageError unless all on the way to it and in it is root's own and public."""
     skeleton, _real = open_directory(path, "skeleton")
     try:
         _check_public(skeleton, path)
@@ -102,41 +83,26 @@ def _check_public(directory: int, where: str, depth: int = 0) -> None:
         raise StorageError(f"{printable(where)} has more than {MAX_DEPTH} directories within each other")
     for name in os.listdir(directory):
         path = f"{where}/{name}"
+        shown = f"{printable(path)}, of the skeleton,"
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
         if status.st_uid != 0:
-            raise StorageError(
-                f"{printable(path)}, of the skeleton, belongs to uid {status.st_uid}, not to root"
-            )
+            raise StorageError(f"{shown} belongs to uid {status.st_uid}, not to root")
         if stat.S_ISLNK(status.st_mode):
             continue
         readable = 0o005 if stat.S_ISDIR(status.st_mode) else 0o004
         if status.st_mode & readable != readable:
-            raise StorageError(
-                f"{printable(path)}, of the skeleton, is not readable for everybody: it is no user's"
-            )
+            raise StorageError(f"{shown} is not readable for everybody: it is no user's")
         if status.st_mode & 0o022:
-            raise StorageError(
-                f"{printable(path)}, of the skeleton, is writable for others than root: chmod go-w"
-            )
+            raise StorageError(f"{shown} is writable for others than root: chmod go-w")
         if stat.S_ISDIR(status.st_mode):
-            inner = os.open(name, DIRECTORY, dir_fd=directory)
-            try:
+            with opened(name, DIRECTORY, directory) as inner:
                 _check_public(inner, path, depth + 1)
-            finally:
-                os.close(inner)
 
 
 def run_helper(helper: str, name: str, options: Options, keep: tuple[int, ...]) -> None:
-    """Run the helper for one user, in a session of its own that does not outlive us.
+    """Run the helper for one user, in a session of its own that does not outlive us; StorageError if it fails.
 
-    Args:
-        helper: its path.
-        name: the user's.
-        options: what else it is told.
-        keep: descriptors it shall hold as long as it runs: the home's lock.
-
-    Raises:
-        StorageError: it failed, was killed, or took too long.
+    ``keep`` are descriptors that it holds as long as it runs: the home's lock.
     """
     parent = os.getpid()
 

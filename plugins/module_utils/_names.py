@@ -35,7 +35,11 @@ STATE_DIRECTORY = ".ansible_bootstrap"
 """Below each storage root: stages, locks and records, root-owned, mode 0700."""
 
 
-class NameRefusedError(ValueError):
+class UserRefusedError(ValueError):
+    """This user cannot be worked for; the text names the rule or the setting to make."""
+
+
+class NameRefusedError(UserRefusedError):
     """The name breaks a rule; the text says which, and never repeats the name."""
 
 
@@ -111,11 +115,7 @@ def check_directory(directory: object) -> str:
 
 
 def below(root: str, directory: str) -> list[str]:
-    """Return the components of ``directory`` below ``root``.
-
-    Raises:
-        NameRefusedError: if it is not strictly below.
-    """
+    """Return the components of ``directory`` below ``root``; NameRefusedError if it is not strictly below."""
     root = posixpath.normpath(root)
     prefix = root if root == "/" else root + "/"
     if not directory.startswith(prefix) or directory == prefix:

@@ -7,8 +7,8 @@ from __future__ import annotations
 import os
 import stat
 
+from ._descriptors import DIRECTORY, opened
 from ._errors import printable
-from ._files import DIRECTORY
 
 _COPIED = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 """What the helper copies; it leaves out all else."""
@@ -22,16 +22,13 @@ def lacks_only_its_owner(directory: int, skeleton: int, uid: int, mode: int) -> 
     """
     if stat.S_IMODE(os.fstat(directory).st_mode) != mode:
         return False
-    names = set(os.listdir(directory))
-    for name in names:
-        if os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid != uid:
-            return False
-    copied = set()
-    for name in os.listdir(skeleton):
-        form = stat.S_IFMT(os.stat(name, dir_fd=skeleton, follow_symlinks=False).st_mode)
-        if form in _COPIED:
-            copied.add(name)
-    return names == copied
+    names = os.listdir(directory)
+    if any(os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid != uid for name in names):
+        return False
+    models = {
+        name: os.stat(name, dir_fd=skeleton, follow_symlinks=False).st_mode for name in os.listdir(skeleton)
+    }
+    return set(names) == {name for name, mode in models.items() if stat.S_IFMT(mode) in _COPIED}
 
 
 def other_than_skeleton(directory: int, skeleton: int, uid: int, times: list[float]) -> str | None:
@@ -60,14 +57,8 @@ def _other(directory: int, skeleton: int, name: str, uid: int, times: list[float
     if status.st_uid not in (0, uid) or form != stat.S_IFMT(model.st_mode):
         return f"{shown} is not the skeleton's"
     if form == stat.S_IFDIR:
-        inner, inner_model = _open_both(directory, skeleton, name)
-        try:
-            other = other_than_skeleton(inner, inner_model, uid, times)
-        finally:
-            os.close(inner)
-            os.close(inner_model)
-        if other is not None:
-            return other
+        with opened(name, DIRECTORY, directory) as inner, opened(name, DIRECTORY, skeleton) as same:
+            return other_than_skeleton(inner, same, uid, times)
     elif form == stat.S_IFLNK:
         if os.readlink(name, dir_fd=directory) != os.readlink(name, dir_fd=skeleton):
             return f"{shown} is not the skeleton's"
@@ -79,14 +70,13 @@ def _other(directory: int, skeleton: int, name: str, uid: int, times: list[float
 def _begins_alike(directory: int, skeleton: int, name: str) -> bool:
     """Say whether the file is as the skeleton's, as far as it goes."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # nobody waits at a FIFO put there
-    with open(os.open(name, flags, dir_fd=directory), "rb") as file:  # noqa: SIM117  # for Python 3.9
-        with open(os.open(name, flags, dir_fd=skeleton), "rb") as model:
-            while True:
-                chunk = file.read(1 << 16)
-                if not chunk:
-                    return True
-                if model.read(len(chunk)) != chunk:
-                    return False
+    with opened(name, flags, directory) as file, opened(name, flags, skeleton) as model:
+        place = 0
+        while chunk := os.pread(file, 1 << 16, place):
+            if os.pread(model, len(chunk), place) != chunk:
+                return False
+            place += len(chunk)
+    return True
 
 
 def is_whole(directory: int, skeleton: int, uid: int) -> bool:
@@ -103,13 +93,9 @@ def is_whole(directory: int, skeleton: int, uid: int) -> bool:
         if status.st_uid != uid or (form == stat.S_IFREG and status.st_size != model.st_size):
             return False
         if form == stat.S_IFDIR:
-            inner, inner_model = _open_both(directory, skeleton, name)
-            try:
-                if not is_whole(inner, inner_model, uid):
+            with opened(name, DIRECTORY, directory) as inner, opened(name, DIRECTORY, skeleton) as same:
+                if not is_whole(inner, same, uid):
                     return False
-            finally:
-                os.close(inner)
-                os.close(inner_model)
     return True
 
 
@@ -118,12 +104,3 @@ def is_partial(directory: int, skeleton: int, uid: int) -> bool:
     return other_than_skeleton(directory, skeleton, uid, []) is None and not is_whole(
         directory, skeleton, uid
     )
-
-
-def _open_both(directory: int, skeleton: int, name: str) -> tuple[int, int]:
-    inner = os.open(name, DIRECTORY, dir_fd=directory)
-    try:
-        return inner, os.open(name, DIRECTORY, dir_fd=skeleton)
-    except BaseException:
-        os.close(inner)
-        raise

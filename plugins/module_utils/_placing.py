@@ -9,13 +9,13 @@ in it at any moment; whatever they put in the way costs only themselves.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ._errors import StorageError, explain, printable
-from ._files import DIRECTORY, exists, rename_directory
+from ._descriptors import DIRECTORY, held, opened
+from ._errors import StorageError, sentence
+from ._files import enter, exists, rename_directory
 from ._trees import copy_tree, remove_tree
 
 Found = dict[str, dict[str, str]]
@@ -51,7 +51,7 @@ def look_at(home: int, placings: Sequence[Placing]) -> Found:
             else:
                 found[placing.name] = {"is": "exists" if _occupied(home, placing.dest) else "absent"}
         except (StorageError, OSError) as error:
-            found[placing.name] = {"error": _sentence(error)}
+            found[placing.name] = {"error": sentence(error)}
     return found
 
 
@@ -67,7 +67,7 @@ def stage(home: int, placings: Sequence[Placing]) -> Found:
             _copy(home, placing)
             found[placing.name] = {"is": "staged"}
         except (StorageError, OSError) as error:
-            found[placing.name] = {"error": _sentence(error)}
+            found[placing.name] = {"error": sentence(error)}
             with contextlib.suppress(OSError):
                 remove_tree(home, placing.stage)
     return found
@@ -75,12 +75,9 @@ def stage(home: int, placings: Sequence[Placing]) -> Found:
 
 def _copy(home: int, placing: Placing) -> None:
     os.mkdir(placing.stage, 0o700, dir_fd=home)
-    inside = os.open(placing.stage, DIRECTORY, dir_fd=home)
-    try:
+    with opened(placing.stage, DIRECTORY, home) as inside:
         copy_tree(placing.tree, inside, placing.where)
         os.fchmod(inside, 0o755)  # noqa: S103 - like any directory a user makes; the home's mode shuts others out
-    finally:
-        os.close(inside)
 
 
 def reveal(home: int, placings: Sequence[Placing]) -> Found:
@@ -88,11 +85,8 @@ def reveal(home: int, placings: Sequence[Placing]) -> Found:
     found: Found = {}
     for placing in placings:
         try:
-            parent = _enter(home, placing.dest[:-1], make=True)
-            try:
+            with held(enter(home, placing.dest[:-1], "in the home", make=True)) as parent:
                 rename_directory(home, placing.stage, parent, placing.dest[-1])
-            finally:
-                os.close(parent)
             found[placing.name] = {"is": "placed"}
         except FileExistsError:
             found[placing.name] = {"is": "exists"}
@@ -100,7 +94,7 @@ def reveal(home: int, placings: Sequence[Placing]) -> Found:
                 remove_tree(home, placing.stage)
         except (StorageError, OSError) as error:
             # The stage stays until that is recorded (:func:`drop`): one that is gone was put in its place.
-            found[placing.name] = {"error": _sentence(error)}
+            found[placing.name] = {"error": sentence(error)}
     return found
 
 
@@ -113,34 +107,7 @@ def drop(home: int, stages: Sequence[str]) -> None:
 
 def _occupied(home: int, dest: Sequence[str]) -> bool:
     try:
-        parent = _enter(home, dest[:-1], make=False)
+        with held(enter(home, dest[:-1], "in the home", make=False)) as parent:
+            return exists(parent, dest[-1])
     except FileNotFoundError:
         return False
-    try:
-        return exists(parent, dest[-1])
-    finally:
-        os.close(parent)
-
-
-def _enter(home: int, parts: Sequence[str], *, make: bool) -> int:
-    """Open a directory in the home; no link is followed."""
-    current = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=home)
-    for depth, part in enumerate(parts, start=1):
-        try:
-            if make:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(part, 0o755, dir_fd=current)
-            inner = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
-        except OSError as error:
-            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                raise
-            shown = printable("/".join(parts[:depth]))
-            raise StorageError(f"{shown}, in the home, is not a directory (links are not followed)") from None
-        finally:
-            os.close(current)
-        current = inner
-    return current
-
-
-def _sentence(error: Exception) -> str:
-    return explain(error) if isinstance(error, OSError) else str(error)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import contextlib
 import os
 
+from ._descriptors import write
+
 _NICE = 10
 """About a tenth of the share of a process of normal priority, when both want the same processor; all of it else."""
 _AHEAD = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
@@ -54,9 +56,4 @@ def get_ahead() -> None:
 
 
 def _set_group(nice: int) -> None:
-    with contextlib.suppress(OSError):  # There is no grouping.
-        group = os.open("/proc/self/autogroup", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(group, str(nice).encode())
-        finally:
-            os.close(group)
+    write("/proc/self/autogroup", str(nice))  # False: there is no grouping

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "users": {"type": "list", "elements": "raw", "required": True},
@@ -14,18 +14,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "patience": {"type": "float", "default": 0},
 }
 """The part of the argument_spec that all have."""
-
-
-class Module(Protocol):
-    """What is used of ``ansible.module_utils.basic.AnsibleModule``, which nothing here imports."""
-
-    _diff: bool
-
-    def exit_json(self, **result: Any) -> Any:
-        """End well."""
-
-    def fail_json(self, **result: Any) -> Any:
-        """End as failed."""
 
 
 def common(given: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -53,6 +41,8 @@ class Report:
         }
         if diff:
             result["diff"] = self.diff
+        if self.fetched:
+            result["fetched"] = self.fetched
         failed = [user for user in self.users if user["failed"]]
         if failed:
             result["failed"] = True
@@ -61,8 +51,8 @@ class Report:
             result.update(msg=f"{len(failed)} of {len(self.users)} users failed: {first}{more}")
         return result
 
-    def end(self, module: Module) -> None:
-        """End the module with these results: it fails if anybody has failed."""
+    def end(self, module: Any) -> None:
+        """End an ``AnsibleModule`` (which nothing here imports) with these results: it fails if anybody has failed."""
         said = self.as_result(diff=module._diff)
         leave = module.fail_json if said.pop("failed", False) else module.exit_json
         leave(**said)

@@ -12,16 +12,15 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import stat
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from . import _as_user, _batch
-from ._batch import Claim
+from ._batch import Claim, fail_all
 from ._errors import StorageError, explain, printable
-from ._files import kind, open_parent, sync
-from ._homes import look
+from ._files import sync
+from ._homes import open_present
 from ._report import Report
 from ._storage import Home, Storage
 from ._supervise import GRACE, Program, supervise
@@ -45,14 +44,7 @@ _NOT_STARTED = {
 
 @dataclass(frozen=True)
 class Options:
-    """What the admin wants run.
-
-    Attributes:
-        path: of the program, absolute.
-        as_root: not as the user.
-        always: even if it is done.
-        timeout: seconds for one user.
-    """
+    """The options of the module ``script``: ``as_root`` is ``as: root``, ``always`` is ``when: always``."""
 
     path: str
     as_root: bool = False
@@ -62,7 +54,7 @@ class Options:
 
 @dataclass
 class _Job:
-    """One user for whom it is to be run."""
+    """One user's run of the program."""
 
     claim: Claim
     directory: int | None = None
@@ -72,7 +64,7 @@ class _Job:
 def run(
     users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
 ) -> Report:
-    """Run the program for every user for whom it is not done; see the module ``script``."""
+    """Run the program for every user who does not have it done; see the module ``script``."""
     return _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
 
 
@@ -108,21 +100,16 @@ def _job(storage: Storage, claim: Claim, options: Options) -> _Job | None:
         return None
     job = _Job(claim)
     if not options.as_root:
-        state, job.directory = look(storage, claim.home)
-        if state != "present":
-            if job.directory is not None:
-                os.close(job.directory)
-                job.directory = None
-            if not storage.check:  # there, user_dir will have made it by then
-                raise StorageError("has no directory of their own yet: the role user_dir comes before script")
+        job.directory = open_present(storage, claim.home)
+        if job.directory is None and not storage.check:  # there, user_dir will have made it by then
+            raise StorageError("has no directory of their own yet: the role user_dir comes before script")
     if storage.check:
         _changed(claim, options)
     return job
 
 
 def _done(claim: Claim, options: Options) -> dict[str, Any] | None:
-    scripts = (claim.record or {}).get("script")
-    entry = scripts.get(options.path) if isinstance(scripts, dict) else None
+    entry = (claim.record or {}).get("script", {}).get(options.path)
     return entry if isinstance(entry, dict) and entry.get("done") is True else None
 
 
@@ -132,24 +119,16 @@ def _owner(storage: Storage, home: Home) -> int | None:
     Raises:
         StorageError: something else is in its place, or it is another user's.
     """
-    parent = open_parent(storage.root, home.parts, make=False)
-    if parent is None:
-        return None
-    try:
-        status = os.stat(home.parts[-1], dir_fd=parent, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    finally:
-        os.close(parent)
-    where = printable(home.directory)
-    if not stat.S_ISDIR(status.st_mode):
-        raise StorageError(f"{where} is {kind(status.st_mode)}, not a directory: left as it is")
-    if status.st_uid not in (0, home.uid):
+    with storage.opened_home(home) as directory:
+        if directory is None:
+            return None
+        owner = os.fstat(directory).st_uid
+    if owner not in (0, home.uid):
         raise StorageError(
-            f"{where} belongs to uid {status.st_uid}, not to uid {home.uid}: left as it is; look at it, then chown "
-            "or move it"
+            f"{printable(home.directory)} belongs to uid {owner}, not to uid {home.uid}: left as it is; look at it, "
+            "then chown or move it"
         )
-    return status.st_uid
+    return owner
 
 
 def _run(storage: Storage, jobs: list[_Job], program: str, options: Options) -> None:
@@ -258,8 +237,7 @@ def _record(storage: Storage, jobs: list[_Job], options: Options) -> None:
             at(place)
             sync(directory)
     except OSError as error:
-        for claim in left:
-            claim.error = explain(error)
+        fail_all(left, error)
     finally:
         at(NOWHERE)
     for claim in left:
@@ -270,9 +248,7 @@ def _record(storage: Storage, jobs: list[_Job], options: Options) -> None:
 
 
 def _changed(claim: Claim, options: Options) -> None:
-    if (
-        options.always
-    ):  # nobody knows what it changed; a hub that asks at every start wants no answer "changed"
+    if options.always:  # what it changed is unknown, and not each start of a server is a change
         return
     claim.changed = True
     shown = printable(options.path)

@@ -13,6 +13,7 @@ import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ._descriptors import held
 from ._errors import StorageError, explain, printable
 from ._names import STATE_DIRECTORY
 from ._ways import open_way
@@ -40,11 +41,7 @@ class Source:
 
 
 def parse_sources(raw: object) -> list[Source]:
-    """Return the sources as the admin wrote them.
-
-    Raises:
-        StorageError: one is not understood; the message names it and the rule.
-    """
+    """Return the sources as the admin wrote them; StorageError names one that is not understood, and the rule."""
     if not isinstance(raw, list):
         raise StorageError("sources is a list")
     sources = [_parse_source(item, place) for place, item in enumerate(raw, start=1)]
@@ -124,19 +121,14 @@ def open_path(source: Source) -> int:
         StorageError: it is not there, cannot be read, or somebody else could change it or the way to it.
     """
     end, _ = open_way(source.path, f"source {source.name}:", missing="correct tutorials_sources")
-    try:
-        return os.open(f"/proc/self/fd/{end}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise StorageError(f"source {source.name}: {explain(error, source.path)}") from None
-    finally:
-        os.close(end)
+    with held(end):
+        try:
+            return os.open(f"/proc/self/fd/{end}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise StorageError(f"source {source.name}: {explain(error, source.path)}") from None
 
 
 def check_path(source: Source) -> None:
-    """In check mode: refuse a path that :func:`open_path` refuses.
-
-    Raises:
-        StorageError: as there.
-    """
+    """In check mode: refuse a path that :func:`open_path` refuses."""
     if source.path:
         os.close(open_path(source))

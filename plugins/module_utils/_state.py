@@ -31,8 +31,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ._descriptors import DIRECTORY
 from ._errors import StorageError, printable
-from ._files import DIRECTORY, exists, put_draft, read_small, write_draft
+from ._files import exists, put_draft, read_small, write_draft
 from ._names import STATE_DIRECTORY
 from ._trees import discard
 
@@ -78,21 +79,61 @@ class Lock:
         os.close(self.fd)
 
 
-class State:
-    """The state directory, opened and checked.
-
-    Raises:
-        StorageError: it is not ours alone.
-    """
+class Records:
+    """The records of a storage root, for check mode too: reads what is there and makes nothing."""
 
     def __init__(self, root: int) -> None:
         self._open: list[int] = []
+        self.records: int | None = None
         try:
-            self._directory = self._enter(root, STATE_DIRECTORY)
-            self.stage = self._enter(self._directory, "stage")
-            self.locks = self._enter(self._directory, "locks")
-            self.records = self._enter(self._directory, "records")
-            self.cache = self._enter(self._directory, "cache")
+            with contextlib.suppress(FileNotFoundError):
+                self.records = self._enter(self._enter(root, STATE_DIRECTORY), "records")
+        except BaseException:
+            self.close()
+            raise
+
+    def _enter(self, parent: int, name: str) -> int:
+        directory = _open_private(parent, name)
+        self._open.append(directory)
+        return directory
+
+    def load(self, name: str) -> Record | None:
+        """Return the record of a directory; None if there is none, or an empty one (the power failed).
+
+        Raises:
+            StorageError: the record is damaged.
+        """
+        data = None if self.records is None else read_small(self.records, f"{name}.json")
+        if not data or not data.strip(b"\0"):
+            return None
+        try:
+            record = json.loads(data)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not _is_record(record):
+            raise StorageError(
+                f"the record {STATE_DIRECTORY}/records/{name}.json is damaged: look at it, then remove it"
+            )
+        return record
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        while self._open:
+            os.close(self._open.pop())
+
+
+class State(Records):
+    """The state directory, made where it is missing, opened and checked; StorageError if it is not ours alone."""
+
+    records: int
+
+    def __init__(self, root: int) -> None:
+        self._open = []
+        try:
+            state = self._enter(root, STATE_DIRECTORY)
+            self.stage, self.locks, self.records, self.cache = (
+                self._enter(state, name) for name in ("stage", "locks", "records", "cache")
+            )
         except BaseException:
             self.close()
             raise
@@ -103,22 +144,11 @@ class State:
         if name != STATE_DIRECTORY or not exists(parent, name):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=parent)
-        directory = _open_private(parent, name)
-        self._open.append(directory)
-        return directory
-
-    def close(self) -> None:
-        """Close all descriptors."""
-        while self._open:
-            os.close(self._open.pop())
+        return super()._enter(parent, name)
 
     def lock(self, name: str) -> Lock:
         """Return the lock of that name, not yet taken."""
         return Lock(self.locks, name)
-
-    def load(self, name: str) -> Record | None:
-        """Return the record of a directory, or None."""
-        return load_record(self.records, name)
 
     def draft(self, name: str, record: Record) -> None:
         """Write what shall replace the record of a directory."""
@@ -129,15 +159,7 @@ class State:
         put_draft(self.records, f"{name}.json")
 
     def clear(self, stage: str, ending: str = "") -> list[str]:
-        """Make room for a stage, whose lock is held, and remove the one that is there.
-
-        Args:
-            stage: its name.
-            ending: what follows that in the name of the one to remove.
-
-        Returns:
-            Notes for the admin, if something of it is left.
-        """
+        """Remove a stage (``stage`` + ``ending``) whose lock is held; return notes for the admin on what is left."""
         left = f"{stage}-{secrets.token_hex(4)}"
         try:
             os.rename(stage + ending, left, src_dir_fd=self.stage, dst_dir_fd=self.stage)
@@ -166,50 +188,6 @@ class State:
                     lock.close()
 
 
-class Records:
-    """The records alone, for check mode: reads what is there and makes nothing."""
-
-    def __init__(self, root: int) -> None:
-        self._directory: int | None = None
-        if exists(root, STATE_DIRECTORY):
-            state = _open_private(root, STATE_DIRECTORY)
-            try:
-                with contextlib.suppress(FileNotFoundError):
-                    self._directory = _open_private(state, "records")
-            finally:
-                os.close(state)
-
-    def load(self, name: str) -> Record | None:
-        """Return the record of a directory, or None."""
-        return None if self._directory is None else load_record(self._directory, name)
-
-    def close(self) -> None:
-        """Close the descriptor."""
-        if self._directory is not None:
-            os.close(self._directory)
-            self._directory = None
-
-
-def load_record(directory: int, name: str) -> Record | None:
-    """Return the record of a directory; None if there is none, or an empty one (the power failed).
-
-    Raises:
-        StorageError: the record is damaged.
-    """
-    data = read_small(directory, f"{name}.json")
-    if not data or not data.strip(b"\0"):
-        return None
-    try:
-        record = json.loads(data)
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict) or not _is_record(record):
-        raise StorageError(
-            f"the record {STATE_DIRECTORY}/records/{name}.json is damaged: look at it, then remove it"
-        )
-    return record
-
-
 def _is_record(record: Record) -> bool:
     """Tell whether it has what the roles rely on."""
     if not isinstance(record.get("name"), str):
@@ -219,11 +197,7 @@ def _is_record(record: Record) -> bool:
 
 
 def check_owner_name(record: Record, name: str, record_id: str) -> None:
-    """Refuse a directory that belongs to another username.
-
-    Raises:
-        StorageError: it does.
-    """
+    """Refuse (StorageError) a directory that belongs to another username."""
     if record["name"] != name:
         raise StorageError(
             f"this directory is recorded as that of the user {printable(record['name'])}; if it changed hands, "

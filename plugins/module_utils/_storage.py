@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Union
 
 from ._as_user import NO_LIMIT, Answer, Patience, Task, run_all
+from ._descriptors import DIRECTORY, held
 from ._errors import StorageError, printable
-from ._files import DIRECTORY, kind, open_parent, open_root
+from ._files import kind, open_parent, open_root
 from ._state import Records, State, identity
 
 
@@ -32,7 +34,7 @@ class Home:
 
     @property
     def stage(self) -> str:
-        """The name of its stage, which tells by whose rights that may be removed."""
+        """The name of its stage, with the uid whose rights may remove it."""
         return f"{self.id}-{self.uid}"
 
 
@@ -57,7 +59,7 @@ class Storage:
         self.fetched = 0
         self.root = open_root(root)
         try:
-            self.records: Union[State, Records] = Records(self.root) if check else State(self.root)
+            self.records = Records(self.root) if check else State(self.root)
         except BaseException:
             os.close(self.root)
             raise
@@ -78,20 +80,24 @@ class Storage:
         parent = open_parent(self.root, home.parts, make=False)
         if parent is None:
             return None
-        name = home.parts[-1]
-        try:
-            return os.open(name, DIRECTORY, dir_fd=parent)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
-                raise
-            what = kind(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
-            raise StorageError(
-                f"{printable(home.directory)} is {what}, not a directory: left as it is"
-            ) from None
-        finally:
-            os.close(parent)
+        name, shown = home.parts[-1], printable(home.directory)
+        with held(parent):
+            try:
+                return os.open(name, DIRECTORY, dir_fd=parent)
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                what = kind(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+                raise StorageError(f"{shown} is {what}, not a directory: left as it is") from None
+
+    @contextlib.contextmanager
+    def opened_home(self, home: Home) -> Iterator[int | None]:
+        """Open the directory in a home's place for the body, as :meth:`open_home` does."""
+        directory = self.open_home(home)
+        with held(directory) if directory is not None else contextlib.nullcontext():
+            yield directory
 
     def run_all(self, tasks: list[Task], timeout: float) -> list[Answer]:
         """Run tasks of the batch's users; see :func:`._as_user.run_all`."""

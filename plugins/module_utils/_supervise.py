@@ -43,20 +43,15 @@ _ENDING = 5.0
 _GLANCE = 0.25
 """Seconds between looks whether the program has ended unheard, held by a tracer."""
 _CROWD = 100
-"""Orphans after which it is no ordinary program that is run: it may start processes faster than we reap them."""
+"""Orphans after which the program may start processes faster than we reap them."""
 MOST = 1024
 
 
 @dataclass(frozen=True)
 class Program:
-    """What is to be run.
+    """What is to be run: in ``directory`` (a descriptor; None is ``/``), for ``timeout`` seconds at most.
 
-    Attributes:
-        argv: its path and its arguments.
-        environment: all of it.
-        timeout: seconds.
-        directory: descriptor of the working directory; None is ``/``.
-        user: uid and gid it gets; None leaves it the caller's rights.
+    ``user`` is the uid and gid it gets; None leaves it the caller's rights.
     """
 
     argv: Sequence[str]
@@ -222,13 +217,10 @@ def _follow(pid: int, reader: int, woken: int, deadline: float) -> tuple[int | N
 
 
 def _drain(reader: int, tail: bytes) -> bytes:
-    """Read what is left in the pipe; bounded, for who else might still write to it."""
+    """Read what is left in the pipe, up to a limit: another process might still write to it."""
     read = 0
     with suppress(BlockingIOError):
-        while read < _LAST_DRAIN:
-            chunk = os.read(reader, _CHUNK)
-            if not chunk:
-                break
+        while read < _LAST_DRAIN and (chunk := os.read(reader, _CHUNK)):
             read += len(chunk)
             tail = (tail + chunk)[-_TAIL:]
     return tail

@@ -37,8 +37,9 @@ from typing import Any
 
 from . import _acls, _batch
 from ._batch import Claim
+from ._descriptors import DIRECTORY, held, opened
 from ._errors import StorageError, printable
-from ._files import DIRECTORY, open_parent, rename_directory, sync
+from ._files import open_parent, rename_directory, sync
 from ._mkhomedir_helper import Options, find_helper, open_skeleton, run_helper
 from ._names import STATE_DIRECTORY
 from ._partial_homes import is_partial, lacks_only_its_owner, other_than_skeleton
@@ -81,7 +82,7 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
                     claim.save(storage, {"mkhomedir": {"made": False}, **(claim.record or {})})
         if storage.check:
             for claim, state in making:
-                _changed(claim, state, mode)
+                claim.made(mode, over=state != "absent")
         elif making or ready:
             ready += _make(storage, making, helper, skeleton, options)
             sync(storage.root)
@@ -119,7 +120,7 @@ def _make(
                     _take_back(storage, claim.home, skeleton)
                     raise
                 _check_made(storage, claim)
-            _changed(claim, state, options.mode)
+            claim.made(options.mode, over=state != "absent")
             done.append(claim)
     return done
 
@@ -128,8 +129,7 @@ def _make(
 
 
 def _began(claim: Claim) -> bool:
-    done = (claim.record or {}).get("mkhomedir")
-    return isinstance(done, dict) and bool(done.get("began"))
+    return bool((claim.record or {}).get("mkhomedir", {}).get("began"))
 
 
 def _check_account(home: Home) -> None:
@@ -166,10 +166,8 @@ def _check_acl(storage: Storage, home: Home, mode: int) -> None:
     depth = len(home.parts)
     while (above := open_parent(storage.root, home.parts[:depth], make=False)) is None:
         depth -= 1  # what is still to be made takes it from what there is; the storage root is there
-    try:
+    with held(above):
         handed_on = _acls.hands_on(above)
-    finally:
-        os.close(above)
     if handed_on:
         place = printable(str(PurePosixPath(home.directory).parents[len(home.parts) - depth]))
         raise StorageError(
@@ -178,7 +176,7 @@ def _check_acl(storage: Storage, home: Home, mode: int) -> None:
         )
 
 
-def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:  # noqa: PLR0911, PLR0912
+def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:  # noqa: PLR0911
     """Say what there is in a home's place.
 
     Returns:
@@ -190,10 +188,9 @@ def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:  # n
         StorageError: anything else, which is left as it is.
     """
     home = claim.home
-    directory = storage.open_home(home)
-    if directory is None:
-        return "absent"
-    try:
+    with storage.opened_home(home) as directory:
+        if directory is None:
+            return "absent"
         status = os.fstat(directory)
         if status.st_uid == home.uid:
             if _began(claim) and is_partial(directory, skeleton, home.uid):
@@ -213,23 +210,24 @@ def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:  # n
             times = [status.st_ctime]
             other = other_than_skeleton(directory, skeleton, home.uid, times)
             if other is None:
-                now = time.time()
-                # A time to come is from before the clock was set back: nobody is at it at this moment.
-                if not _began(claim) and any(0 <= now - changed < SETTLED for changed in times):
-                    raise StorageError(
-                        f"{printable(home.directory)} is being made at this moment, by a login maybe: "
-                        f"run again in {SETTLED:g} s"
-                    )
+                _check_settled(claim, times)
                 return "partial"
             if _began(claim):
                 claim.notes.append(f"its user has worked in it ({other}), so it is given back as it is")
                 return "worked"
             why = f"belongs to root, and in it {other}"
+    raise StorageError(f"{printable(home.directory)} {why}: left as it is; look at it, then chown or move it")
+
+
+def _check_settled(claim: Claim, times: list[float]) -> None:
+    """Refuse a partial home that was not begun by a run of ours, and has just been changed."""
+    now = time.time()
+    # A time to come is from before the clock was set back: nobody is at it at this moment.
+    if not _began(claim) and any(0 <= now - changed < SETTLED for changed in times):
         raise StorageError(
-            f"{printable(home.directory)} {why}: left as it is; look at it, then chown or move it"
+            f"{printable(claim.home.directory)} is being made at this moment, by a login maybe: "
+            f"run again in {SETTLED:g} s"
         )
-    finally:
-        os.close(directory)
 
 
 # Doing
@@ -238,14 +236,13 @@ def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:  # n
 def _clear(storage: Storage, claim: Claim, state: str, skeleton: int) -> None:
     """Make room for a home: what is in its place goes away, the directories above it are made."""
     home = claim.home
-    parent = storage.make_room(home)
-    name = home.parts[-1]
     try:
-        if state == "leftover":
-            os.rmdir(name, dir_fd=parent)
-        elif state == "partial":
-            claim.notes += _drop_taken(storage, home, skeleton)
-            _take_away(storage, home, parent, skeleton)
+        with held(storage.make_room(home)) as parent:
+            if state == "leftover":
+                os.rmdir(home.parts[-1], dir_fd=parent)
+            elif state == "partial":
+                claim.notes += _drop_taken(storage, home, skeleton)
+                _take_away(storage, home, parent, skeleton)
     except OSError as error:
         if error.errno == errno.ENOTEMPTY:
             raise StorageError(f"{printable(home.directory)} is not empty any more: left as it is") from None
@@ -255,8 +252,6 @@ def _clear(storage: Storage, claim: Claim, state: str, skeleton: int) -> None:
                 "unmount it, or give it to the user with chown"
             ) from None
         raise
-    finally:
-        os.close(parent)
 
 
 def _take_away(storage: Storage, home: Home, parent: int, skeleton: int) -> None:
@@ -266,19 +261,12 @@ def _take_away(storage: Storage, home: Home, parent: int, skeleton: int) -> None
         StorageError: whoever was in it has worked on, so it was given back.
     """
     os.mkdir(f"{home.stage}-taken", 0o700, dir_fd=storage.state.stage)
-    taken = _open_taken(storage, home)
-    try:
+    with opened(f"{home.stage}-taken", DIRECTORY, storage.state.stage) as taken:
         rename_directory(parent, home.parts[-1], taken, "home")
         other = _seen_again(taken, skeleton, home)
         if other is not None:
             rename_directory(taken, "home", parent, home.parts[-1])
             raise StorageError(f"{printable(home.directory)} was changed at this moment ({other}): run again")
-    finally:
-        os.close(taken)
-
-
-def _open_taken(storage: Storage, home: Home) -> int:
-    return os.open(f"{home.stage}-taken", DIRECTORY, dir_fd=storage.state.stage)
 
 
 def _seen_again(taken: int, skeleton: int, home: Home) -> str | None:
@@ -287,10 +275,8 @@ def _seen_again(taken: int, skeleton: int, home: Home) -> str | None:
         moved = os.open("home", DIRECTORY, dir_fd=taken)
     except FileNotFoundError:  # it was not moved, or given back
         return None
-    try:
+    with held(moved):
         return other_than_skeleton(moved, skeleton, home.uid, [])
-    finally:
-        os.close(moved)
 
 
 def _drop_taken(storage: Storage, home: Home, skeleton: int) -> list[str]:
@@ -300,13 +286,11 @@ def _drop_taken(storage: Storage, home: Home, skeleton: int) -> list[str]:
         Notes for the admin.
     """
     try:
-        taken = _open_taken(storage, home)
+        taken = os.open(f"{home.stage}-taken", DIRECTORY, dir_fd=storage.state.stage)
     except FileNotFoundError:
         return []
-    try:
+    with held(taken):
         other = _seen_again(taken, skeleton, home)
-    finally:
-        os.close(taken)
     if other is None:
         return storage.state.clear(home.stage, "-taken")
     kept = f"kept-{secrets.token_hex(8)}"
@@ -319,39 +303,32 @@ def _drop_taken(storage: Storage, home: Home, skeleton: int) -> list[str]:
 
 def _take_back(storage: Storage, home: Home, skeleton: int) -> None:
     """Shut out the user from a home that is only begun, if they were given it."""
-    directory = storage.open_home(home)
-    if directory is None:
-        return
-    try:
-        if os.fstat(directory).st_uid == home.uid and is_partial(directory, skeleton, home.uid):
+    with storage.opened_home(home) as directory:
+        if directory is None or os.fstat(directory).st_uid != home.uid:
+            return
+        if is_partial(directory, skeleton, home.uid):
             os.fchmod(directory, 0o700)
             os.fchown(directory, 0, 0)
-    finally:
-        os.close(directory)
 
 
 def _give(storage: Storage, home: Home, mode: int) -> None:
     """Do what the helper had left to do."""
-    directory = storage.open_home(home)
-    if directory is None:
-        raise StorageError(f"{printable(home.directory)} disappeared: run again")
-    try:
+    with storage.opened_home(home) as directory:
+        if directory is None:
+            raise StorageError(f"{printable(home.directory)} disappeared: run again")
         os.fchown(directory, home.uid, home.gid)
         os.fchmod(directory, mode)
-    finally:
-        os.close(directory)
 
 
 def _check_made(storage: Storage, claim: Claim) -> None:
     """See that the home is there which the helper says it has made."""
     home = claim.home
-    directory = storage.open_home(home)
-    if directory is None:
-        raise StorageError(
-            f"mkhomedir_helper reports success, and {printable(home.directory)} does not exist"
-        )
-    status = os.fstat(directory)
-    os.close(directory)
+    with storage.opened_home(home) as directory:
+        if directory is None:
+            raise StorageError(
+                f"mkhomedir_helper reports success, and {printable(home.directory)} does not exist"
+            )
+        status = os.fstat(directory)
     if (status.st_uid, status.st_gid) != (home.uid, home.gid):
         # Not what we had begun: the next run must not take it from whoever is still at work there.
         claim.save(storage, {"mkhomedir": {"made": False}})
@@ -359,11 +336,3 @@ def _check_made(storage: Storage, claim: Claim) -> None:
             f"{printable(home.directory)} has owner {status.st_uid} and group {status.st_gid} after "
             "mkhomedir_helper: somebody else, a login maybe, was making it at this moment: run again"
         )
-
-
-def _changed(claim: Claim, state: str, mode: int) -> None:
-    home = claim.home
-    claim.changed = True
-    before: dict[str, Any] = {"state": "absent"} if state == "absent" else {"state": "directory", "owner": 0}
-    after = {"state": "directory", "owner": home.uid, "group": home.gid, "mode": f"{mode:04o}"}
-    claim.differs(home.directory, before, after)

@@ -22,8 +22,9 @@ from functools import partial
 from typing import Optional, Union
 
 from . import _as_user
-from ._errors import StorageError, explain, printable
-from ._files import DIRECTORY, kind
+from ._descriptors import DIRECTORY, NAMES, held, opened
+from ._errors import StorageError, explain, printable, sentence
+from ._files import kind
 
 MAX_DEPTH = 64
 """Directories within directories; each holds two descriptors while it is copied."""
@@ -49,61 +50,51 @@ def copy_tree(source: int, target: int | None, where: str = "", depth: int = 0) 
         StorageError: something cannot be read, or is neither file, directory nor link.
         OSError: it cannot be written.
     """
-    try:
-        source = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=source)
-    except OSError as error:
-        raise StorageError(explain(error, f"{where} cannot be read")) from None
-    try:
+    with held(_open_source(".", DIRECTORY, source, where)) as listed:
         if depth > MAX_DEPTH:
             raise StorageError(f"{printable(where)} has more than {MAX_DEPTH} directories within each other")
-        with os.scandir(source) as entries:
+        with os.scandir(listed) as entries:
             for entry in entries:
                 path = f"{where}/{entry.name}" if where else entry.name
                 if entry.is_symlink():
                     if target is not None:
-                        os.symlink(os.readlink(entry.name, dir_fd=source), entry.name, dir_fd=target)
+                        os.symlink(os.readlink(entry.name, dir_fd=listed), entry.name, dir_fd=target)
                 elif entry.is_dir(follow_symlinks=False):
-                    _copy_directory(source, target, entry.name, path, depth)
+                    _copy_directory(listed, target, entry.name, path, depth)
                 elif entry.is_file(follow_symlinks=False):
-                    _copy_file(source, target, entry.name, path)
+                    _copy_file(listed, target, entry.name, path)
                 else:
                     what = kind(entry.stat(follow_symlinks=False).st_mode)
                     raise StorageError(f"{printable(path)} is {what}, which is not copied")
-    finally:
-        os.close(source)
+
+
+def _open_source(name: str, flags: int, directory: int, path: str) -> int:
+    try:
+        return os.open(name, flags, dir_fd=directory)
+    except PermissionError:
+        raise StorageError(f"{printable(path)} is not readable for this user") from None
+    except OSError as error:
+        raise StorageError(explain(error, f"{path} cannot be read")) from None
 
 
 def _copy_directory(source: int, target: int | None, name: str, path: str, depth: int) -> None:
-    inner: int | None = None
-    try:
-        # Not O_RDONLY: whether this user may list it, the descriptor opened by copy_tree tells.
-        reader = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source)
-    except OSError as error:
-        raise StorageError(explain(error, f"{path} cannot be read")) from None
-    try:
+    # Whether this user may list it, the descriptor opened by copy_tree tells.
+    with held(_open_source(name, NAMES, source, path)) as reader:
+        if target is None:
+            copy_tree(reader, None, path, depth + 1)
+            return
         status = os.fstat(reader)
-        if target is not None:
-            os.mkdir(name, 0o700, dir_fd=target)
-            inner = os.open(name, DIRECTORY, dir_fd=target)
-        copy_tree(reader, inner, path, depth + 1)
-        if inner is not None:
+        os.mkdir(name, 0o700, dir_fd=target)
+        with opened(name, DIRECTORY, target) as inner:
+            copy_tree(reader, inner, path, depth + 1)
             os.utime(inner, ns=(status.st_atime_ns, status.st_mtime_ns))
             os.fchmod(inner, stat.S_IMODE(status.st_mode) & 0o1775)
-    finally:
-        os.close(reader)
-        if inner is not None:
-            os.close(inner)
 
 
 def _copy_file(source: int, target: int | None, name: str, path: str) -> None:
-    try:
-        # O_NONBLOCK: a FIFO must not keep us waiting for somebody to write.
-        reader = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=source)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise StorageError(f"{printable(path)} is not readable for this user") from None
-        raise StorageError(explain(error, f"{path} cannot be read")) from None
-    try:
+    # O_NONBLOCK: a FIFO must not keep us waiting for somebody to write.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with held(_open_source(name, flags, source, path)) as reader:
         status = os.fstat(reader)
         if not stat.S_ISREG(status.st_mode):
             raise StorageError(f"{printable(path)} is {kind(status.st_mode)}, which is not copied")
@@ -111,16 +102,11 @@ def _copy_file(source: int, target: int | None, name: str, path: str) -> None:
             return
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         mode = stat.S_IMODE(status.st_mode) & 0o775
-        writer = os.open(name, flags, mode & ~0o022, dir_fd=target)
-        try:
+        with held(os.open(name, flags, mode & ~0o022, dir_fd=target)) as writer:
             _copy_data(reader, writer, status.st_size)
             os.utime(writer, ns=(status.st_atime_ns, status.st_mtime_ns))
             if mode & 0o022:  # what the umask would have taken
                 os.fchmod(writer, mode)
-        finally:
-            os.close(writer)
-    finally:
-        os.close(reader)
 
 
 def _copy_data(reader: int, writer: int, size: int) -> None:
@@ -134,10 +120,7 @@ def _copy_data(reader: int, writer: int, size: int) -> None:
     except OSError as error:
         if error.errno not in _CANNOT_COPY_IN_KERNEL:
             raise
-    while size > 0:
-        chunk = os.read(reader, 1 << 20)
-        if not chunk:
-            break
+    while size > 0 and (chunk := os.read(reader, 1 << 20)):
         size -= len(chunk)
         while chunk:
             chunk = chunk[os.write(writer, chunk) :]
@@ -161,43 +144,36 @@ def discard(parent: int, name: str, uid: int, seconds: float = 60) -> Optional[s
     """
     try:
         if os.geteuid() == 0:
-            # In a process of its own: the user may hold the lock of a directory, and who removes it waits for ever.
+            # In a process of its own: it waits for ever where the user holds the lock of a directory.
             work = partial(_discard, parent, name, uid, time.monotonic() + seconds)
             _as_user.run(_as_user.Task(0, 0, parent, work), seconds + 2).unwrap()
         else:
             remove_tree(parent, name, seconds)
-    except OSError as error:
-        return explain(error)
-    except StorageError as error:
-        return str(error)
+    except (OSError, StorageError) as error:
+        return sentence(error)
     return None
 
 
 def _discard(parent: int, name: str, uid: int, until: float, *, top: int = -1, depth: int = 0) -> None:
     if _unlinked(parent, name):
         return
-    directory = os.open(name, DIRECTORY, dir_fd=parent)
-    try:
+    with opened(name, DIRECTORY, parent) as directory:
         if top < 0:
-            top = _claim(directory)
+            top = directory
+            _claim(top)
         status = os.fstat(directory)
         if status.st_uid != 0 or status.st_mode & 0o022:
             left = max(0.0, until - time.monotonic())
             work = partial(_empty, directory, until)
             _as_user.run(_as_user.Task(uid, _as_user.NOBODY, directory, work, (top,)), left + 1).unwrap()
         elif depth < MAX_DEPTH:
-            _each(
-                directory,
-                until,
-                lambda inner: _discard(directory, inner, uid, until, top=top, depth=depth + 1),
-            )
-    finally:
-        os.close(directory)
+            remove = partial(_discard, directory, uid=uid, until=until, top=top, depth=depth + 1)
+            _each(directory, until, remove)
     os.rmdir(name, dir_fd=parent)
 
 
-def _claim(tree: int) -> int:
-    """Lock a tree that is to be removed, for this process and its children; return the descriptor.
+def _claim(tree: int) -> None:
+    """Lock a tree that is to be removed, for this process and its children.
 
     Raises:
         StorageError: a process that waits in it for ever has the lock.
@@ -208,7 +184,6 @@ def _claim(tree: int) -> int:
         raise StorageError("a process that removes it cannot go on") from None
     except OSError:  # a file system without locks for directories (NFS)
         pass
-    return tree
 
 
 def remove_tree(parent: int, name: str, seconds: float = 3600) -> None:
@@ -239,17 +214,14 @@ def _unlinked(parent: int, name: str) -> bool:
 def _remove_tree(parent: int, name: str, until: float) -> None:
     if _unlinked(parent, name):
         return
-    directory = _open_to_empty(parent, name)
-    try:
+    with held(_open_to_empty(parent, name)) as directory:
         _empty(directory, until)
-    finally:
-        os.close(directory)
     os.rmdir(name, dir_fd=parent)
 
 
 def _empty(directory: int, until: float) -> None:
     """Remove what is in a directory."""
-    _each(directory, until, lambda inner: _remove_tree(directory, inner, until))
+    _each(directory, until, partial(_remove_tree, directory, until=until))
 
 
 def _each(directory: int, until: float, remove: Callable[[str], None]) -> None:

@@ -20,14 +20,14 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Optional
 
 from . import _as_user, _batch
 from ._archives import Limits
-from ._batch import LOCK_WAIT, Claim
-from ._errors import StorageError, explain
+from ._batch import LOCK_WAIT, Claim, fail_all
+from ._errors import StorageError, explain, sentence
 from ._files import sync
-from ._homes import look
+from ._homes import open_present
 from ._library import Library, Tree
 from ._names import STATE_DIRECTORY
 from ._placing import Found, Placing, drop, look_at, reveal, stage
@@ -39,28 +39,12 @@ from ._worker import NOWHERE, at
 
 @dataclass(frozen=True)
 class Options:
-    """What the admin wants of tutorials.
-
-    Attributes:
-        sources: as written; see :func:`parse_sources`.
-        child_timeout: seconds for one user's copy.
-        fetch_timeout: seconds for one download.
-        max_bytes: of one source, unpacked.
-    """
+    """The options of the module ``tutorials``, which documents them."""
 
     sources: list[Any]
     child_timeout: float = 60
     fetch_timeout: float = 60
     max_bytes: int = 2 << 30
-
-
-@dataclass
-class TutorialsReport(Report):
-    """The results, and what they cost."""
-
-    def as_result(self, *, diff: bool = False) -> dict[str, Any]:
-        """Return what the module returns."""
-        return {**super().as_result(diff=diff), "fetched": self.fetched}
 
 
 Entries = dict[str, dict[str, Any]]
@@ -103,10 +87,9 @@ class _Job:
 
 def place(
     users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
-) -> TutorialsReport:
+) -> Report:
     """Give every user of the batch the tutorials they did not get yet; see the module ``tutorials``."""
-    report = _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
-    return TutorialsReport(report.users, report.diff, report.fetched)
+    return _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
 
 
 def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
@@ -136,12 +119,10 @@ def _job(storage: Storage, claim: Claim, sources: list[Source]) -> _Job | None:
     job.wanted = [source for source in sources if job.entry(source).get("state") != "placed"]
     if not job.wanted:
         return None
-    state, directory = look(storage, claim.home)
-    if state == "present" and directory is not None:
+    directory = open_present(storage, claim.home)
+    if directory is not None:
         job.home, job.device = directory, os.fstat(directory).st_dev
         return job
-    if directory is not None:
-        os.close(directory)
     if not storage.check:
         raise StorageError("has no directory of their own yet: the role user_dir comes before tutorials")
     for source in sources:  # by then user_dir will have made the home, and a new home has nothing yet
@@ -151,7 +132,7 @@ def _job(storage: Storage, claim: Claim, sources: list[Source]) -> _Job | None:
 
 
 def _predict(storage: Storage, jobs: list[_Job], options: Options) -> None:
-    for job, found in _for_each(storage, jobs, look_at, options, _placing):
+    for job, found in _for_each(storage, jobs, look_at, options):
         for source in list(job.wanted):
             says = found[source.name]
             if "error" in says:
@@ -168,14 +149,14 @@ def _predict(storage: Storage, jobs: list[_Job], options: Options) -> None:
 
 
 def _resume(storage: Storage, jobs: list[_Job], options: Options) -> None:
-    """See to those whose record says that something may be there, before anything is fetched for them."""
+    """Settle the sources that may be in their places already, by the record, before anything is fetched."""
     undecided = [
         job
         for job in jobs
         if any(job.entry(source).get("state") in ("kept", "revealing") for source in job.wanted)
     ]
     news = []
-    for job, found in _for_each(storage, undecided, look_at, options, _placing):
+    for job, found in _for_each(storage, undecided, look_at, options):
         entries: Entries = {}
         for source in list(job.wanted):
             says, entry = found[source.name], job.entry(source)
@@ -205,8 +186,7 @@ def _record(storage: Storage, news: list[tuple[_Job, Entries]]) -> None:
     try:
         sync(storage.state.records)
     except OSError as error:
-        for claim in claims:
-            claim.error = explain(error)
+        fail_all(claims, error)
     _put(storage, claims)
 
 
@@ -227,11 +207,11 @@ def _bring(storage: Storage, jobs: list[_Job], options: Options) -> None:
             storage.state.cache, Limits(unpacked=options.max_bytes), options.fetch_timeout, wait=LOCK_WAIT
         )
     except (StorageError, OSError) as error:
-        _fail(jobs, explain(error) if isinstance(error, OSError) else str(error))
+        _fail(jobs, sentence(error))
         return
     try:
         trees = _obtain(library, wanted.values(), jobs)
-        library.let_others_in()  # one whose copy hangs must not keep them waiting
+        library.let_others_in()  # a copy that hangs must not keep other runs waiting
         _stage(storage, jobs, trees, options)
         _sync(storage, jobs)
         _reveal(storage, jobs, trees, options)
@@ -247,9 +227,8 @@ def _obtain(library: Library, sources: Iterable[Source], jobs: list[_Job]) -> di
         try:
             tree = trees[source.name] = library.obtain(source)
         except (StorageError, OSError) as error:
-            why = explain(error) if isinstance(error, OSError) else str(error)
             for job in those:
-                job.fail(source, why)
+                job.fail(source, sentence(error))
         else:
             for job in those:
                 job.claim.notes.extend([tree.note] if tree.note else [])
@@ -267,8 +246,7 @@ def _stage(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options: 
         if entries:
             news.append((job, entries))
     _record(storage, news)
-    placing = partial(_placing_from, trees)
-    for job, found in _for_each(storage, jobs, stage, options, placing):
+    for job, found in _for_each(storage, jobs, stage, options, trees):
         entries = {}
         for source in list(job.wanted):
             says = found[source.name]
@@ -314,7 +292,7 @@ def _sync(storage: Storage, jobs: list[_Job], *, elsewhere: bool = False) -> Non
 
 def _reveal(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options: Options) -> None:
     _put(storage, [job.claim for job in jobs])
-    revealed = _for_each(storage, jobs, reveal, options, _placing)
+    revealed = _for_each(storage, jobs, reveal, options)
     _sync(storage, [job for job, _ in revealed], elsewhere=True)
     news = []
     stages: dict[int, tuple[_Job, list[str]]] = {}
@@ -336,12 +314,7 @@ def _reveal(storage: Storage, jobs: list[_Job], trees: dict[str, Tree], options:
                 _changed(job.claim, source)
         news.append((job, entries))
     _record(storage, news)
-    tasks = [
-        _as_user.Task(
-            job.claim.home.uid, job.claim.home.gid, home, partial(drop, home, names), job.claim.keep
-        )
-        for home, (job, names) in stages.items()
-    ]
+    tasks = [job.claim.task(home, partial(drop, home, names)) for home, (job, names) in stages.items()]
     _as_user.run_all(tasks, options.child_timeout, storage.patience)
 
 
@@ -350,7 +323,7 @@ def _for_each(
     jobs: list[_Job],
     work: Callable[[int, list[Placing]], Found],
     options: Options,
-    placing: Callable[[_Job, Source], Placing],
+    trees: Optional[dict[str, Tree]] = None,
 ) -> list[tuple[_Job, Found]]:
     """Let a child work in each home that still wants something; return what those that succeeded say."""
     jobs = [job for job in jobs if job.wanted and job.claim.error is None]
@@ -358,10 +331,9 @@ def _for_each(
         return []
     tasks = []
     for job in jobs:
-        placings = [placing(job, source) for source in job.wanted]
-        keep = (*job.claim.keep, *(item.tree for item in placings if item.tree >= 0))
-        home = job.claim.home
-        tasks.append(_as_user.Task(home.uid, home.gid, job.home, partial(work, job.home, placings), keep))
+        placings = [_placing(job, source, (trees or {}).get(source.name)) for source in job.wanted]
+        keep = (item.tree for item in placings if item.tree >= 0)
+        tasks.append(job.claim.task(job.home, partial(work, job.home, placings), *keep))
     result = []
     for job, answer in zip(jobs, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
         if answer.error is None:
@@ -372,17 +344,13 @@ def _for_each(
     return result
 
 
-def _placing(job: _Job, source: Source) -> Placing:
-    return Placing(source.name, source.dest, job.entry(source).get("stage", ""))
-
-
-def _placing_from(trees: dict[str, Tree], job: _Job, source: Source) -> Placing:
-    stage_name = job.entry(source)["stage"]
-    return Placing(source.name, source.dest, stage_name, trees[source.name].directory, source.where)
+def _placing(job: _Job, source: Source, tree: Optional[Tree]) -> Placing:
+    directory = -1 if tree is None else tree.directory
+    return Placing(source.name, source.dest, job.entry(source).get("stage", ""), directory, source.where)
 
 
 def _fail(jobs: Iterable[_Job], why: str) -> None:
-    """Do no more for these users, who still want something."""
+    """Fail those of the users that still want something."""
     for job in jobs:
         if job.wanted:
             job.errors.append(why)

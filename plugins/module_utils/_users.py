@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _names
+from ._names import UserRefusedError
 
 FIELDS = ("key", "name", "directory", "uid", "gid", "storage_host", "groups")
 """A user's record, everywhere the same."""
@@ -34,10 +35,6 @@ SYSTEM_NAME = re.compile(r"[a-z_][a-z0-9_.-]{0,30}\Z")
 
 _NOBODY = 65534
 """The account ``nobody``; ``_as_user.py`` gives it the work on strangers' data."""
-
-
-class UserRefusedError(ValueError):
-    """This user cannot be worked for; the text names the rule or the setting to make."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,20 +59,16 @@ def parse_user(raw: object) -> dict[str, Any]:
         raise UserRefusedError("a user is a mapping")
     if not set(raw) <= set(FIELDS):
         raise UserRefusedError(f"a user has only the fields {', '.join(FIELDS)}")
-    try:
-        name = _names.check_name(raw.get("name"))
-        user = {
-            "key": _names.check_key(raw["key"]) if raw.get("key") else name,
-            "name": name,
-            "directory": _optional(_names.check_directory, raw.get("directory")),
-            "uid": _optional(_check_id, raw.get("uid")),
-            "gid": _optional(_check_id, raw.get("gid")),
-            "storage_host": _optional(_names.check_host, raw.get("storage_host")),
-            "groups": _check_groups(raw.get("groups")),
-        }
-    except _names.NameRefusedError as error:
-        raise UserRefusedError(str(error)) from None
-    return user
+    name = _names.check_name(raw.get("name"))
+    return {
+        "key": _names.check_key(raw["key"]) if raw.get("key") else name,
+        "name": name,
+        "directory": _optional(_names.check_directory, raw.get("directory")),
+        "uid": _optional(_check_id, raw.get("uid")),
+        "gid": _optional(_check_id, raw.get("gid")),
+        "storage_host": _optional(_names.check_host, raw.get("storage_host")),
+        "groups": _check_groups(raw.get("groups")),
+    }
 
 
 def resolve_user(user: dict[str, Any], policy: Policy) -> dict[str, Any]:
@@ -86,10 +79,7 @@ def resolve_user(user: dict[str, Any], policy: Policy) -> dict[str, Any]:
     """
     uid, gid, home = _owner(user, policy)
     directory = user["directory"] or _default_directory(user["name"], home, policy.root)
-    try:
-        _names.below(policy.root, directory)
-    except _names.NameRefusedError as error:
-        raise UserRefusedError(str(error)) from None
+    _names.below(policy.root, directory)
     return {**user, "directory": directory, "uid": uid, "gid": gid}
 
 
@@ -202,26 +192,26 @@ def parse_users(raw: list[Any], storage_host: str) -> tuple[list[dict[str, Any]]
             if user["storage_host"] not in (None, storage_host):
                 raise UserRefusedError("its storage host is not the one of this run")
         except UserRefusedError as error:
-            failures.append(failure(_label(item, f"#{place}", seen), str(error)))
+            failures.append(failure(label(item, f"#{place}", seen), str(error)))
             continue
         seen.add(user["key"])
         good.append({**user, "storage_host": storage_host})
     return good, failures
 
 
-def _label(raw: object, place: str, seen: set[str]) -> dict[str, str]:
-    """Return the key and name under which a bad record is reported: its own if they are usable."""
+def label(raw: object, place: str, seen: set[str]) -> dict[str, str]:
+    """Return the key and name under which a record is reported: its own if usable and not seen, else ``place``."""
     given = raw if isinstance(raw, dict) else {}
-    label = {"key": place, "name": place}
+    usable = {"key": place, "name": place}
     for field, check, value in (
         ("name", _names.check_name, given.get("name")),
         ("key", _names.check_key, given.get("key") or given.get("name")),
     ):
         try:
-            label[field] = check(value)
+            usable[field] = check(value)
         except _names.NameRefusedError:
             continue
-    return {**label, "key": place} if label["key"] in seen else label
+    return {**usable, "key": place} if usable["key"] in seen else usable
 
 
 def failure(user: dict[str, Any], msg: str, reason: str = "refused", **where: str) -> Failure:

@@ -23,6 +23,7 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ._descriptors import held
 from ._errors import StorageError, explain, printable
 
 _MOST_LINKS = 40
@@ -65,13 +66,8 @@ def judge(path: str, status: os.stat_result, *, passed: bool) -> Iterator[Fault]
 def walk(path: str, visit: Visit, *, make: bool = False) -> tuple[int, str]:
     """Go to an absolute path; return a descriptor of its end (O_PATH) and the path without links.
 
-    Args:
-        path: where to.
-        visit: is called with each step before it is used.
-        make: make missing directories, mode 0700.
-
-    Raises:
-        OSError: a step cannot be made; ``filename`` is its path.
+    ``visit`` is called with each step before it is used. Missing directories are made (mode 0700) if ``make`` is true.
+    An OSError has the path of its step as ``filename``.
     """
     names = _names(path)
     here, place, links = os.open("/", _NAMES), "/", 0
@@ -133,14 +129,8 @@ def _open(name: str, directory: int, path: str, *, make: bool) -> int:
 def open_way(path: str, what: str, *, missing: str = "", make: bool = False) -> tuple[int, str]:
     """Go to a path that root trusts, as :func:`walk` does.
 
-    Args:
-        path: an absolute path.
-        what: what it is, for the sentence.
-        missing: what to do if it does not exist.
-        make: make missing directories, mode 0700.
-
-    Raises:
-        StorageError: it does not exist, or somebody else could change what it leads to.
+    StorageError says that ``what`` does not exist (and, ``missing``, what to do then), or that somebody else could
+    change what the path leads to.
     """
     shown = f"{what} {printable(path)}"
     if not path.startswith("/") or "\0" in path:
@@ -167,11 +157,7 @@ def open_way(path: str, what: str, *, missing: str = "", make: bool = False) -> 
 
 
 def open_directory(path: str, what: str, *, missing: str = "", make: bool = False) -> tuple[int, str]:
-    """Open a directory for reading; see :func:`open_way`.
-
-    Raises:
-        StorageError: as there, or it is something else.
-    """
+    """Open a directory for reading as :func:`open_way` does; StorageError, too, if it is something else."""
     end, real = open_way(path, what, missing=missing, make=make)
     try:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=end), real
@@ -193,16 +179,11 @@ def find_program(path: str, what: str, *, missing: str) -> str:
         StorageError: as :func:`open_way`, or it cannot be executed.
     """
     end, real = open_way(path, what, missing=missing)
-    try:
+    with held(end):
         mode = os.fstat(end).st_mode
-    finally:
-        os.close(end)
+    shown = f"{what} {printable(path)}"
     if not stat.S_ISREG(mode):
-        raise StorageError(
-            f"{what} {printable(path)} is {'a directory, ' if stat.S_ISDIR(mode) else ''}not a file"
-        )
+        raise StorageError(f"{shown} is {'a directory, ' if stat.S_ISDIR(mode) else ''}not a file")
     if not mode & 0o111:
-        raise StorageError(
-            f"{what} {printable(path)} is not executable: `chmod a+rx {printable(shlex.quote(real))}`"
-        )
+        raise StorageError(f"{shown} is not executable: `chmod a+rx {printable(shlex.quote(real))}`")
     return real

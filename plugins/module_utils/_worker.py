@@ -29,7 +29,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from ._as_user import PR_SET_PDEATHSIG, ended, prctl
+from ._as_user import PR_SET_PDEATHSIG, ends_within, prctl
+from ._descriptors import silence
 from ._errors import StorageError
 
 SILENCE = 10.0
@@ -58,8 +59,7 @@ class Ended:
 def apart(work: Callable[[], Any]) -> Ended:
     """Do the work in a worker, and return what it returns (JSON), or where it fell silent.
 
-    A worker that is silent is killed. If it cannot die it stays, with the locks of the users it works for; it holds
-    nobody's pipe open.
+    A worker that is silent is killed. If it cannot die it stays, with the locks of the users it works for.
 
     Raises:
         OSError: the worker cannot be started.
@@ -92,7 +92,7 @@ def apart(work: Callable[[], Any]) -> Ended:
         os.close(reader)
         if not data:
             os.kill(pid, signal.SIGKILL)
-        if ended(pid, 1.0):
+        if ends_within(pid, 1.0):
             status = os.waitpid(pid, 0)[1]
     if data is None:
         return Ended(silent_at=int(shared[0]))
@@ -133,9 +133,7 @@ def _work(work: Callable[[], Any], shared: memoryview[float], watcher: int, writ
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != watcher:
             return
-        null = os.open(os.devnull, os.O_RDWR)
-        for standard in (0, 1, 2):
-            os.dup2(null, standard)
+        silence()
         _life = os.getpid(), shared
         answer = json.dumps({"said": work()})
     except BaseException:

@@ -58,50 +58,32 @@ users:
   type: list
   elements: dict
   contains:
-    key:
-      description: The record's C(key), or its C(name).
-      type: str
-    changed:
-      description: Whether anything was removed, or in check mode would be.
-      type: bool
-    failed:
-      description: Whether the clean-up was refused or did not come to its end.
-      type: bool
-    msg:
-      description: Why it failed.
-      type: str
-    notes:
-      description: What was left although it matched, and why.
-      type: list
-      elements: str
-    silent:
-      description: Whether it failed because the whole storage did not answer.
-      type: bool
-    hangs:
-      description: Whether it failed because it took too long, or because the storage did not answer.
-      type: bool
+    key: {type: str, description: "The record's C(key), or its C(name)."}
+    changed: {type: bool, description: "Whether anything was removed, or in check mode would be."}
+    failed: {type: bool, description: "Whether the clean-up was refused or did not come to its end."}
+    msg: {type: str, description: "Why it failed."}
+    notes: {type: list, elements: str, description: "What was left although it matched, and why."}
+    silent: {type: bool, description: "Whether the whole storage did not answer."}
+    hangs: {type: bool, description: "Whether it took too long, or the storage did not answer."}
 """
 
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _cleanup
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import (
-    ARGUMENTS,
-    Report,
-    common,
-)
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _cleanup, _report
 
 ARGUMENT_SPEC = {
-    **ARGUMENTS,
+    **_report.ARGUMENTS,
     "paths": {"type": "list", "elements": "raw", "default": []},
     "child_timeout": {"type": "int", "default": 60},
 }
 
 
-def work(given: dict[str, Any], check: bool) -> Report:
+def work(given: dict[str, Any], check: bool) -> _report.Report:
     """Do the work with validated arguments, or predict it."""
-    return _cleanup.clean(paths=given["paths"], child_timeout=given["child_timeout"], **common(given, check))
+    return _cleanup.clean(
+        paths=given["paths"], child_timeout=given["child_timeout"], **_report.common(given, check)
+    )
 
 
 def main() -> None:

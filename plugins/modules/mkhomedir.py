@@ -60,43 +60,23 @@ users:
   type: list
   elements: dict
   contains:
-    key:
-      description: The record's C(key), or its C(name).
-      type: str
-    changed:
-      description: Whether anything was done, or in check mode would be.
-      type: bool
-    failed:
-      description: Whether the user has no usable home.
-      type: bool
-    msg:
-      description: Why it failed.
-      type: str
-    notes:
-      description: What the admin should know although it did not fail.
-      type: list
-      elements: str
-    silent:
-      description: Whether it failed because the whole storage did not answer.
-      type: bool
-    hangs:
-      description: Whether it failed because it took too long, or because the storage did not answer.
-      type: bool
+    key: {type: str, description: "The record's C(key), or its C(name)."}
+    changed: {type: bool, description: "Whether anything was done, or in check mode would be."}
+    failed: {type: bool, description: "Whether the user has no usable home."}
+    msg: {type: str, description: "Why it failed."}
+    notes: {type: list, elements: str, description: "What the admin should know although it did not fail."}
+    silent: {type: bool, description: "Whether the whole storage did not answer."}
+    hangs: {type: bool, description: "Whether it took too long, or the storage did not answer."}
 """
 
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _system_homes
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _report, _system_homes
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._mkhomedir_helper import Options
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import (
-    ARGUMENTS,
-    Report,
-    common,
-)
 
 ARGUMENT_SPEC = {
-    **ARGUMENTS,
+    **_report.ARGUMENTS,
     "umask": {"type": "str", "default": "0077"},
     "skeleton": {"type": "str", "default": "/etc/skel"},
     "helper": {"type": "str", "default": ""},
@@ -104,10 +84,10 @@ ARGUMENT_SPEC = {
 }
 
 
-def work(given: dict[str, Any], check: bool) -> Report:
+def work(given: dict[str, Any], check: bool) -> _report.Report:
     """Do the work with validated arguments, or predict it."""
     options = Options(given["umask"], given["skeleton"], given["helper"], given["timeout"])
-    return _system_homes.ensure(options=options, **common(given, check))
+    return _system_homes.ensure(options=options, **_report.common(given, check))
 
 
 def main() -> None:

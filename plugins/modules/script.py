@@ -67,42 +67,22 @@ users:
   type: list
   elements: dict
   contains:
-    key:
-      description: The record's C(key), or its C(name).
-      type: str
-    changed:
-      description: Whether it was run once, or in check mode would be.
-      type: bool
-    failed:
-      description: Whether it is not done.
-      type: bool
-    msg:
-      description: Why it failed, with the last 2,000 characters of what the program said, made printable.
-      type: str
-    notes:
-      description: What the admin should know although it did not fail.
-      type: list
-      elements: str
-    silent:
-      description: Whether it failed because the whole storage did not answer.
-      type: bool
-    hangs:
-      description: Whether it failed because it took too long, or because the storage did not answer.
-      type: bool
+    key: {type: str, description: "The record's C(key), or its C(name)."}
+    changed: {type: bool, description: "Whether it was run once, or in check mode would be."}
+    failed: {type: bool, description: "Whether it is not done."}
+    msg: {type: str, description: "Why it failed, with the last 2,000 characters of the output."}
+    notes: {type: list, elements: str, description: "What the admin should know although it did not fail."}
+    silent: {type: bool, description: "Whether the whole storage did not answer."}
+    hangs: {type: bool, description: "Whether it took too long, or the storage did not answer."}
 """
 
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _scripts
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import (
-    ARGUMENTS,
-    Report,
-    common,
-)
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _report, _scripts
 
 ARGUMENT_SPEC = {
-    **ARGUMENTS,
+    **_report.ARGUMENTS,
     "path": {"type": "str", "required": True},
     "as": {"type": "str", "choices": ["user", "root"], "default": "user"},
     "when": {"type": "str", "choices": ["once", "always"], "default": "once"},
@@ -110,12 +90,12 @@ ARGUMENT_SPEC = {
 }
 
 
-def work(given: dict[str, Any], check: bool) -> Report:
+def work(given: dict[str, Any], check: bool) -> _report.Report:
     """Do the work with validated arguments, or predict it."""
     options = _scripts.Options(
         given["path"], given["as"] == "root", given["when"] == "always", given["timeout"]
     )
-    return _scripts.run(options=options, **common(given, check))
+    return _scripts.run(options=options, **_report.common(given, check))
 
 
 def main() -> None:

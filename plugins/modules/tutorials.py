@@ -69,48 +69,28 @@ users:
   type: list
   elements: dict
   contains:
-    key:
-      description: The record's C(key), or its C(name).
-      type: str
-    changed:
-      description: Whether anything was done, or in check mode would be.
-      type: bool
-    failed:
-      description: Whether a tutorial is missing that could not be placed.
-      type: bool
-    msg:
-      description: Why it failed.
-      type: str
-    notes:
-      description: What the admin should know although it did not fail.
-      type: list
-      elements: str
-    silent:
-      description: Whether it failed because the whole storage did not answer.
-      type: bool
-    hangs:
-      description: Whether it failed because it took too long, or because the storage did not answer.
-      type: bool
+    key: {type: str, description: "The record's C(key), or its C(name)."}
+    changed: {type: bool, description: "Whether anything was done, or in check mode would be."}
+    failed: {type: bool, description: "Whether a tutorial is missing that could not be placed."}
+    msg: {type: str, description: "Why it failed."}
+    notes: {type: list, elements: str, description: "What the admin should know although it did not fail."}
+    silent: {type: bool, description: "Whether the whole storage did not answer."}
+    hangs: {type: bool, description: "Whether it took too long, or the storage did not answer."}
 fetched:
   description:
     - How many archives were downloaded for the batch, also those that were then refused. What the cache had and what
       the server called unchanged does not count.
-  returned: always
+  returned: when there were any
   type: int
 """
 
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _tutorials
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._report import (
-    ARGUMENTS,
-    Report,
-    common,
-)
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _report, _tutorials
 
 ARGUMENT_SPEC = {
-    **ARGUMENTS,
+    **_report.ARGUMENTS,
     "sources": {"type": "list", "elements": "dict", "required": True},
     "child_timeout": {"type": "int", "default": 60},
     "fetch_timeout": {"type": "int", "default": 60},
@@ -118,12 +98,12 @@ ARGUMENT_SPEC = {
 }
 
 
-def work(given: dict[str, Any], check: bool) -> Report:
+def work(given: dict[str, Any], check: bool) -> _report.Report:
     """Do the work with validated arguments, or predict it."""
     options = _tutorials.Options(
         given["sources"], given["child_timeout"], given["fetch_timeout"], given["max_bytes"]
     )
-    return _tutorials.place(options=options, **common(given, check))
+    return _tutorials.place(options=options, **_report.common(given, check))
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ansible_bootstrap.storage import _as_user, _homes, _placing, _trees, _tutorials
-from ansible_bootstrap.storage._files import DIRECTORY
+from ansible_bootstrap.storage._descriptors import DIRECTORY
 from tests.faults import killing
 from tests.faults.conftest import Flipper
 from tests.roles.conftest import Playbook

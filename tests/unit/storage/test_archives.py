@@ -156,6 +156,15 @@ def test_an_archive_cut_short_anywhere_is_refused(kind: str, inside: Path, tmp_p
             _unpack(tmp_path, whole[:place])
 
 
+def test_a_member_shorter_than_it_says_is_refused(inside: Path, tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a", b"x" * 1000)
+    longer = packed.getvalue().replace((1000).to_bytes(4, "little"), (1001).to_bytes(4, "little"))
+    with pytest.raises(ArchiveError, match="a is not whole"):
+        _unpack(tmp_path, longer)
+
+
 def test_damage_is_noticed(inside: Path, tmp_path: Path) -> None:
     plain = bytearray(make("tar:", [("file", "a", ""), ("file", "b", "")]))
     plain[512] ^= 1  # in the second header, where tarfile alone would stop and say nothing

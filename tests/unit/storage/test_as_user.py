@@ -4,7 +4,10 @@ import ctypes
 import fcntl
 import os
 import platform
+import resource
+import select
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +50,16 @@ def test_the_child_has_given_up_everything(here: int) -> None:
     assert answer["NoNewPrivs"] == "1"
     assert {int(answer[name], 16) for name in ("CapPrm", "CapEff")} == {0}
     assert _as_user.run(Task(20001, 20002, here, os.getcwd), 5).value == "/"
+
+
+@pytest.mark.root
+def test_the_child_is_in_no_group_of_its_parents(here: int) -> None:
+    before = os.getgroups()
+    os.setgroups([20003, 20004])
+    try:
+        assert _as_user.run(Task(20001, 20002, here, os.getgroups), 5).unwrap() == []
+    finally:
+        os.setgroups(before)
 
 
 @pytest.mark.root
@@ -226,7 +239,7 @@ def test_who_counts_as_a_straggler(here: int, seconds: list[float], users: int, 
 
 
 def test_a_batch_of_which_nobody_is_done_is_stopped(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_as_user, "_NOBODY", 0.5)
+    monkeypatch.setattr(_as_user, "_NONE_DONE", 0.5)
     started = time.monotonic()
     answers = _as_user.run_all([_own(here, partial(time.sleep, 60))] * 2, 60, Patience(0.2, 2))
     assert [answer.late for answer in answers] == [True, True]
@@ -395,3 +408,70 @@ def test_who_is_not_root_works_only_for_themselves(as_user: Callable[..., Any]) 
 def test_an_answer_that_failed_raises() -> None:
     with pytest.raises(StorageError, match="no space"):
         _as_user.Answer(error="no space").unwrap()
+
+
+# What goes wrong between a child and its parent
+
+
+def test_a_task_that_cannot_be_handed_over_fails_alone(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, broken = socket.send_fds, iter([True])
+
+    def send(*arguments: Any) -> int:
+        if next(broken, False):
+            raise OSError("no buffers")
+        return real(*arguments)
+
+    monkeypatch.setattr(socket, "send_fds", send)
+    first, second = _as_user.run_all([_own(here, os.getpid), _own(here, os.getuid, memory=1 << 30)], 5)
+    assert "ended without an answer" in str(first.error)
+    assert second.value == os.getuid()
+
+
+def test_a_child_that_ends_before_it_reads_its_task_costs_that_task(
+    here: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(_: Task, channel: int, __: int) -> None:
+        select.select([channel], [], [], 10)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(_as_user, "_become", end)
+    assert "killed (signal 9)" in str(_as_user.run(_own(here, os.getpid), 10).error)
+
+
+def test_a_child_that_has_ended_is_not_held_by_a_signal() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert not _as_user._is_held(_as_user._Child(pid, socket.socket(), watches=False))
+    os.waitpid(pid, 0)
+
+
+def test_each_descriptor_of_a_task_is_the_one_that_the_parent_means(tmp_path: Path, here: int) -> None:
+    """In whatever order they are: received ones have other numbers, which some of them are to have."""
+    files = []
+    for number in range(12):
+        (tmp_path / str(number)).write_text(str(number))
+        files.append(os.open(tmp_path / str(number), os.O_RDONLY))
+
+    def read() -> list[str]:
+        return [os.pread(file, 9, 0).decode() for file in files]
+
+    for order in (files, files[::-1], files[6:] + files[:6]):
+        task = _own(here, read, keep=tuple(order))
+        assert _as_user.run(task, 10).unwrap() == [str(number) for number in range(12)]
+    for file in files:
+        os.close(file)
+
+
+@pytest.mark.parametrize(("number", "most", "error"), [(1500, 4096, None), (900, 901, "too many files")])
+def test_a_high_descriptor_is_handed_over_if_the_limit_allows(
+    here: int, number: int, most: int, error: str | None
+) -> None:
+    pid = os.fork()
+    if pid == 0:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        os.dup2(here, number)
+        answer = _as_user.run(_own(number, partial(os.listdir, number)), 10)
+        os._exit(0 if (error in str(answer.error) if error else answer.value == []) else 1)
+    assert os.waitpid(pid, 0)[1] == 0

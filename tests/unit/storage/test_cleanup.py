@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -324,13 +325,15 @@ def test_what_is_not_the_users_to_remove_is_left_with_a_note(home: Home) -> None
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("kind", ["tmpfs", "bind"])
-def test_mounts_are_not_entered(home: Home, root: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["tmpfs", "tmpfs on an old kernel", "bind"])
+def test_mounts_are_not_entered(home: Home, root: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "old" in kind:
+        monkeypatch.setattr(_cleaning, "_libc", SimpleNamespace(name_to_handle_at=lambda *_: -1))
     user, place = home
     fill(home, "t/a", "t/mnt/under", "u/mnt/under")
     shared = root.parent / "shared"
     shared.mkdir()
-    arguments = ["-t", "tmpfs", "tmpfs"] if kind == "tmpfs" else ["--bind", str(shared)]
+    arguments = ["-t", "tmpfs", "tmpfs"] if "tmpfs" in kind else ["--bind", str(shared)]
     mounts = [place / "t/mnt", place / "u/mnt"]
     try:
         for mount in mounts:

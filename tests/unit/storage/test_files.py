@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ansible_bootstrap.storage import _files
+from ansible_bootstrap.storage._descriptors import DIRECTORY, opened
 from ansible_bootstrap.storage._errors import StorageError
+from ansible_bootstrap.storage._state import Lock
 
 
 def test_a_storage_root_that_is_not_there_is_not_made(tmp_path: Path) -> None:
@@ -74,3 +77,20 @@ def test_a_small_file_is_replaced_whole_and_private(root: Path) -> None:
     os.close(opened)
     assert os.listdir(root) == ["note"]
     assert (root / "note").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda directory: _files.read_small(directory, "name"),
+        lambda directory: _files.write_draft(directory, "name", b"x"),
+        lambda directory: Lock(directory, "name"),
+    ],
+)
+def test_a_link_in_place_of_a_file_of_ours_is_not_followed(
+    root: Path, victim: Path, use: Callable[[int], object]
+) -> None:
+    for name in ("name", ".name.new"):
+        (root / name).symlink_to(victim / "secret")
+    with opened(str(root), DIRECTORY) as directory, pytest.raises(OSError, match="symbolic links"):
+        use(directory)

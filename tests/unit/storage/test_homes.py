@@ -325,6 +325,27 @@ def test_one_sync_makes_the_whole_batch_safe_before_anything_shows(
     assert not (root / "dave").exists()
 
 
+def test_a_mode_that_is_none_is_found_before_anything_is_done(root: Path, make_user: MakeUser) -> None:
+    one(root, make_user("alice"))
+    (record,) = (root / ".ansible_bootstrap/records").iterdir()
+    before = record.read_bytes()
+    (root / "alice").rmdir()
+    assert one(root, make_user("alice"), options=Options(mode="9"))["failed"]
+    assert record.read_bytes() == before
+
+
+@pytest.mark.usefixtures("in_process")
+def test_nothing_is_recorded_of_a_home_that_could_not_be_put_in_its_place(
+    root: Path, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(*_: object) -> None:
+        raise FileExistsError
+
+    monkeypatch.setattr(_homes, "rename_directory", taken)
+    assert "made by somebody else" in one(root, make_user("alice"))["msg"]
+    assert os.listdir(root / ".ansible_bootstrap/records") == []
+
+
 @pytest.mark.root
 def test_a_full_disk_is_named_and_leaves_nothing(
     small_disk: Path, make_user: MakeUser, tmp_path: Path
@@ -335,6 +356,35 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     assert "no space is left" in result["msg"]
     assert os.listdir(small_disk / ".ansible_bootstrap" / "stage") == []
     assert one(small_disk, make_user("alice"))["changed"]
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("in_process")
+def test_a_mount_point_is_the_users_only_when_all_else_is_done(
+    root: Path, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = root / "alice"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0700", "tmpfs", place], check=True)
+    try:
+        hers, real = place.stat().st_dev, os.fchmod
+
+        def broken(directory: int, mode: int) -> None:
+            if os.fstat(directory).st_dev == hers:
+                raise OSError(errno.EIO, "Input/output error")
+            real(directory, mode)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fchmod", broken)
+            assert one(root, make_user("alice"))["failed"]
+        assert place.stat().st_uid == 0
+        synced = []
+        monkeypatch.setattr(_homes, "sync", lambda directory: synced.append(os.fstat(directory).st_dev))
+        assert one(root, make_user("alice"))["changed"]
+        assert stat.S_IMODE(place.stat().st_mode) == 0o755
+        assert synced[-1] == hers
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 @pytest.mark.root

@@ -428,7 +428,7 @@ def test_killed_at_any_call_the_next_run_makes_it_whole(
     is_whole(root, alice, skeleton, mode)
 
 
-@pytest.mark.parametrize("before", ["absent", "partial", "lacks only the owner"])
+@pytest.mark.parametrize("before", ["absent", "partial", "given", "worked", "lacks only the owner"])
 def test_the_module_killed_at_each_of_its_own_steps(
     root: Path, make_user: MakeUser, ensure: Ensure, skeleton: Path, tmp_path: Path, before: str
 ) -> None:
@@ -451,10 +451,19 @@ def test_the_module_killed_at_each_of_its_own_steps(
         if before != "absent":
             assert "killed" in ensure(alice, options=halfway)[0]["msg"]
             assert home.stat().st_mode & 0o777 == (0o755 if last == 3 else 0o700)
+        if before == "given":  # as the helper leaves it when no space is left
+            home.chmod(0o755)
+            os.chown(home, alice["uid"], alice["gid"])
+        elif before == "worked":
+            (home / "mine").write_text("mine")
+            os.chown(home / "mine", alice["uid"], alice["gid"])
         done = killing.run(work, step)
         (result,) = ensure(alice, options=options)
         assert not result["failed"], (step, result)
-        is_whole(root, alice, skeleton, 0o755)
+        if before == "worked":
+            assert (home.stat().st_uid, (home / "mine").read_text()) == (alice["uid"], "mine")
+        else:
+            is_whole(root, alice, skeleton, 0o755)
         assert record(root, "alice")["mkhomedir"] == {"made": True}
         if not done.killed:
             break

@@ -1,17 +1,21 @@
-"""Trees that are removed although somebody hostile may have made them."""
+"""Trees that are copied, compared and removed although somebody hostile may have made or may change them."""
 
 from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from ansible_bootstrap.storage._descriptors import DIRECTORY, opened
+from ansible_bootstrap.storage._errors import StorageError
+from ansible_bootstrap.storage._partial_homes import other_than_skeleton
 from ansible_bootstrap.storage._state import State
-from ansible_bootstrap.storage._trees import discard, remove_tree
+from ansible_bootstrap.storage._trees import copy_tree, discard, remove_tree
 
 DEPTH = 1500
 OWNER = 20001 if os.geteuid() == 0 else os.geteuid()
@@ -67,3 +71,42 @@ def test_root_never_removes_a_tree_by_itself(root: Path) -> None:
     assert discard(directory, "tree", OWNER) is None
     assert discard(directory, "tree", OWNER) is None, "absent is fine"
     os.close(directory)
+
+
+def _copy(source: int, target: int) -> None:
+    copy_tree(source, target, "source")
+
+
+def _compare(source: int, target: int) -> None:
+    other_than_skeleton(source, target, os.geteuid(), [])
+
+
+@pytest.mark.parametrize("name", ["directory", "directory/secret"])
+@pytest.mark.parametrize("work", [_copy, _compare])
+def test_what_becomes_a_link_between_look_and_open_is_not_followed(
+    tmp_path: Path,
+    victim: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    work: Callable[[int, int], None],
+    name: str,
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    shutil.copytree(victim, source / "directory")
+    if work is _compare:
+        shutil.copytree(source, target)
+    else:
+        target.mkdir()
+    real, exchanged = os.open, []
+
+    def open_later(path: str, *arguments: int, **more: int) -> int:
+        if path == Path(name).name and not exchanged:
+            exchanged.append(path)
+            (source / name).rename(tmp_path / "before")
+            (source / name).symlink_to(victim if name == "directory" else victim / "secret")
+        return real(path, *arguments, **more)
+
+    with opened(str(source), DIRECTORY) as one, opened(str(target), DIRECTORY) as other:
+        monkeypatch.setattr(os, "open", open_later)
+        with pytest.raises((StorageError, OSError), match=r"link|[Nn]ot a directory|symbolic"):
+            work(one, other)
+    assert exchanged

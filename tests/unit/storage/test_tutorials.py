@@ -68,6 +68,7 @@ def test_a_tutorial_is_placed_once_and_then_the_users(
     made = root / "alice/tutorials"
     assert (made / "data/a.csv").read_text() == "1,2\n"
     assert {path.stat().st_uid for path in (made, made / "data", made / "data/a.csv")} == {alice["uid"]}
+    assert made.stat().st_mode & 0o777 == 0o755
     assert os.listdir(root / "alice") == ["tutorials"]
 
     (made / "01.ipynb").write_text("my own work")
@@ -78,7 +79,7 @@ def test_a_tutorial_is_placed_once_and_then_the_users(
     assert not made.exists()
 
 
-def test_what_a_user_has_in_that_place_is_theirs(
+def test_what_a_user_has_in_that_shownis_theirs(
     root: Path, make_user: MakeUser, course: dict[str, Any]
 ) -> None:
     alice = make_user("alice", home=True)
@@ -94,6 +95,26 @@ def test_what_a_user_has_in_that_place_is_theirs(
 
     own.rename(root / "alice/old")
     assert place(root, [course], alice)[0]["changed"]
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_new_home_has_no_tutorials_even_if_the_run_is_killed_as_it_appears(
+    root: Path, make_user: MakeUser, course: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = make_user("alice", home=True)
+    assert place(root, [course], alice)[0]["changed"]
+    shutil.rmtree(root / "alice")
+    real = _homes.rename_directory
+
+    def rename(*names: Any) -> None:
+        real(*names)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(_homes, "rename_directory", rename)
+        _homes.ensure([alice], str(root), 1000, _homes.Options(), check=False)
+    assert place(root, [course], alice)[0]["changed"]
+    assert (root / "alice/tutorials/data/a.csv").exists()
 
 
 def test_without_a_home_there_is_nothing_to_do_but_to_say_so(
@@ -178,6 +199,32 @@ class _Killed(BaseException):
 
 
 @pytest.mark.usefixtures("in_process")
+def test_a_stage_that_could_not_be_put_in_its_place_stays_until_that_is_recorded(
+    root: Path, make_user: MakeUser, course: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = make_user("alice", home=True)
+    course["dest"] = "work/tutorials"
+    reveal, record = _tutorials.reveal, _tutorials._record
+
+    def in_the_way(home: int, placings: Any) -> Any:
+        (root / "alice/work").touch()
+        return reveal(home, placings)
+
+    def killed(storage: Storage, news: Any) -> None:
+        if (root / "alice/work").exists():
+            raise _Killed
+        record(storage, news)
+
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        patch.setattr(_tutorials, "reveal", in_the_way)
+        patch.setattr(_tutorials, "_record", killed)
+        place(root, [course], alice)
+    (root / "alice/work").unlink()
+    assert place(root, [course], alice)[0]["changed"]
+    assert (root / "alice/work/tutorials/data/a.csv").exists()
+
+
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("step", ["before copy", "during copy", "before reveal", "after reveal"])
 def test_a_run_killed_at_any_point_is_completed_by_the_next(
     root: Path, make_user: MakeUser, course: dict[str, Any], step: str, monkeypatch: pytest.MonkeyPatch
@@ -244,6 +291,24 @@ def test_the_whole_batch_is_synced_before_anything_shows(
     monkeypatch.undo()
     assert place(root, [course], make_user("carol"))[0]["changed"]
     assert os.listdir(root / "carol") == ["tutorials"]
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("in_process")
+def test_a_home_on_its_own_file_system_is_synced_before_and_after(
+    root: Path, make_user: MakeUser, course: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = make_user("alice", home=True)
+    shown = root / "alice/tutorials"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"uid={alice['uid']}", "tmpfs", root / "alice"], check=True)
+    try:
+        ours, hers = root.stat().st_dev, (root / "alice").stat().st_dev
+        seen: list[tuple[int, bool]] = []
+        monkeypatch.setattr(_tutorials, "sync", lambda fd: seen.append((os.fstat(fd).st_dev, shown.exists())))
+        assert place(root, [course], alice)[0]["changed"]
+        assert seen == [(ours, False), (ours, False), (hers, False), (hers, True), (ours, True)]
+    finally:
+        subprocess.run(["umount", root / "alice"], check=True)
 
 
 @pytest.mark.root
@@ -358,6 +423,18 @@ def test_an_archive_is_fetched_once_for_a_batch_and_revalidated_for_the_next(
     assert (root / "alice/course/readme").read_text() == "one"
     place(root, from_web(web), make_user("frank", home=True))
     assert len(cached(root)) == 1, "the revision nobody gets any more is gone"
+
+
+def test_unchanged_is_no_answer_for_a_revision_that_is_gone(
+    root: Path, make_user: MakeUser, web: WebServer
+) -> None:
+    web.content = zipped(readme="one")
+    assert place(root, from_web(web), make_user("alice", home=True))[0]["changed"]
+    shutil.rmtree(root / f".ansible_bootstrap/cache/trees/{cached(root)[0]}")
+    (result,) = place(root, from_web(web), make_user("bob", home=True))
+    assert result["changed"] and not result["failed"], result
+    assert (root / "bob/course/readme").read_text() == "one"
+    assert "If-None-Match" not in web.seen[1]
 
 
 def test_a_known_checksum_needs_no_server(root: Path, make_user: MakeUser, web: WebServer) -> None:
