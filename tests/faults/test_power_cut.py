@@ -91,6 +91,7 @@ def test_the_power_fails_at_every_step(
     make_user: MakeUser,
     course: dict[str, Any],
     counted: Counter[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     alice = make_user("alice")
     home = _homes.Options(skeleton=course["path"])
@@ -116,7 +117,7 @@ def test_the_power_fails_at_every_step(
         steps = killing.run(work, 0).steps
         whole = killing.tree(place)
 
-    for at in range(1, steps + 2):
+    for at in (*killing.chosen(steps, request.node.name), steps + 1):
         _copy(pristine, image)
         with _mounted(image, root, options):
             killing.run(work, at)
@@ -190,7 +191,12 @@ def _noting(order: Path, name: str, original: Callable[..., Any]) -> Callable[..
 # Not "defaults": there ext4 itself brings a file's content onto the disk before it is renamed over another.
 @pytest.mark.root
 def test_what_a_user_deleted_does_not_come_back(
-    root: Path, image: Path, make_user: MakeUser, course: dict[str, Any], counted: Counter[str]
+    root: Path,
+    image: Path,
+    make_user: MakeUser,
+    course: dict[str, Any],
+    counted: Counter[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     """Alice has thrown away one tutorial; the power fails while she gets another."""
     alice = make_user("alice")
@@ -208,7 +214,7 @@ def test_what_a_user_deleted_does_not_come_back(
     with _mounted(image, root, "noauto_da_alloc"):
         steps = killing.run(lambda: place("old", "new"), 0).steps
 
-    for at in range(1, steps + 2):
+    for at in (*killing.chosen(steps, request.node.name), steps + 1):
         _copy(pristine, image)
         with _mounted(image, root, "noauto_da_alloc"):
             killing.run(lambda: place("old", "new"), at)
