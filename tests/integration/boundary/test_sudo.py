@@ -387,7 +387,7 @@ def test_programs_in_parallel_are_bounded_and_the_next_is_told_to_come_later(mac
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
         idle = machine.start(*SUDO)
-        idle.wait_for(lambda: f":{os.stat(slots / 'slot-0').st_ino} " in _locks())
+        idle.wait_for(lambda: _is_locked(slots / "slot-0"))
         answer = sudo("bob")
         assert answer.status == 2 and answer.events[0]["reason"] == "apply_failed"
         assert "try again later" in answer.refused
@@ -413,8 +413,10 @@ def test_a_caller_that_does_not_read_is_a_caller_that_has_gone(machine, sudo):
     assert sudo("alice", "bob").ok == {"alice", "bob"}
 
 
-def _locks() -> str:
-    return Path("/proc/locks").read_text()
+def _is_locked(path: Path) -> bool:
+    status = path.stat()
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    return f" {device}:{status.st_ino} " in Path("/proc/locks").read_text()
 
 
 def test_whom_the_caller_may_name_is_the_admins_policy(machine, sudo):
