@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Processes that run the tests side by side.
-WORKERS ?= $(shell nproc)
+# Processes that run the tests side by side: one more than there are processors, for many tests wait.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n > 1 ? n + 1 : 1)))
 PYTEST := $(BIN)/python -m pytest --durations=10
 
 .PHONY: help demo test test-full test-matrix lint bench bench-quick fuzz clean
@@ -54,6 +54,8 @@ fuzz: $(VENV)/.installed-fuzz ## Throw hostile bytes at the parsers for a minute
 $(VENV)/.installed-%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	# jsonschema can do without it; it compiles a grammar, for a second, whenever JupyterHub is imported.
+	$(BIN)/python -m pip uninstall --quiet --yes rfc3987-syntax
 	touch $@
 
 clean: ## Remove what the targets above installed

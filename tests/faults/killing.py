@@ -118,6 +118,8 @@ def run(work: Callable[[], Any], at: int, *, only_child: bool = False) -> Run:
     except BaseException:
         for pid in {counter.victim, main if not ended else 0} - {0}:
             os.kill(pid, signal.SIGKILL)
+        if not ended:
+            os.waitpid(main, 0)
         raise
     if only_child or not counter.victim:
         assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the work raised something"
