@@ -41,7 +41,7 @@ def _needs() -> Callable[..., None]:
 
 
 ONE_AT_A_TIME = ("hosts", "boundary", "docker", "browser")
-"""Suites below ``integration`` that share accounts, network namespaces, a daemon or a browser; they take longest."""
+"""Suites below ``integration`` that share accounts, network namespaces, a daemon or a browser."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -64,7 +64,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest; give the marker ``root`` its meaning."""
-    items.sort(key=lambda item: item.path.parent.name not in ONE_AT_A_TIME)
+    items.sort(key=lambda item: item.path.parent.name not in (*ONE_AT_A_TIME, "storage"))
     if os.geteuid() != 0 and not REQUIRE_ALL:
         for item in items:
             if item.get_closest_marker("root"):
