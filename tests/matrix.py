@@ -20,7 +20,7 @@ SUITES = (
     *(
         "tests/integration/playbook",
         "tests/integration/apply/test_outcomes.py",
-        "tests/integration/apply/test_spare.py",
+        "tests/integration/apply/test_spare_runs.py",
     ),
 )
 """What depends on the releases: the hub's side, and all that speaks to Ansible."""

@@ -27,29 +27,12 @@ __all__ = ["_make_root", "as_user", "hold", "make_user", "root", "victim"]
 
 RENAME_EXCHANGE = 2
 
-_COUNTS: Counter[str] = Counter()
-
 
 @pytest.fixture
-def counted() -> Counter[str]:
-    return _COUNTS
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _COUNTS["steps"]:
-        terminalreporter.write_line(
-            f"kill harness: {_COUNTS['steps']} steps killed, {_COUNTS['partial']} partial homes or tutorials "
-            f"ever visible, {_COUNTS['lost']} bytes of users lost"
-        )
-    if _COUNTS["cuts"]:
-        terminalreporter.write_line(
-            f"power cuts: {_COUNTS['cuts']} disks looked at, {_COUNTS['cut partial']} partial"
-        )
-    if _COUNTS["rounds"]:
-        terminalreporter.write_line(
-            f"flipper: {_COUNTS['rounds']} rounds, {_COUNTS['flips']} exchanges, "
-            f"{_COUNTS['victims']} victims touched"
-        )
+def counted(record_property: Callable[[str, object], None]) -> Iterator[Counter[str]]:
+    counts: Counter[str] = Counter()
+    yield counts
+    record_property("counted", dict(counts))
 
 
 @contextlib.contextmanager
@@ -59,7 +42,9 @@ def mounted(place: Path, *arguments: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        if subprocess.run(["umount", str(place)], check=False).returncode != 0:
+            subprocess.run(["umount", "-l", str(place)], check=True)
+            pytest.fail("a process is left that has something of the file system open")
 
 
 def small(place: Path, options: str) -> contextlib.AbstractContextManager[None]:

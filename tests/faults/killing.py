@@ -6,6 +6,9 @@ children, who die with their parents. A write or a copy is killed when half of i
 seen to by one processor, so a run has the same steps each time and *every* one of them can be tried.
 
 Whether the kernel does half a rename when it is killed is not asked: it does not.
+
+By default a random third of the steps is tried, and at least :data:`FEWEST`. The environment variable
+``ANSIBLE_BOOTSTRAP_STEPS`` is the seed of the choice, or ``all``; the summary of the run tells it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import random
 import signal
 import stat
 import time
@@ -23,7 +27,17 @@ from typing import Any
 
 from ansible_bootstrap.storage import _files
 
-Step = Callable[[], None]
+FEWEST = 12
+_PROC = os.stat("/proc").st_dev
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+
+def chosen(steps: int, case: str) -> list[int]:
+    """Steps of the case that are to be tried, in their order."""
+    seed, every = os.environ["ANSIBLE_BOOTSTRAP_STEPS"], range(1, steps + 1)
+    if seed == "all":
+        return list(every)
+    return sorted(random.Random(f"{seed} {case}").sample(every, min(steps, max(FEWEST, steps // 3))))
 
 
 class _Counter:
@@ -80,7 +94,8 @@ def run(work: Callable[[], Any], at: int, *, only_child: bool = False) -> Run:
     if main == 0:
         status = 1
         try:
-            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+            processors = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(0, {processors[_WORKER % len(processors)]})
             _count_calls(counter)
             work()
             status = 0
@@ -88,18 +103,24 @@ def run(work: Callable[[], Any], at: int, *, only_child: bool = False) -> Run:
             os._exit(status)
     until = time.monotonic() + 30
     ended = 0
-    while not ended and not counter.victim:
-        time.sleep(0.0002)
-        assert time.monotonic() < until
-        ended, status = os.waitpid(main, os.WNOHANG)
-    in_child = counter.victim not in (0, main)
-    if counter.victim:
-        os.kill(counter.victim if only_child and in_child else main, signal.SIGKILL)
-    if not ended:
-        _, status = os.waitpid(main, 0)
-    while in_child and _alive(counter.victim):  # it dies with its parent
-        time.sleep(0.0002)
-        assert time.monotonic() < until
+    try:
+        while not ended and not counter.victim:
+            time.sleep(0.0002)
+            assert time.monotonic() < until, f"nothing happens after call {counter.count}"
+            ended, status = os.waitpid(main, os.WNOHANG)
+        in_child = counter.victim not in (0, main)
+        if counter.victim:
+            os.kill(counter.victim if only_child and in_child else main, signal.SIGKILL)
+            ended, status = os.waitpid(main, 0)
+        while in_child and _alive(counter.victim):  # it dies with its parent
+            time.sleep(0.0002)
+            assert time.monotonic() < until, "it outlives its parent"
+    except BaseException:
+        for pid in {counter.victim, main if not ended else 0} - {0}:
+            os.kill(pid, signal.SIGKILL)
+        if not ended:
+            os.waitpid(main, 0)
+        raise
     if only_child or not counter.victim:
         assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the work raised something"
     return Run(counter.count, bool(counter.victim), in_child)
@@ -130,7 +151,7 @@ def _count_calls(counter: _Counter) -> None:
     ):
         wrap(os, name)
     wrap(os, "open", lambda path, flags, *_, **__: bool(flags & os.O_CREAT))
-    wrap(os, "write", lambda fd, _: stat.S_ISREG(os.fstat(fd).st_mode))
+    wrap(os, "write", lambda fd, _: stat.S_ISREG((status := os.fstat(fd)).st_mode) and status.st_dev != _PROC)
     wrap(_files, "_renameat2")
     wrap(_files._libc, "syncfs")
 

@@ -32,8 +32,8 @@ from ansible_bootstrap.apply.descendants import descendants
 APPLY = (sys.executable, "-I", "-m", "ansible_bootstrap.apply")
 CHECKOUT = Path(__file__).resolve().parents[2]
 UID, GID = 20_000, 20_000
-SOMEBODY = 54_321
-"""A uid that nobody on the machine has."""
+SOMEBODY = 1_000_000 + os.getpid()
+"""A uid that nobody on the machine has, nor another process that runs these tests."""
 
 
 class Site:

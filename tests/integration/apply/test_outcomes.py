@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.integration.conftest import SOMEBODY
+
 
 def say(text: str, **more: Any) -> dict[str, Any]:
     return {"name": "Say something", "ansible.builtin.debug": {"msg": text}, **more}
@@ -93,14 +95,14 @@ def test_what_went_wrong_is_told_in_printable_characters(site, apply_program):
 def test_without_root_a_hub_serves_its_own_uid(open_site, unprivileged, apply_program):
     program = type(apply_program)(open_site)
     settings = program.settings_file(open_site.settings(roles=["user_dir"], uid="nss", gid="nss"))
-    subprocess.run(["chown", "-R", "54321", open_site.path], check=True)
+    subprocess.run(["chown", "-R", str(SOMEBODY), open_site.path], check=True)
     open_site.path.chmod(0o755)
     users = ["alice", {"name": "bob", "uid": 0}]
     answer = program.start(users, argv=("--settings", str(settings)), prefix=unprivileged).answer()
     assert answer.ok == {"alice"}, answer
-    assert (open_site.root / "alice").stat().st_uid == 54321
+    assert (open_site.root / "alice").stat().st_uid == SOMEBODY
     assert "needs root" in answer.outcomes["bob"]["message"]
-    base = Path("/tmp/ansible-bootstrap-54321")
+    base = Path(f"/tmp/ansible-bootstrap-{SOMEBODY}")
     assert not [path for path in base.iterdir() if path.is_dir()]
     shutil.rmtree(base)
 
@@ -110,13 +112,13 @@ def test_without_root_a_hub_serves_its_own_uid(open_site, unprivileged, apply_pr
 def test_without_processes_or_threads_to_spare_it_is_a_sentence(open_site, unprivileged, apply_program, most):
     program = type(apply_program)(open_site)
     settings = program.settings_file(open_site.settings(roles=["user_dir"], uid="nss", gid="nss"))
-    subprocess.run(["chown", "-R", "54321", open_site.path], check=True)
+    subprocess.run(["chown", "-R", str(SOMEBODY), open_site.path], check=True)
     open_site.path.chmod(0o755)
     prefix = (*unprivileged, "prlimit", f"--nproc={most}")
     answer = program.start(["alice"], argv=("--settings", str(settings)), prefix=prefix).answer()
     assert answer.status != 0 and "Traceback" not in answer.log, answer
     assert not answer.ok and (answer.events or answer.log), answer
-    shutil.rmtree("/tmp/ansible-bootstrap-54321", ignore_errors=True)
+    shutil.rmtree(f"/tmp/ansible-bootstrap-{SOMEBODY}", ignore_errors=True)
 
 
 def test_a_user_may_go_on_without_a_role_that_may_fail(site, apply_program):

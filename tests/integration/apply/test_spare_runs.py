@@ -304,6 +304,7 @@ def test_settings_that_stay_wrong_are_refused_as_ever(spare):
     assert [event["event"] for event in ahead.events] == ["refused"]
 
 
+@pytest.mark.alone(reason="it touches the installed package, so all apply programs that wait start anew")
 def test_after_a_change_of_the_installation_the_program_starts_anew(site, spare):
     ahead = spare("user_dir")
     waiting = ahead.waiting()

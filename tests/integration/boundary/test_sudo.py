@@ -305,17 +305,9 @@ def test_a_caller_that_reads_nothing_holds_up_nobody_else(machine, sudo):
     assert all(machine.exists(name) for name in names)
 
 
-LIMITS = (
-    "-n 8",
-    "-n 12",
-    "-f 0",
-    "-f 64",
-    "-v 50000",
-    "-d 20000",
-    "-t 1",
-    "-u 1",
-    "-s 64",
-)
+LIMITS = ("-n 8", "-n 12", "-f 0", "-f 64", "-v 50000", "-d 20000", "-t 1", "-u 1", "-s 64")
+CAN_LIFT = int(re.findall(r"CapEff:\s+(\w+)", Path("/proc/self/status").read_text())[0], 16) >> 24 & 1
+"""Whether root has CAP_SYS_RESOURCE, as it has outside of containers."""
 
 
 def test_ulimits_of_the_caller_never_leave_half_a_home(machine, sudo):
@@ -326,15 +318,23 @@ def test_ulimits_of_the_caller_never_leave_half_a_home(machine, sudo):
     (skeleton / "notes").write_bytes(content)
     machine.settings(extra_vars={"user_dir_skeleton": str(machine.world / "skeleton")})
     names = {limit: f"user{place}" for place, limit in enumerate(LIMITS)}
+    reached = 0
     for limit, name in names.items():
         answer = sudo(name, shell=f"ulimit {limit}")
         if machine.exists(name):
             assert (machine.home(name) / "notes").read_bytes() == content, limit
         assert (answer.status == 0) == (answer.ok == {name}), (limit, answer)
-        if limit.startswith("-f"):
-            assert answer.ok or "ulimit -f" in answer.refused, answer
-        said = answer.log or answer.outcomes or answer.events
-        assert answer.ok or said or answer.status < 0, (limit, answer)
+        reached += bool(answer.events)
+        if not answer.events:  # sudo itself had too little
+            assert not machine.exists(name), (limit, answer)
+            assert answer.log.startswith("sudo: ") or answer.status == -signal.SIGSEGV, (limit, answer)
+        elif CAN_LIFT:
+            assert answer.ok == {name}, (limit, answer)
+        elif limit.startswith("-f"):
+            assert "ulimit -f" in answer.refused, answer
+        else:
+            assert answer.ok or answer.outcomes[name]["message"], (limit, answer)
+    assert reached > len(LIMITS) / 2
     stages = machine.path(machine.volumes / ".ansible_bootstrap/stage")
     assert list(stages.iterdir()) == []
     again = sudo(*names.values())
@@ -365,8 +365,7 @@ def test_a_run_has_the_limits_and_the_share_of_a_service_whatever_the_caller_low
     machine.path(program).chmod(0o755)
     machine.settings(roles=["user_dir", "script"], extra_vars={"script_path": str(program)})
     told = {}
-    capable = int(re.findall(r"CapEff:\s+(\w+)", Path("/proc/self/status").read_text())[0], 16) >> 24 & 1
-    lowered = LOWERED.format(which="" if capable else "-S")
+    lowered = LOWERED.format(which="" if CAN_LIFT else "-S")
     for name, shell in {"alice": "", "bob": f"{{ {lowered}; }} >/dev/null 2>&1"}.items():
         answer = sudo(name, shell=shell) if shell else sudo(name)
         assert answer.ok == {name}, answer
@@ -387,7 +386,7 @@ def test_programs_in_parallel_are_bounded_and_the_next_is_told_to_come_later(mac
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
         idle = machine.start(*SUDO)
-        idle.wait_for(lambda: f":{os.stat(slots / 'slot-0').st_ino} " in _locks())
+        idle.wait_for(lambda: _is_locked(slots / "slot-0"))
         answer = sudo("bob")
         assert answer.status == 2 and answer.events[0]["reason"] == "apply_failed"
         assert "try again later" in answer.refused
@@ -413,8 +412,10 @@ def test_a_caller_that_does_not_read_is_a_caller_that_has_gone(machine, sudo):
     assert sudo("alice", "bob").ok == {"alice", "bob"}
 
 
-def _locks() -> str:
-    return Path("/proc/locks").read_text()
+def _is_locked(path: Path) -> bool:
+    status = path.stat()
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    return f" {device}:{status.st_ino} " in Path("/proc/locks").read_text()
 
 
 def test_whom_the_caller_may_name_is_the_admins_policy(machine, sudo):

@@ -238,17 +238,25 @@ def test_a_configuration_that_fails_is_an_error_that_names_it(admin: Admin) -> N
 def test_ctrl_c_ends_the_run_and_everything_it_started(admin: Admin) -> None:
     role = admin.directory / "roles/sleeper/tasks"
     role.mkdir(parents=True)
-    (role / "main.yml").write_text("- ansible.builtin.command: sleep 4711\n")
+    seconds = str(4711 + os.getpid())
+    (role / "main.yml").write_text(f"- ansible.builtin.command: sleep {seconds}\n")
     admin.configure(roles=["sleeper"], roles_path=[str(admin.directory / "roles")])
-    process = subprocess.Popen(
-        admin.command("run", "alice"), cwd=admin.directory, stderr=subprocess.PIPE, text=True
-    )
-    wait_for(lambda: running("sleep", "4711"))
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)
+    with subprocess.Popen(
+        admin.command("run", "alice"),
+        cwd=admin.directory,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who starts the tests may ignore it
+    ) as process:
+        try:
+            wait_for(lambda: running("sleep", seconds))
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=10)
+        finally:
+            process.terminate()
     assert process.returncode == 130
     assert "interrupted with 0 of 1 users done; the same command again continues" in said
-    wait_for(lambda: not running("sleep", "4711"))
+    wait_for(lambda: not running("sleep", seconds))
 
 
 def running(*command: str) -> bool:

@@ -96,6 +96,9 @@ c.JupyterHub.db_url = f"sqlite:///{path}/hub.sqlite"
 c.JupyterHub.cookie_secret_file = str(path / "cookie_secret")
 c.JupyterHub.authenticator_class = "dummy"
 c.JupyterHub.allow_named_servers = True
+c.JupyterHub.tornado_settings = {
+    "slow_spawn_timeout": 30
+}  # on a busy machine too the answer to a start is its end
 c.JupyterHub.services = [{"name": "tester", "api_token": test["token"]}]
 c.JupyterHub.load_roles = [
     {

@@ -134,7 +134,7 @@ class RunningHub:
     @contextlib.asynccontextmanager
     async def api(self) -> AsyncIterator[Api]:
         headers = {"Authorization": f"token {self.token}"}
-        async with httpx.AsyncClient(base_url=f"{self.url}/api", headers=headers, timeout=30) as client:
+        async with httpx.AsyncClient(base_url=f"{self.url}/api", headers=headers, timeout=60) as client:
             yield Api(client)
 
 

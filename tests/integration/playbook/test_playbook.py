@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.conftest import SOMEBODY
+
 CHECKOUT = Path(__file__).resolve().parents[3]
-SOMEBODY = "54321"  # as the fixture `unprivileged` has it
 HOME = {
     "name": "Make a file of the user's",
     "ansible.builtin.copy": {
@@ -194,7 +195,7 @@ def test_without_root_the_storage_is_ones_own(open_site, playbook, unprivileged)
     site, kept = open_site, open_site.path / "kept"
     kept.mkdir()
     site.role("home", HOME)
-    subprocess.run(["chown", "-R", SOMEBODY, site.path], check=True)
+    subprocess.run(["chown", "-R", str(SOMEBODY), site.path], check=True)
     site.path.chmod(0o755)
     environment = {"HOME": str(site.path), "ANSIBLE_ROLES_PATH": str(site.roles)}
     how = {"prefix": unprivileged, "environment": environment, "cwd": site.path}
@@ -204,7 +205,7 @@ def test_without_root_the_storage_is_ones_own(open_site, playbook, unprivileged)
 
     first = playbook(**how, **nobody, **variables)
     assert (first.status, first.changed) == (0, 2), first.output
-    assert str((kept / "alice").stat().st_uid) == str((site.root / "alice").stat().st_uid) == SOMEBODY
+    assert (kept / "alice").stat().st_uid == (site.root / "alice").stat().st_uid == SOMEBODY
     again = playbook(**how, **nobody, **variables)
     assert (again.status, again.changed) == (0, 0), again.output
     other = playbook(**how, **{**variables, "username": "bob"})

@@ -18,6 +18,9 @@ FEW = {
 }
 
 
+pytestmark = pytest.mark.alone(reason="a benchmark takes the whole machine")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", FEW)
