@@ -40,7 +40,14 @@ class _BootstrappedMixin:
         await maybe_future(super().run_post_stop_hook())  # type: ignore[misc]
 
     async def progress(self) -> AsyncIterator[Any]:
-        theirs = super().progress  # type: ignore[misc]
+        base: Any = super()
+
+        def theirs() -> AsyncIterator[Any]:
+            events: AsyncIterator[Any] = (
+                base.progress()
+            )  # Looked up late: WrapSpawner's is a property, and its child's.
+            return events
+
         async for event in progress(self, theirs):
             yield event
 

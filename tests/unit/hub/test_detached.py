@@ -82,7 +82,9 @@ CONFIGURATIONS: dict[str, Callable[[], Config]] = {
     "system user": lambda: configured(
         "dockerspawner.SystemUserSpawner",
         SystemUserSpawner={"host_homedir_format_string": f"{ROOT}/{{username}}", "run_as_root": True},
-        AnsibleBootstrap={"place": lambda spawner: {"directory": spawner.host_homedir}},
+        AnsibleBootstrap={
+            "place": lambda spawner: {"directory": spawner.host_homedir, "uid": 1000, "gid": 100}
+        },
     ),
     "bootstrapped": lambda: configured(
         bootstrapped(dockerspawner.DockerSpawner), DockerSpawner={"volumes": HOME}
