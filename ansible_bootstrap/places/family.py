@@ -26,7 +26,7 @@ T = TypeVar("T")
 LOOKUP_SECONDS: Final = 10.0
 """A name service that has not answered by then is down."""
 
-SETTING: Final = 'set c.AnsibleBootstrap.place to where the user\'s storage is: "/export/home/{username}", say (docs/places.md)'
+SETTING: Final = 'set c.AnsibleBootstrap.place (to "/export/home/{username}", for example: docs/places.md)'
 
 
 @dataclass(frozen=True)

@@ -161,8 +161,9 @@ class Detached:
         try:
             spawner = self.spawner(name, groups=groups, auth_state=auth_state)
             places = set()
-            for options in await choices(spawner) or [{}]:
-                spawner = self.spawner(name, groups=groups, auth_state=auth_state)
+            for number, options in enumerate(await choices(spawner) or [{}]):
+                if number:
+                    spawner = self.spawner(name, groups=groups, auth_state=auth_state)
                 spawner.user_options = options
                 # The hub has done so when it calls the hook.
                 if getattr(spawner, "group_overrides", None):

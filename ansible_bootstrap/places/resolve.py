@@ -185,7 +185,7 @@ async def _said(setting: Any, spawner: Any) -> dict[str, Any]:
     if "groups" in given:
         given["groups"] = tuple(given["groups"])
     plain = {key: value for key, value in given.items() if key not in {"account", "volumes"}}
-    replace(Place(name), **plain).user()  # Types and bounds.
+    replace(Place("anybody"), **plain).user()  # Types and bounds.
     return given
 
 
