@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jupyterhub.spawner import Spawner
 from traitlets.config import Config
 
 from ansible_bootstrap.config import AnsibleBootstrap
@@ -51,6 +52,16 @@ def spawner(cls: type, name: str = "alice", *groups: str, server: str = "", **se
     if server:
         made.orm_spawner = SimpleNamespace(name=server, server=None)
     return made
+
+
+def yarn_spawner() -> type:
+    """Of a class that is not known; a stand-in where the package is not, for it brings gRPC and a Java archive along."""
+    try:
+        from yarnspawner import YarnSpawner
+    except ImportError:
+        methods = dict.fromkeys(("start", "stop", "poll"), lambda self: None)
+        return type("YarnSpawner", (Spawner,), {"__module__": "yarnspawner.spawner", **methods})
+    return YarnSpawner
 
 
 def settings(**given: Any) -> AnsibleBootstrap:

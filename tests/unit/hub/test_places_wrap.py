@@ -11,7 +11,7 @@ import pytest
 import wrapspawner
 from dockerspawner import DockerSpawner
 from jupyterhub.spawner import LocalProcessSpawner, SimpleLocalProcessSpawner
-from spawner_fakes import ROOT, everybody_is_known, random_names, settings, spawner
+from spawner_fakes import ROOT, everybody_is_known, random_names, settings, spawner, yarn_spawner
 from traitlets.config import Config
 
 from ansible_bootstrap import BootstrapError
@@ -150,14 +150,13 @@ async def test_a_page_waits_for_no_child_of_a_server_that_was_stopped() -> None:
 
 async def test_a_spawner_that_is_not_known_is_named_with_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     everybody_is_known(monkeypatch)
-    yarnspawner = pytest.importorskip("yarnspawner")
     with pytest.raises(
         UnresolvedError,
         match=r"yarnspawner\.spawner\.YarnSpawner is a spawner.*set c\.AnsibleBootstrap\.place",
     ):
-        await resolve(spawner(yarnspawner.YarnSpawner), settings())
+        await resolve(spawner(yarn_spawner()), settings())
     said = settings(place="/export/home/{username}")
-    assert (await resolve(spawner(yarnspawner.YarnSpawner), said)).directory == "/export/home/alice"
+    assert (await resolve(spawner(yarn_spawner()), said)).directory == "/export/home/alice"
 
 
 @pytest.mark.parametrize(
