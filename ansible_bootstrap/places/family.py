@@ -99,8 +99,8 @@ class Family:
 def copied(spawner: Any) -> Any:
     """Return a copy, which can be changed without changing the spawner: dicts and lists are copied, too."""
     clone = copy.copy(spawner)
-    for name, value in clone._trait_values.items():
-        clone._trait_values[name] = _fresh(value)
+    values = getattr(clone, "_trait_values", {})
+    values.update({name: _fresh(value) for name, value in values.items()})
     return clone
 
 

@@ -28,7 +28,7 @@ from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import RefusedError, UnreachableError, UnresolvedError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.identity import identified
-from ansible_bootstrap.places.resolve import checked, choices, resolve, unasked
+from ansible_bootstrap.places.resolve import checked, choices, resolve, unasked, with_options
 
 RESOLVE_SECONDS: Final = 30.0
 """For one user; longer than a name service may take."""
@@ -165,12 +165,7 @@ class Detached:
                 if number:
                     spawner = self.spawner(name, groups=groups, auth_state=auth_state)
                 spawner.user_options = options
-                # The hub has done so when it calls the hook.
-                if getattr(spawner, "group_overrides", None):
-                    await spawner.apply_group_overrides()
-                if getattr(spawner, "apply_user_options", None):
-                    await spawner._run_apply_user_options(options)
-                places.add(await resolve(spawner, self._settings))
+                places.add(await resolve(await with_options(spawner), self._settings))
         except (UnresolvedError, ImportError):
             if not self.names_only:
                 raise

@@ -136,6 +136,15 @@ def checked(place: Place, config: AnsibleBootstrap) -> Place:
     return place
 
 
+async def with_options(spawner: Any) -> Any:
+    """Apply groups and options to the spawner, as ``User.spawn`` has done when it calls the hook, and return it."""
+    if getattr(spawner, "group_overrides", None):
+        await spawner.apply_group_overrides()
+    if getattr(spawner, "apply_user_options", None):
+        await spawner._run_apply_user_options(spawner.user_options)
+    return spawner
+
+
 async def choices(spawner: Any) -> list[dict[str, Any]]:
     """Return the ``user_options`` among which the user will choose; nothing if there is no choice."""
     return await _family(spawner).choices(spawner)

@@ -79,7 +79,7 @@ def main() -> None:
         "begin",
         check=request["check"],
         users=[user["name"] for user in users],
-        directories=[user["directory"] for user in users],
+        directories=[user.get("directory") for user in users],
         done=request["done"],
         environment=dict(os.environ),
         argv=sys.argv[2:],

@@ -17,7 +17,7 @@ from traitlets.config import Config
 from ansible_bootstrap import BootstrapError
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import RefusedError, UnresolvedError
-from ansible_bootstrap.hub import bootstrapped, core, pre_spawn_hook
+from ansible_bootstrap.hub import bootstrapped, core, login, pre_spawn_hook
 from ansible_bootstrap.hub.page import progress, show_progress
 from ansible_bootstrap.hub.spawns import spawn_of
 from ansible_bootstrap.place import Place
@@ -89,6 +89,25 @@ async def test_without_a_hub_profiles_that_agree_are_an_answer_and_others_are_no
     assert (await configured(PROFILES[0], twin).place("jane.doe")).directory == f"{ROOT}/jane-2edoe"
     with pytest.raises(UnresolvedError, match=r"chosen on the spawn page: .*hex/.*, .*/jane-2edoe"):
         await configured(*PROFILES[:2]).place("jane.doe")
+
+
+@pytest.mark.parametrize("profiles", [PROFILES, PROFILES[:1]])
+async def test_before_anything_is_chosen_nothing_is_prepared_at_login(
+    profiles: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first start of a server without options would be of another class still."""
+    monkeypatch.setattr(login, "_LOOK_SECONDS", 0)
+    monkeypatch.setattr(core, "_core", None)
+    AnsibleBootstrap.clear_instance()
+    asked = spawner(wrapspawner.ProfilesSpawner, profiles=profiles)
+    asked.config.AnsibleBootstrap.update(state_dir=str(tmp_path), storage_root=ROOT)
+    asked.user.get_spawner, asked.user.active = lambda: asked, False
+    made = core.make_core(asked.config, {"users": {}})
+    prepared: list[Place] = []
+    monkeypatch.setattr(made.dispatcher, "prepare", lambda place, done: prepared.append(place))
+    await login._prepare(made, SimpleNamespace(current_user=asked.user), "alice")
+    assert prepared == []
+    AnsibleBootstrap.clear_instance()
 
 
 # Progress
