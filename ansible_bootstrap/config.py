@@ -177,14 +177,17 @@ class AnsibleBootstrap(SingletonConfigurable):
         """,
     ).tag(config=True)
 
-    place = Callable(
-        None,
+    place = Union(
+        [Callable(), Unicode(), Dict()],
+        default_value=None,
         allow_none=True,
         help="""
-        Where a user's storage is, if the spawner cannot tell or is wrong:
-        ``callable(spawner) -> Place`` or a dict with any of ``directory``, ``uid``, ``gid``,
-        ``storage_host``, ``groups`` (may be async; it runs on the hub's event loop, so it must not
-        block). The settings fill in what is left out. If it returns None, the spawner is asked, as by default.
+        Where a user's storage is, if the spawner cannot tell or is wrong: a template such as
+        ``"/export/home/{username}"``, with the fields that the spawner itself knows; or a dict with any of
+        ``directory`` and ``account`` (templates), ``uid``, ``gid``, ``storage_host``, ``groups``, ``volumes``; or
+        ``callable(spawner)`` that returns a Place or such a dict (its text is no template; it may be async, and it
+        must not block, for it runs on the hub's event loop). Of what is left out, the spawner is asked, then the
+        settings. None: ask the spawner. docs/places.md has an example for each spawner. Default: None.
         """,
     ).tag(config=True)
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from ansible_bootstrap.errors import RefusedError
 from ansible_bootstrap.protocol import User, describe_validation
+from ansible_bootstrap.storage._names import NameRefusedError, check_hub_name, sent_name
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,39 @@ class Place:
     groups: tuple[str, ...] = ()
     server_name: str = field(default="", compare=False)
     """For the log: named servers that share a directory share the work."""
+    account: str = ""
+    """The system account that the servers run as, where it is not called as the user."""
 
     def __post_init__(self) -> None:
         if isinstance(self.directory, str):  # A spawner's template may end in a slash.
             object.__setattr__(self, "directory", self.directory.rstrip("/") or self.directory)
-        self.user()
+        self._user()
 
     @property
     def job_key(self) -> tuple[str, str]:
         """Equal for two places exactly if bootstrapping them is the same piece of work."""
         return self.storage_host, self.directory or self.name
 
+    @property
+    def sent_name(self) -> str:
+        """The name by which the apply program knows the user: the account's, or what it can be told of the hub's."""
+        return self.account or sent_name(self.name)
+
     def user(self, key: str = "") -> User:
-        """The user as the apply program wants it."""
+        """The user as the apply program wants it.
+
+        Raises:
+            RefusedError: a name that is not sent as it is needs a directory.
+        """
+        if self.directory is None and self.sent_name != self.name:
+            raise RefusedError(f"{self.name!a} needs a directory, for the name is not sent as it is")
+        return self._user(key)
+
+    def _user(self, key: str = "") -> User:
         try:
+            check_hub_name(self.name)
             return User(
-                name=self.name,
+                name=self.sent_name,
                 key=key,
                 directory=self.directory,
                 uid=self.uid,
@@ -54,5 +72,7 @@ class Place:
                 storage_host=self.storage_host or None,
                 groups=self.groups,
             )
+        except NameRefusedError as error:
+            raise RefusedError(str(error)) from None
         except ValidationError as error:
             raise RefusedError(describe_validation(error)) from None

@@ -18,6 +18,7 @@ from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.identity import GID_ATTRIBUTE, UID_ATTRIBUTE
 from ansible_bootstrap.places.offline import Detached
 from ansible_bootstrap.protocol import Outcome, User, parse_users
+from ansible_bootstrap.storage._names import NameRefusedError, check_hub_name, sent_name
 
 LastPlaces = Callable[[str], Sequence[Place]]
 
@@ -59,7 +60,7 @@ class RosterPlaces:
             number: of the record, from 1, by which one without a usable name is known.
             record: the columns of a roster.
         """
-        good, refused = parse_users([record])
+        good, refused = _parsed(record)
         if refused:
             (outcome,) = refused
             return outcome.model_copy(
@@ -127,6 +128,17 @@ class RosterPlaces:
             unique, number = f"{key} ({number})", number + 1
         self._keys.add(unique)
         return unique
+
+
+def _parsed(record: Any) -> tuple[list[User], list[Outcome]]:
+    """As ``parse_users``, for a name of the hub's, which need not be one of the storage host's."""
+    name = record.get("name") if isinstance(record, dict) else None
+    try:
+        sent = sent_name(check_hub_name(name))
+    except NameRefusedError:
+        return parse_users([record])
+    good, refused = parse_users([{**record, "name": sent, "key": record.get("key") or name}])
+    return [user.model_copy(update={"name": name}) for user in good], refused
 
 
 def _said(place: Place, user: User) -> Place:

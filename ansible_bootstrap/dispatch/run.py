@@ -255,9 +255,10 @@ class Run:
     def _settle(self, outcome: Outcome) -> None:
         key = self.keys.get(outcome.key)
         job = self.jobs.get(key) if key else None
-        if key is None or job is None or job.place.name != outcome.name:
+        if key is None or job is None or job.place.sent_name != outcome.name:
             self._log.warning("ansible_bootstrap: run %s has an outcome nobody asked for", self.record.run)
             return
+        outcome = outcome.model_copy(update={"name": job.place.name})
         del self.jobs[key]
         self._note(outcome)
         self.said += 1

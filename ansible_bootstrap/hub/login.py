@@ -21,7 +21,8 @@ from ansible_bootstrap.errors import AnsibleBootstrapError
 from ansible_bootstrap.hub.core import Core, make_core
 from ansible_bootstrap.hub.failure import why
 from ansible_bootstrap.hub.person import check_person
-from ansible_bootstrap.places.resolve import resolve
+from ansible_bootstrap.places.family import copied
+from ansible_bootstrap.places.resolve import choices, resolve, with_options
 
 USER_SECONDS: Final = 10.0
 """From the login to the hub's knowing the user."""
@@ -59,7 +60,9 @@ async def _prepare(core: Core, handler: Any, name: str) -> None:
             return
         check_person(core, user)
         spawner = user.get_spawner()
-        place = await resolve(spawner, core.config)
+        if last is None and await choices(spawner):
+            return  # The spawn page has yet to ask.
+        place = await resolve(await with_options(copied(spawner)), core.config)
         known, done = await core.known(place)
         if known:
             return

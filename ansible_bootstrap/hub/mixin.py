@@ -53,7 +53,14 @@ class BootstrappedSpawner:
 
     async def progress(self) -> AsyncIterator[Any]:
         """What we have to say, then what the spawner has."""
-        theirs = lambda: super(BootstrappedSpawner, self).progress()  # type: ignore[misc]  # noqa: E731 - some raise
+        base: Any = super()
+
+        def theirs() -> AsyncIterator[Any]:
+            events: AsyncIterator[Any] = (
+                base.progress()
+            )  # Late: WrapSpawner's is a property, and its child's.
+            return events
+
         async for event in progress(self, theirs):
             yield event
 

@@ -4,9 +4,11 @@ A list of names says nothing of directories: DockerSpawner mounts ``emmy-2enoeth
 ``emmy.noether``. So a spawner of the hub's own class is made as ``User._new_spawner`` makes it, and asked as the hook
 asks (``places.resolve``). Nothing is started, no server is contacted and the hub's database is not opened.
 
-What only a running hub knows (a user's id, whether they are admin, what was chosen on the spawn page) is missing from
-:class:`DetachedUser` rather than guessed: code of the site that looks for it fails, and the user is ``unresolved``. A
-``None`` would have become part of a path.
+What only a running hub knows (whether they are admin, say) is missing from :class:`DetachedUser` rather than guessed:
+code of the site that looks for it fails, and the user is ``unresolved``. A ``None`` would have become part of a path.
+A user's id is something else: SystemdSpawner and KubeSpawner look for it in their constructors, most often for nothing.
+So it is there, and objects where it ends up in a path. Of what is chosen on the spawn page, all choices are tried; if
+they differ, the user is ``unresolved``.
 
 Rejected: the hub's own ``User`` over a database in memory. It has all attributes, with values that are not this user's.
 
@@ -25,7 +27,8 @@ from traitlets.config import Config
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import RefusedError, UnreachableError, UnresolvedError
 from ansible_bootstrap.place import Place
-from ansible_bootstrap.places.resolve import resolve
+from ansible_bootstrap.places.identity import identified
+from ansible_bootstrap.places.resolve import checked, choices, resolve, unasked, with_options
 
 RESOLVE_SECONDS: Final = 30.0
 """For one user; longer than a name service may take."""
@@ -36,7 +39,23 @@ WAY_OUT: Final = (
 )
 
 _ONLY_A_HUB: Final = "only a running hub knows it"
+_USER_ID: Final = "{user.id}"
 _GROUPS: Final = "they are known from a roster's column groups, or with --hub"
+
+
+class _UserId:
+    """A user's id, which nobody knows here. Only a spawner that is being made may write a mark in its place."""
+
+    def __init__(self) -> None:
+        self.writable = True
+
+    def __format__(self, spec: str) -> str:
+        if self.writable:
+            return _USER_ID
+        raise AttributeError(f"user.id: {_ONLY_A_HUB}")
+
+    def __str__(self) -> str:
+        return format(self)
 
 
 class DetachedUser:
@@ -52,6 +71,7 @@ class DetachedUser:
         from jupyterhub.utils import url_escape_path, url_path_join  # noqa: PLC0415 - may be missing
 
         self.name = name
+        self.id = _UserId()
         self.settings = settings
         self.escaped_name = url_escape_path(name)
         self.url = self.base_url = self.prefix = (
@@ -140,15 +160,29 @@ class Detached:
     ) -> Place:
         try:
             spawner = self.spawner(name, groups=groups, auth_state=auth_state)
-            if getattr(spawner, "group_overrides", None):
-                await spawner.apply_group_overrides()  # The hub has done so when it calls the hook.
-            return await resolve(spawner, self._settings)
+            places = set()
+            for number, options in enumerate(await choices(spawner) or [{}]):
+                if number:
+                    spawner = self.spawner(name, groups=groups, auth_state=auth_state)
+                spawner.user_options = options
+                places.add(await resolve(await with_options(spawner), self._settings))
         except (UnresolvedError, ImportError):
             if not self.names_only:
                 raise
             # The hub's default class, and the system does not know the user: their servers could not start, so no
             # spawner is contradicted by what the apply side makes of a name.
-            return await resolve(_Nameless(name, groups, self._settings.config), self._settings)
+            user = SimpleNamespace(name=name, groups=[SimpleNamespace(name=group) for group in groups or ()])
+            nobody = SimpleNamespace(user=user, name="", config=self._settings.config)
+            return checked(
+                await identified(await unasked(nobody, self._settings), nobody, self._settings),
+                self._settings,
+            )
+        directories = sorted({str(place.directory) for place in places})
+        if len(places) > 1:
+            raise UnresolvedError(f"it depends on what is chosen on the spawn page: {', '.join(directories)}")
+        if any(_USER_ID in text for text in (*directories, *(place.account for place in places))):
+            raise UnresolvedError(f"the path has user.id in it: {_ONLY_A_HUB}")
+        return places.pop()
 
     def spawner(
         self,
@@ -171,6 +205,8 @@ class Detached:
         )
         user.spawners[""] = spawner
         spawner.load_state({})
+        spawner.clear_state()  # As ``User.spawn`` does.
+        user.id.writable = False
         return spawner
 
     def _made(self, trait: str) -> Any:
@@ -182,13 +218,3 @@ class Detached:
             given = {trait: self._hub[trait]} if trait in self._hub else {}
             self._classes[trait] = getattr(JupyterHub(config=Config({"JupyterHub": given})), trait)
         return self._classes[trait]
-
-
-class _Nameless:
-    """Of no class that ``places`` knows, so that only the settings count."""
-
-    name = ""
-
-    def __init__(self, name: str, groups: Sequence[str] | None, config: Config) -> None:
-        self.user = SimpleNamespace(name=name, groups=[SimpleNamespace(name=group) for group in groups or ()])
-        self.config = config

@@ -5,39 +5,59 @@ templates, named servers), so each kind of spawner is asked in its own words. No
 for that: a class is known by its qualified name in the method resolution order, so subclasses count
 and nothing needs to be installed.
 
-Any other spawner: only the name is known, and the apply side's settings fill in the rest; or the
-admin says it with ``c.AnsibleBootstrap.place``.
+Nothing is guessed. A spawner of an unknown class is ``unresolved`` until ``c.AnsibleBootstrap.place`` says where it
+keeps a user's files. A subclass of LocalProcessSpawner is none of these: its servers run as system users. That the
+system happens to know a user says nothing of an unknown spawner, whose servers may run elsewhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import os
-import pwd
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, Final
 
-from ansible_bootstrap.errors import AnsibleBootstrapError, UnreachableError, UnresolvedError
+from ansible_bootstrap.errors import AnsibleBootstrapError, RefusedError, UnresolvedError
 from ansible_bootstrap.place import Place
-from ansible_bootstrap.places.docker import SETTING, docker, swarm
+from ansible_bootstrap.places.docker import DOCKER, SWARM, SYSTEM_USER
+from ansible_bootstrap.places.family import SETTING, Family, Storage
 from ansible_bootstrap.places.identity import identified
-from ansible_bootstrap.threads import in_thread
+from ansible_bootstrap.places.kube import KUBE
+from ansible_bootstrap.places.system import BATCH, LOCAL, SIMPLE, SYSTEMD, TLJH
+from ansible_bootstrap.places.wrap import WRAP
+from ansible_bootstrap.storage._names import NameRefusedError, check_hub_name
 
 if TYPE_CHECKING:
     from ansible_bootstrap.config import AnsibleBootstrap
 
-T = TypeVar("T")
+FAMILIES: Final[Mapping[str, Family]] = {
+    "jupyterhub.spawner.SimpleLocalProcessSpawner": SIMPLE,
+    "jupyterhub.spawner.LocalProcessSpawner": LOCAL,  # SudoSpawner, too.
+    "dockerspawner.dockerspawner.DockerSpawner": DOCKER,
+    "dockerspawner.swarmspawner.SwarmSpawner": SWARM,
+    "dockerspawner.systemuserspawner.SystemUserSpawner": SYSTEM_USER,
+    "kubespawner.spawner.KubeSpawner": KUBE,
+    "systemdspawner.systemdspawner.SystemdSpawner": SYSTEMD,
+    "tljh.user_creating_spawner.UserCreatingSpawner": TLJH,
+    "tljh.user_creating_spawner.CustomSpawner": TLJH,  # What the former inherits from in some versions.
+    "batchspawner.batchspawner.BatchSpawnerBase": BATCH,
+    "wrapspawner.wrapspawner.WrapSpawner": WRAP,
+}
+"""By qualified name. The first in the method resolution order that is here counts."""
 
-LOOKUP_SECONDS: Final = 10.0
-"""A name service that has not answered by then is down."""
+TEMPLATES: Final = ("account", "directory")
+"""Those fields of a dict in ``c.AnsibleBootstrap.place`` that the spawner fills in."""
+
+PLACE_FIELDS: Final = ("account", "directory", "gid", "groups", "storage_host", "uid", "volumes")
+"""What a dict in ``c.AnsibleBootstrap.place`` may have."""
 
 
 async def resolve(spawner: Any, config: AnsibleBootstrap | None = None) -> Place:
     """Say where the storage of the spawner's user is.
 
     Args:
-        spawner: any JupyterHub spawner that is about to start a server.
+        spawner: any JupyterHub spawner that is about to start a server. It is left as it is.
         config: the settings; by default those of the spawner's hub.
 
     Raises:
@@ -49,110 +69,125 @@ async def resolve(spawner: Any, config: AnsibleBootstrap | None = None) -> Place
         from ansible_bootstrap.config import AnsibleBootstrap  # noqa: PLC0415 - traitlets, which the apply program may lack
 
         config = AnsibleBootstrap.instance(config=spawner.config)
-    place = Place(spawner.user.name)  # First, for it checks the name, which what follows renders into paths.
-    place = replace(
-        place,
+    place = await unasked(spawner, config)
+    said = await _said(config.place, spawner)
+    volumes = said.pop("volumes", {})
+    if not callable(config.place) or not {"directory", "uid", "gid"} <= set(said):
+        with _explained(spawner):
+            family, asked = await _starting(spawner)
+            if not callable(config.place):
+                said.update(
+                    {name: _filled_in(family, asked, said[name]) for name in TEMPLATES if name in said}
+                )
+            if not {"uid", "gid"} <= set(said):
+                place = await family.whose(asked, place)
+            if "directory" not in said:
+                place = replace(
+                    place, directory=await family.where(asked, Storage(config.storage_root, volumes))
+                )
+    return checked(await identified(replace(place, **said), spawner, config), config)
+
+
+async def unasked(spawner: Any, config: AnsibleBootstrap) -> Place:
+    """Return what is known of a user without a question to the spawner: a name, the settings' ids and host.
+
+    Raises:
+        RefusedError: the name is not acceptable.
+    """
+    try:
+        check_hub_name(spawner.user.name)  # First: what follows renders the name into paths.
+    except NameRefusedError as error:
+        raise RefusedError(
+            f"{error}; c.Authenticator.username_map gives such a user another name in the hub"
+        ) from None
+    return Place(
+        name=spawner.user.name,
         uid=config.uid if isinstance(config.uid, int) else None,
         gid=config.gid if isinstance(config.gid, int) else None,
         storage_host=await _storage_host(spawner, config),
         groups=tuple(group.name for group in getattr(spawner.user, "groups", ())),
         server_name=spawner.name or "",
     )
-    answer = await _call("place", config.place, spawner) if config.place is not None else None
-    place = await _ask(spawner, place, config) if answer is None else _said(answer, place)
-    return await identified(place, spawner, config)
+
+
+def checked(place: Place, config: AnsibleBootstrap) -> Place:
+    """Return the place, if the apply program can be told of it.
+
+    Raises:
+        RefusedError: it cannot.
+    """
+    place.user()
+    if config.uid == "nss" and config.embedded and place.sent_name != (place.account or place.name):
+        raise RefusedError(
+            f"{place.name!a} cannot be the name of an account, which it has to be while c.AnsibleBootstrap.uid is "
+            '"nss": c.Authenticator.username_map gives such a user another name in the hub; or set uid and gid'
+        )
+    return place
+
+
+async def with_options(spawner: Any) -> Any:
+    """Apply groups and options to the spawner, as ``User.spawn`` has done when it calls the hook, and return it."""
+    if getattr(spawner, "group_overrides", None):
+        await spawner.apply_group_overrides()
+    if getattr(spawner, "apply_user_options", None):
+        await spawner._run_apply_user_options(spawner.user_options)
+    return spawner
+
+
+async def choices(spawner: Any) -> list[dict[str, Any]]:
+    """Return the ``user_options`` among which the user will choose; nothing if there is no choice."""
+    return await _family(spawner).choices(spawner)
+
+
+# -- the admin -----------------------------------------------------------------------------------
 
 
 async def _storage_host(spawner: Any, config: AnsibleBootstrap) -> str:
-    host = config.storage_host
+    host: Any = config.storage_host
     if callable(host):
         host = await _call("storage_host", host, spawner)
     if not isinstance(host, str) or not host:
         what = "nothing" if host == "" else type(host).__name__
-        raise UnresolvedError(f"c.AnsibleBootstrap.storage_host returned {what}, not a name")
+        raise UnresolvedError(f"c.AnsibleBootstrap.storage_host returned {what}, not a host's name")
     return host
 
 
-def _said(answer: Any, default: Place) -> Place:
-    """What the admin's callable said, completed from the settings."""
+async def _said(setting: Any, spawner: Any) -> dict[str, Any]:
+    """Return the fields that ``c.AnsibleBootstrap.place`` says; templates are not filled in."""
+    if setting is None:
+        return {}
+    if isinstance(setting, str):
+        return {"directory": setting}
+    answer = await _call("place", setting, spawner) if callable(setting) else setting
+    name = spawner.user.name
+    if answer is None:
+        return {}
     if isinstance(answer, Place):
-        if answer.name != default.name:
+        if answer.name != name:
             raise UnresolvedError("c.AnsibleBootstrap.place returned a Place of another name")
-        return replace(
-            answer,
-            storage_host=answer.storage_host or default.storage_host,
-            uid=default.uid if answer.uid is None else answer.uid,
-            gid=default.gid if answer.gid is None else answer.gid,
-            groups=answer.groups or default.groups,
-        )
+        answer = {field.name: getattr(answer, field.name) or None for field in fields(Place)} | {
+            "uid": answer.uid,
+            "gid": answer.gid,
+            "server_name": None,
+        }
     if not isinstance(answer, Mapping):
         raise UnresolvedError(
             f"c.AnsibleBootstrap.place returned {type(answer).__name__}; it returns a Place, a dict or None"
         )
-    known = {"directory", "uid", "gid", "storage_host", "groups"}
-    unknown = sorted(map(str, set(answer) - known - {"name"}))
-    if unknown or answer.get("name", default.name) != default.name:
-        what = ", ".join(unknown) or "another name"
-        raise UnresolvedError(f"c.AnsibleBootstrap.place returned {what}; a dict may have {sorted(known)}")
     given = {key: value for key, value in answer.items() if value is not None}
-    given["storage_host"] = given.get("storage_host") or default.storage_host
+    if not given.get("storage_host"):
+        given.pop("storage_host", None)
+    unknown = sorted(map(str, set(given) - {*PLACE_FIELDS, "name"}))
+    if unknown or given.pop("name", name) != name:
+        what = ", ".join(unknown) or "another name"
+        raise UnresolvedError(
+            f"c.AnsibleBootstrap.place returned {what}; a dict may have {', '.join(PLACE_FIELDS)}"
+        )
     if "groups" in given:
         given["groups"] = tuple(given["groups"])
-    return replace(default, **given)
-
-
-async def _ask(spawner: Any, default: Place, config: AnsibleBootstrap) -> Place:
-    for cls in type(spawner).__mro__:
-        ask = _SPAWNERS.get(f"{cls.__module__}.{cls.__qualname__}")
-        if ask is not None:
-            return await ask(spawner, default, config.storage_root)
-    return default
-
-
-# -- local processes -----------------------------------------------------------------------------
-
-
-async def _simple_local(spawner: Any, default: Place, root: str | None) -> Place:
-    """Servers run under the hub's own account, whatever the user is called."""
-    return replace(
-        default,
-        directory=spawner.home_dir,
-        uid=os.getuid() if default.uid is None else default.uid,
-        gid=os.getgid() if default.gid is None else default.gid,
-    )
-
-
-async def _local(spawner: Any, default: Place, root: str | None) -> Place:
-    """``LocalProcessSpawner.make_preexec_fn`` becomes the system user and goes to its home."""
-    entry = await _lookup(spawner, lambda: pwd.getpwnam(spawner.user.name))
-    return replace(default, directory=entry.pw_dir, uid=entry.pw_uid, gid=entry.pw_gid)
-
-
-async def _system_user(spawner: Any, default: Place, root: str | None) -> Place:
-    """The home is among the binds, but the spawner knows best which one; its ids come from NSS."""
-
-    def look() -> tuple[str, int, int]:
-        return spawner.host_homedir, spawner.user_id, spawner.group_id
-
-    directory, uid, gid = await _lookup(spawner, look)
-    return replace(
-        default,
-        directory=directory,
-        uid=uid if uid >= 0 else default.uid,
-        gid=gid if gid >= 0 else default.gid,
-    )
-
-
-_SPAWNERS: Final[dict[str, Callable[[Any, Place, str | None], Awaitable[Place]]]] = {
-    "jupyterhub.spawner.SimpleLocalProcessSpawner": _simple_local,
-    "jupyterhub.spawner.LocalProcessSpawner": _local,
-    "dockerspawner.dockerspawner.DockerSpawner": docker,
-    "dockerspawner.swarmspawner.SwarmSpawner": swarm,
-    "dockerspawner.systemuserspawner.SystemUserSpawner": _system_user,
-}
-
-
-# -- shared --------------------------------------------------------------------------------------
+    plain = {key: value for key, value in given.items() if key not in {"account", "volumes"}}
+    replace(Place("anybody"), **plain)  # Types and bounds.
+    return given
 
 
 async def _call(setting: str, function: Callable[[Any], Any], spawner: Any) -> Any:
@@ -168,13 +203,51 @@ async def _call(setting: str, function: Callable[[Any], Any], spawner: Any) -> A
         ) from error
 
 
-async def _lookup(spawner: Any, look: Callable[[], T]) -> T:
-    """Ask the name service, which may be an LDAP server, without stopping the hub."""
+# -- the spawner ---------------------------------------------------------------------------------
+
+
+async def _unknown(spawner: Any, storage: Storage) -> str:
+    cls = type(spawner)
+    raise UnresolvedError(
+        f"{cls.__module__}.{cls.__qualname__} is a spawner that ansible_bootstrap does not know: "
+        f"{SETTING}, and c.AnsibleBootstrap.uid and gid if its servers do not run as the system user of that name"
+    )
+
+
+UNKNOWN: Final = Family(where=_unknown)
+
+
+def _family(spawner: Any) -> Family:
+    names = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(spawner).__mro__)
+    return next((FAMILIES[name] for name in names if name in FAMILIES), UNKNOWN)
+
+
+async def _starting(spawner: Any) -> tuple[Family, Any]:
+    """Return the spawner as it will start, the innermost of those that wrap another, and how it is asked."""
+    family = _family(spawner)
+    spawner = await family.starting(spawner)
+    return await _starting(spawner) if family.wraps else (family, spawner)
+
+
+def _filled_in(family: Family, spawner: Any, template: str) -> str:
     try:
-        return await in_thread(look, timeout=LOOKUP_SECONDS)
-    except KeyError:
+        return family.render(spawner, template)
+    except (LookupError, ValueError) as error:
+        cls = type(spawner).__name__
         raise UnresolvedError(
-            f"the system knows no user {spawner.user.name!r} (getent passwd); make it known, or {SETTING}"
+            f"c.AnsibleBootstrap.place: {template!r} cannot be filled in ({type(error).__name__}: {error}); {cls} "
+            f"knows {', '.join(f'{{{name}}}' for name in sorted(family.fields(spawner)))}"
         ) from None
-    except TimeoutError:
-        raise UnreachableError(f"the name service has not answered in {LOOKUP_SECONDS:g} s") from None
+
+
+@contextlib.contextmanager
+def _explained(spawner: Any) -> Iterator[None]:
+    """What goes wrong in a spawner's own code, or in a site's, is no failure of ours."""
+    try:
+        yield
+    except (AnsibleBootstrapError, TimeoutError):
+        raise
+    except Exception as error:
+        raise UnresolvedError(
+            f"{type(spawner).__name__} cannot say where the storage is ({type(error).__name__}: {error}): {SETTING}"
+        ) from error

@@ -21,6 +21,7 @@ def ours(c: Any, storage: Path, archive: Path) -> None:
     from ansible_bootstrap import setup  # noqa: PLC0415 - the other variants must not pay for it
 
     c.AnsibleBootstrap.storage_root = str(storage)
+    c.AnsibleBootstrap.place = f"{storage}/{{username}}"  # The spawner keeps nothing.
     c.AnsibleBootstrap.roles = ["user_dir", "tutorials"]
     c.AnsibleBootstrap.extra_vars = {
         "tutorials_sources": [{"name": "course", "path": str(archive), "dest": "tutorials"}]

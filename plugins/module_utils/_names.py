@@ -9,6 +9,10 @@ Every rule is an allow-list. A username may hold letters and digits of any scrip
 an apostrophe or a space inside. That leaves out, without naming them, template markers, slashes,
 quotes, shell syntax, control characters, escape sequences and lone surrogates.
 
+The hub knows some users by names that this leaves out: ``DOMAIN\user``, ``oauth2|idp|id``. They are good on the
+hub's side (:func:`check_hub_name`), which hands them to nothing but the spawner. What crosses to the storage host is
+a slug (:func:`sent_name`): a site's role may put the name into a shell, where ``|`` and ``\`` mean something.
+
 Rejected: percent-style escaping as JupyterHub's spawners do it (two names can collide:
 ``al\x020x`` and ``al x``), and a short hash (32 bits collide after some 58,000 tries).
 """
@@ -65,6 +69,24 @@ def check_name(name: object) -> str:
     if name == "root":
         raise NameRefusedError("root is not a user of the hub")
     return name
+
+
+def check_hub_name(name: object) -> str:
+    r"""Return ``name`` if the hub's side may work for it: :func:`check_name`, and ``\`` or ``|`` inside."""
+    plain = name.translate({ord("\\"): "-", ord("|"): "-"}) if isinstance(name, str) else name
+    check_name(plain)
+    return str(name)
+
+
+def sent_name(name: str) -> str:
+    """Return the name by which the storage host knows a user of the hub: the same, or a slug of it.
+
+    No two users of the hub are sent by one name: what looks like a slug becomes a slug itself.
+    """
+    try:
+        return component(name) if _SLUG.match(check_name(name)) else name
+    except NameRefusedError:
+        return component(name)
 
 
 def check_key(key: object) -> str:

@@ -8,7 +8,7 @@ import re
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ansible_bootstrap.storage._names import (
@@ -20,9 +20,11 @@ from ansible_bootstrap.storage._names import (
     check_directory,
     check_group,
     check_host,
+    check_hub_name,
     check_key,
     check_name,
     component,
+    sent_name,
 )
 
 GOOD = [
@@ -96,6 +98,30 @@ def test_a_bad_name_is_refused_by_the_rule_it_breaks(name):
     with pytest.raises(NameRefusedError, match=re.escape(BAD[name])) as refused:
         check_name(name)
     assert str(refused.value).isprintable() and len(str(refused.value)) < 100, "the name is never repeated"
+
+
+@pytest.mark.parametrize(
+    "name", [*GOOD, "DOMAIN\\user", "oauth2|idp|id", "a|", "auth0|5f7c8ec7c33c6c004bbafe82"]
+)
+def test_names_of_directories_and_identity_providers_are_good_in_the_hub(name):
+    assert check_hub_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", [*(bad for bad in BAD if bad not in ("a\\b", "a|b")), "|a", "\\a", None, 7, b"a|b"]
+)
+def test_the_hub_takes_no_other(name):
+    with pytest.raises(NameRefusedError):
+        check_hub_name(name)
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+@example("a|b", component("a|b"))
+@example(component("a|b"), component(component("a|b")))
+def test_what_crosses_to_the_storage_host_keeps_to_the_policy_and_no_two_are_one(one, two):
+    sent = sent_name(one)
+    assert check_name(sent) == sent
+    assert (sent == sent_name(two)) == (one == two)
 
 
 @pytest.mark.parametrize("name", [None, 7, True, 1.5, ["alice"], {"name": "alice"}, b"alice"])

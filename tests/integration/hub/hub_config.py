@@ -120,10 +120,17 @@ c.Spawner.pre_spawn_hook = spawner_hook
 c.SimpleLocalProcessSpawner.pre_spawn_hook = class_hook
 c.Spawner.post_stop_hook = stop_hook
 
+spawner_class: type = SimpleLocalProcessSpawner
+if test["profiles"]:
+    from wrapspawner import ProfilesSpawner
+
+    spawner_class = ProfilesSpawner
+    below = {"home_dir_template": f"{path}/storage/profile/{{username}}"}
+    c.ProfilesSpawner.profiles = [("Below", "below", SimpleLocalProcessSpawner, below)]
 if test["bootstrapped"]:
-    c.JupyterHub.spawner_class = bootstrapped(SimpleLocalProcessSpawner)
+    c.JupyterHub.spawner_class = bootstrapped(spawner_class)
 else:
-    c.JupyterHub.spawner_class = "simple"
+    c.JupyterHub.spawner_class = spawner_class
     setup(c)
     setup(c)
 

@@ -36,6 +36,7 @@ class RunningHub:
         path: Path,
         *,
         bootstrapped: bool = False,
+        profiles: bool = False,
         embedded: bool = False,
         remote_root: str = "",
         more: str = "",
@@ -59,6 +60,7 @@ class RunningHub:
                     "port": port,
                     "token": self.token,
                     "bootstrapped": bootstrapped,
+                    "profiles": profiles,
                     "remote_root": remote_root,
                     "more": more,
                     "settings": settings,
@@ -156,9 +158,9 @@ class Api:
         answer = await self.client.post("/users", json={"usernames": list(names)})
         assert answer.status_code in {201, 409}, answer.text
 
-    def spawn(self, name: str, server: str = "") -> asyncio.Task[httpx.Response]:
+    def spawn(self, name: str, server: str = "", **options: Any) -> asyncio.Task[httpx.Response]:
         """Press Start; the answer comes when the server is ready, has failed, or is slow."""
-        return asyncio.create_task(self.client.post(self._url(name, server)))
+        return asyncio.create_task(self.client.post(self._url(name, server), json=options or None))
 
     async def stop(self, name: str, server: str = "") -> httpx.Response:
         return await self.client.delete(self._url(name, server))

@@ -86,6 +86,26 @@ async def test_a_bootstrapped_class_needs_no_setup_and_shows_progress_to_early_p
         assert (await api.spawn("late")).status_code == 503
 
 
+@pytest.mark.parametrize("bootstrapped", [False, True])
+async def test_a_spawner_that_wraps_another_starts_and_its_child_says_where(
+    bootstrapped: bool, start_hub: Callable[..., RunningHub], own: FakeApply
+) -> None:
+    """The wrapper's ``progress`` is a property that raises while there is no child, as there is none in the hook."""
+    hub = start_hub(apply_command=own.command, profiles=True, bootstrapped=bootstrapped)
+    own.do(delay=0.5)
+    async with hub.api() as api:
+        await api.create("jane")
+        spawn = api.spawn("jane", profile="below")
+        if bootstrapped:
+            await until(lambda: own.runs)
+            messages = [event["message"] for event in await api.progress("jane")]
+            assert "Copying tutorials" in messages
+        assert (await spawn).status_code == 201, hub.log
+        (run,) = own.runs
+        assert run["directories"] == [str(hub.path / "storage" / "profile" / "jane")]
+        await api.stop("jane")
+
+
 async def test_observing_holds_nobody_up_and_says_what_would_be(
     start_hub: Callable[..., RunningHub], own: FakeApply
 ) -> None:

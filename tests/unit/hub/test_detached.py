@@ -14,12 +14,14 @@ from jupyterhub.spawner import LocalProcessSpawner, SimpleLocalProcessSpawner
 from jupyterhub.user import User
 from traitlets.config import Config
 
+from ansible_bootstrap.cli.roster_places import RosterPlaces
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import RefusedError, UnresolvedError
 from ansible_bootstrap.hub import bootstrapped
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.offline import Detached
 from ansible_bootstrap.places.resolve import resolve
+from ansible_bootstrap.storage._names import component
 
 ROOT = "/volumes/jupyterhub"
 NAMES = ["alice", "emmy.noether", "Grace_Hopper", "anna.schmidt@example.org", "zoë", "李雷", "o'neil", "a b"]
@@ -82,7 +84,9 @@ CONFIGURATIONS: dict[str, Callable[[], Config]] = {
     "system user": lambda: configured(
         "dockerspawner.SystemUserSpawner",
         SystemUserSpawner={"host_homedir_format_string": f"{ROOT}/{{username}}", "run_as_root": True},
-        AnsibleBootstrap={"place": lambda spawner: {"directory": spawner.host_homedir}},
+        AnsibleBootstrap={
+            "place": lambda spawner: {"directory": spawner.host_homedir, "uid": 1000, "gid": 100}
+        },
     ),
     "bootstrapped": lambda: configured(
         bootstrapped(dockerspawner.DockerSpawner), DockerSpawner={"volumes": HOME}
@@ -192,6 +196,21 @@ async def test_without_any_spawner_class_somebody_whom_the_system_does_not_know_
 async def test_with_one_the_same_is_unresolved_with_a_way_out() -> None:
     with pytest.raises(UnresolvedError, match=r"the system knows no user.*column directory.*start once"):
         await detached(configured("localprocess")).place("emmy.noether")
+
+
+@pytest.mark.parametrize("name", ["CORP\\jdoe", "oauth2|idp|3f2a"])
+async def test_a_roster_takes_the_names_that_the_hub_takes(name: str) -> None:
+    config = configured("docker", DockerSpawner={"volumes": HOME}, AnsibleBootstrap={"uid": 1000, "gid": 100})
+    settings = AnsibleBootstrap(config=config)
+    (entry,) = await RosterPlaces(settings, lambda name: []).entries(1, {"name": name})
+    assert (entry.key, entry.place.name, entry.place.user().name) == (name, name, component(name))
+    assert entry.place == await detached(config).place(name)
+    unnamed = await RosterPlaces(
+        AnsibleBootstrap(config=configured("docker", DockerSpawner={"volumes": HOME})), lambda name: []
+    ).entries(1, {"name": name})
+    assert "username_map" in unnamed.message, "an account is looked up by its name"
+    refused = await RosterPlaces(settings, lambda name: []).entries(1, {"name": "a;b"})
+    assert (refused.key, refused.reason) == ("#1", "refused")
 
 
 # What cannot be told

@@ -51,7 +51,7 @@ def settings(**given: Any) -> AnsibleBootstrap:
     return AnsibleBootstrap(config=Config({"AnsibleBootstrap": given}))
 
 
-REQUEST = {"uid": "request"}
+REQUEST = {"uid": "request", "place": ROOT + "/{username}"}
 
 
 async def test_the_login_says_whose_files_they_are_and_the_spawner_where() -> None:
@@ -187,9 +187,9 @@ async def test_nobody_asks_who_need_not(given: dict[str, Any], ids: tuple[int | 
 
 
 async def test_only_what_is_missing_is_filled_in() -> None:
-    place = await resolve(spawner(STATE), settings(uid="request", gid=100))
+    place = await resolve(spawner(STATE), settings(**{**REQUEST, "gid": 100}))
     assert (place.uid, place.gid) == (20001, 100)
-    place = await resolve(spawner(STATE), settings(uid=1000, gid="request"))
+    place = await resolve(spawner(STATE), settings(**{**REQUEST, "uid": 1000, "gid": "request"}))
     assert (place.uid, place.gid) == (1000, 20002)
     place = await resolve(docker(STATE, extra_create_kwargs={"user": "1234"}), settings(**REQUEST))
     assert (place.uid, place.gid) == (1234, 20002)
@@ -211,7 +211,14 @@ async def test_the_hooks_deadline_holds_and_nothing_is_logged_of_the_state(
         _log_name="alice",
         log=logging.getLogger("test.identity"),
         config=Config(
-            {"AnsibleBootstrap": {"state_dir": str(tmp_path), "storage_root": "/v", "uid": "request"}}
+            {
+                "AnsibleBootstrap": {
+                    "state_dir": str(tmp_path),
+                    "storage_root": "/v",
+                    "uid": "request",
+                    "place": lambda asked: {"directory": "/v/alice"},
+                }
+            }
         ),
         progress=None,
     )

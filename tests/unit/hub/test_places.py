@@ -17,7 +17,7 @@ from traitlets.config import Config
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import RefusedError, UnreachableError, UnresolvedError
 from ansible_bootstrap.place import Place
-from ansible_bootstrap.places import resolve as places
+from ansible_bootstrap.places import family
 from ansible_bootstrap.places.resolve import resolve
 
 
@@ -61,14 +61,23 @@ def here(name: str, **what: Any) -> Place:
     return Place(name, **{"storage_host": "localhost", **what})
 
 
-async def test_an_unknown_spawner_gives_only_the_name() -> None:
-    assert await resolve(spawner(Spawner, "alice", "staff"), settings()) == here("alice", groups=("staff",))
+SAID = ROOT + "/{username}"
+
+
+@pytest.mark.parametrize("root", [ROOT, None])
+@pytest.mark.parametrize("name", ["alice", "nobody"])
+async def test_an_unknown_spawner_is_never_guessed_at(root: str | None, name: str) -> None:
+    """Not even where the system knows the user: the servers may run anywhere."""
+    with pytest.raises(
+        UnresolvedError, match=r"jupyterhub\.spawner\.Spawner is.*not know: set c\.AnsibleBootstrap\.place"
+    ):
+        await resolve(spawner(Spawner, name), settings(storage_root=root))
 
 
 async def test_fixed_ids_are_in_the_place() -> None:
-    place = await resolve(spawner(Spawner), settings(uid=1000, gid=100))
+    place = await resolve(spawner(Spawner), settings(place=SAID, uid=1000, gid=100))
     assert (place.uid, place.gid) == (1000, 100)
-    assert (await resolve(spawner(Spawner), settings(uid="nss"))).uid is None
+    assert (await resolve(spawner(Spawner), settings(place=SAID, uid="nss"))).uid is None
 
 
 async def test_the_admins_word_wins_and_may_be_partial() -> None:
@@ -107,15 +116,16 @@ def test_a_place_that_is_not_acceptable_cannot_be_made(bad: dict[str, Any]) -> N
 
 
 async def test_an_empty_storage_host_of_a_place_is_that_of_the_settings() -> None:
-    for said in (Place("alice"), {"storage_host": ""}):
+    for said in (Place("alice", f"{ROOT}/alice"), {"directory": f"{ROOT}/alice", "storage_host": ""}):
         config = settings(place=lambda _, said=said: said, storage_host="store1")
         assert (await resolve(spawner(Spawner), config)).storage_host == "store1"
 
 
 async def test_a_place_without_groups_keeps_those_of_the_hub() -> None:
     asked = spawner(Spawner, "alice", "staff")
-    assert (await resolve(asked, settings(place=lambda _: Place("alice", uid=7)))).groups == ("staff",)
-    own = Place("alice", groups=("own",))
+    said = Place("alice", directory=f"{ROOT}/a")
+    assert (await resolve(asked, settings(place=lambda _: said))).groups == ("staff",)
+    own = Place("alice", directory=f"{ROOT}/a", groups=("own",))
     assert (await resolve(asked, settings(place=lambda _: own))).groups == ("own",)
 
 
@@ -158,14 +168,16 @@ async def test_a_callable_that_fails_names_the_setting() -> None:
 
 
 async def test_the_storage_host_may_depend_on_the_user() -> None:
-    place = await resolve(spawner(Spawner), settings(storage_host=lambda asked: f"s-{asked.user.name}"))
+    place = await resolve(
+        spawner(Spawner), settings(place=SAID, storage_host=lambda asked: f"s-{asked.user.name}")
+    )
     assert place.storage_host == "s-alice"
 
 
 @pytest.mark.parametrize("host", ["all", "web:&db", "{{ x }}", "storage*"])
 async def test_a_storage_host_is_never_a_pattern(host: str) -> None:
     with pytest.raises(RefusedError):
-        await resolve(spawner(Spawner), settings(storage_host=lambda asked: host))
+        await resolve(spawner(Spawner), settings(place=SAID, storage_host=lambda asked: host))
 
 
 @pytest.mark.parametrize("name", ["{{ 7*7 }}", "../etc", "a\nb", "root", "x" * 300, "$(id)"])
@@ -200,8 +212,8 @@ async def test_an_unknown_system_user_is_explained() -> None:
 
 
 async def test_a_name_service_that_hangs_holds_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "LOOKUP_SECONDS", 0.1)
-    monkeypatch.setattr(places.pwd, "getpwnam", lambda name: time.sleep(4))
+    monkeypatch.setattr(family, "LOOKUP_SECONDS", 0.1)
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: time.sleep(4))
     begin = time.monotonic()
     with pytest.raises(UnreachableError, match="name service"):
         await resolve(spawner(LocalProcessSpawner), settings())
@@ -287,6 +299,10 @@ async def test_a_path_that_is_not_normal_is_refused_not_repaired(given: str) -> 
         ("1234", (1234, 100)),
         ("1234:55", (1234, 55)),
         ("jovyan", (1000, 100)),
+        ("root", (1000, 100)),
+        ("0", (1000, 100)),
+        (0, (1000, 100)),
+        ("0:55", (1000, 55)),
         ("", (1000, 100)),
     ],
 )
@@ -322,7 +338,9 @@ def test_no_spawner_is_imported() -> None:
     import subprocess
     import sys
 
-    foreign = {"jupyterhub", "dockerspawner", "traitlets"}
+    foreign = {"jupyterhub", "traitlets"} | {
+        f"{name}spawner" for name in ("docker", "kube", "systemd", "batch", "wrap")
+    }
     code = f"import ansible_bootstrap.places.resolve, sys; assert not {foreign} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

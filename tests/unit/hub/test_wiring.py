@@ -157,6 +157,21 @@ def metric(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(f"ansible_bootstrap_{name}", labels) or 0.0
 
 
+# The account
+
+
+async def test_the_apply_program_knows_the_account_and_the_hub_its_user(hub: Hub) -> None:
+    directory = str(hub.path / "storage" / "alice")
+    hub.config.AnsibleBootstrap.place = lambda spawner: {"directory": directory, "account": "jupyter-alice"}
+    await hub.start()
+    assert [run["users"] for run in hub.apply.runs] == [["jupyter-alice"]]
+    await hub.start()
+    assert hub.runs == 1, "she is known, by her name in the hub"
+    known = hub.core.books.place_of("alice")
+    assert known is not None
+    assert (known.name, known.account) == ("alice", "jupyter-alice")
+
+
 # The login
 
 

@@ -1,0 +1,79 @@
+"""Which of the directories that a container mounts is the user's storage."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ansible_bootstrap.errors import UnresolvedError
+from ansible_bootstrap.places.family import SETTING
+from ansible_bootstrap.storage._names import NameRefusedError, below
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A writable mount of a container."""
+
+    source: str
+    """An absolute path of the storage host, or the name of what is none."""
+    target: str
+    """The path in the container."""
+    why_not: str = ""
+    """If the source is no path of the storage host: why nothing can be prepared there, and what to set."""
+
+
+def choose(mounts: list[Mount], inside: str, root: str | None, own: Iterable[str], nothing: str) -> str:
+    """Return the directory of the storage host that holds the user's files.
+
+    Args:
+        mounts: all writable ones.
+        inside: the path in the container at which the user's files are.
+        root: the storage root, if it is known here.
+        own: the words of a path that mark it as the user's: their name as the spawner writes it.
+        nothing: what to say if there is no directory at all.
+
+    Raises:
+        UnresolvedError: there is none, or it cannot be told which it is.
+    """
+    mounts = [mount for mount in mounts if not _is_shared(mount, root, set(own))]
+    paths = [mount for mount in mounts if mount.source.startswith("/")]
+    in_root = [mount for mount in paths if root and is_below(root, mount.source)]
+    if len(in_root) == 1:
+        return in_root[0].source
+    candidates = in_root or paths
+    covering = [mount for mount in in_root or mounts if _covers(mount.target, inside)]
+    if covering:
+        best = max(covering, key=lambda mount: len(mount.target))
+        if not best.source.startswith("/"):
+            raise UnresolvedError(best.why_not)
+        return best.source
+    if len(candidates) == 1:
+        return candidates[0].source
+    if not candidates:
+        raise UnresolvedError(f"{nothing}. If this is not so, {SETTING}")
+    listed = ", ".join(f"{mount.source} at {mount.target}" for mount in candidates)
+    raise UnresolvedError(f"which of these is the user's storage? {listed}. Please {SETTING}")
+
+
+def _is_shared(mount: Mount, root: str | None, own: set[str]) -> bool:
+    """Whether a mount below the storage root is not the user's alone: their name is no word of its path."""
+    if not root or not is_below(root, mount.source):
+        return False
+    word = rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, own))})(?![A-Za-z0-9])"
+    return re.search(word, mount.source[len(root) :]) is None
+
+
+def is_below(root: str, path: str) -> bool:
+    """Whether the path lies below the root, once it is made normal."""
+    try:
+        return bool(below(root, posixpath.normpath(path)))
+    except NameRefusedError:
+        return False
+
+
+def _covers(target: str, inside: str) -> bool:
+    target = posixpath.normpath(target)
+    inside = posixpath.normpath(inside)
+    return inside == target or inside.startswith(target.rstrip("/") + "/")

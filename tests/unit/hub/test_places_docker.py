@@ -1,0 +1,134 @@
+"""DockerSpawner and its relatives: what we say is what the Docker client is told to mount."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import docker
+import dockerspawner
+import pytest
+from spawner_fakes import ROOT, everybody_is_known, random_names, settings, spawner
+
+from ansible_bootstrap.places.resolve import resolve
+
+
+class _Told:
+    """Takes the place of the Docker daemon: notes what a container is to be made of."""
+
+    client = docker.APIClient(base_url="unix:///nowhere", version="1.41")
+
+    async def docker(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        self.made = kwargs
+        return {"Id": "1"}
+
+    def get_env(self) -> dict[str, str]:
+        return {}  # Needs a hub.
+
+    async def get_command(self) -> list[str]:
+        return []  # Asks the daemon.
+
+
+class Docker(_Told, dockerspawner.DockerSpawner):
+    pass
+
+
+class SystemUser(_Told, dockerspawner.SystemUserSpawner):
+    pass
+
+
+async def mounted(asked: Any) -> dict[str, str]:
+    """By path in the container, what its own code tells Docker to mount there."""
+    await asked.create_object()
+    host_config = asked.made["host_config"]
+    found = {bind.split(":")[1]: bind.split(":")[0] for bind in host_config.get("Binds") or ()}
+    return found | {mount["Target"]: mount["Source"] for mount in host_config.get("Mounts") or ()}
+
+
+TEMPLATES = [
+    "{username}",
+    "{raw_username}",
+    "f/{username}/{servername}",
+    "{prefix}-{safe_username}",
+    "{username}/{imagename}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize(
+    "escape", [None, "legacy", lambda text: text.encode().hex()], ids=["default", "legacy", "own"]
+)
+async def test_what_we_say_is_what_docker_is_told(template: str, escape: Any) -> None:
+    source, home = f"{ROOT}/{template}", "/home/jovyan"
+    ways: list[dict[str, Any]] = [
+        {"volumes": {source: home}},
+        {"mounts": [{"type": "bind", "source": source, "target": home}]},
+        {"extra_host_config": {"binds": {source: {"bind": home, "mode": "rw"}}}},
+    ]
+    more = {} if escape is None else {"escape": escape}
+    for number, name in enumerate(random_names(1)):
+        asked = spawner(Docker, name, server="Lab 1" if number % 2 else "", **ways[number % 3], **more)
+        place = await resolve(asked, settings())
+        assert place.directory == (await mounted(asked))[home].rstrip("/"), name
+
+
+async def test_the_place_template_has_the_spawners_own_fields() -> None:
+    for name in random_names(2):
+        asked = spawner(
+            Docker, name, server="gpu", volumes={f"{ROOT}/{{username}}-{{servername}}": "/home/jovyan"}
+        )
+        place = await resolve(asked, settings(place=f"{ROOT}/{{username}}-{{servername}}"))
+        assert place.directory == (await mounted(asked))["/home/jovyan"]
+
+
+async def test_the_image_that_was_chosen_is_part_of_the_path_and_the_spawner_is_left_as_it_was() -> None:
+    asked = spawner(
+        Docker,
+        volumes={f"{ROOT}/{{username}}/{{imagename}}": "/home/jovyan"},
+        image="lab:1",
+        allowed_images={"gpu": "lab:gpu"},
+    )
+    asked.user_options = {"image": "gpu"}
+    assert (await resolve(asked, settings())).directory == f"{ROOT}/alice/lab-gpu"
+    assert asked.image == "lab:1"
+    asked.user_options = {"image": "not allowed"}  # Its own start tells the user so.
+    assert (await resolve(asked, settings())).directory == f"{ROOT}/alice/lab-1"
+
+
+async def test_the_home_of_a_system_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    everybody_is_known(monkeypatch)
+    for template in (f"{ROOT}/{{username}}", ""):
+        for name in random_names(3):
+            asked = spawner(SystemUser, name, host_homedir_format_string=template)
+            place = await resolve(asked, settings())
+            told = await mounted(asked)
+            assert place.directory == told[asked.homedir], name
+            assert (place.uid, place.gid) == (asked.user_id, asked.group_id)
+
+
+async def test_group_overrides_are_in_what_is_mounted() -> None:
+    asked = spawner(
+        Docker,
+        "alice",
+        "red",
+        volumes={f"{ROOT}/{{username}}": "/home/jovyan"},
+        group_overrides={"1": {"groups": ["red"], "spawner_override": {"escape": lambda spawner: str.upper}}},
+    )
+    await asked.apply_group_overrides()  # The hub does so before it calls the hook.
+    assert (
+        (await resolve(asked, settings())).directory
+        == (await mounted(asked))["/home/jovyan"]
+        == f"{ROOT}/ALICE"
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "ids"), [("0", (1000, 100)), ("root", (1000, 100)), ("0:55", (1000, 55)), ("7:8", (7, 8))]
+)
+async def test_the_admins_uid_wins_over_a_container_that_starts_as_root(
+    said: str, ids: tuple[int, int]
+) -> None:
+    asked = spawner(
+        Docker, volumes={f"{ROOT}/{{username}}": "/home/jovyan"}, extra_create_kwargs={"user": said}
+    )
+    place = await resolve(asked, settings(gid=100))
+    assert (place.uid, place.gid) == ids
