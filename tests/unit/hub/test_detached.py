@@ -210,7 +210,7 @@ async def test_a_roster_takes_the_names_that_the_hub_takes(name: str) -> None:
     ).entries(1, {"name": name})
     assert "username_map" in unnamed.message, "an account is looked up by its name"
     refused = await RosterPlaces(settings, lambda name: []).entries(1, {"name": "a;b"})
-    assert (refused.key, refused.reason) == ("#1", "refused")
+    assert (refused.key, refused.reason) == ("a;b", "refused")
 
 
 # What cannot be told
