@@ -10,6 +10,7 @@ stdin open: its end means *stop*. The apply program answers on stdout with one J
 ``outcome``     the final :class:`Outcome` of one user, as soon as it is known, once per key.
 ``fetched``     a role downloaded ``count`` sources for the batch: for metrics, decides nothing.
 ``described``   the answer to ``describe``, and the only line.
+``probed``      the answer to ``probe``: what a storage host's storage root is, and what is wrong with it.
 ``refused``     nothing was or will be done; has ``reason`` and ``message``.
 ``end``         the last line, after every user's outcome; has the counts.
 ==============  ===========================================================================
@@ -82,7 +83,7 @@ class User(_Wire):
         return self
 
 
-Operation = Literal["bootstrap", "cleanup", "describe"]
+Operation = Literal["bootstrap", "cleanup", "describe", "probe"]
 
 
 class Request(_Wire):
@@ -188,6 +189,26 @@ class Described(_Wire):
     roles: tuple[RoleFingerprint, ...] = Field(strict=False)
 
 
+class Finding(_Wire):
+    """One thing that ``ansible-bootstrap doctor`` has found."""
+
+    level: Literal["error", "warning"]
+    what: str
+    """One sentence for the admin."""
+    mend: str = ""
+    """The command or the setting that mends it."""
+
+
+class Probed(_Wire):
+    """The answer to ``probe``: one for the storage host of the request's first user, or the default one."""
+
+    event: Literal["probed"] = "probed"
+    storage_host: str
+    about: dict[str, str] = Field(default_factory=dict)
+    """What was seen, by a short name: ``python``, ``filesystem``, ``owner``, ``kind``."""
+    findings: tuple[Finding, ...] = Field(default=(), strict=False)
+
+
 class End(_Wire):
     """The last line."""
 
@@ -200,7 +221,7 @@ class End(_Wire):
     modules of built-in roles ran). Like ``spare+worker``; empty: nothing was left to do."""
 
 
-Event = Accepted | RoleStarted | Fetched | OutcomeEvent | Refused | Described | End
+Event = Accepted | RoleStarted | Fetched | OutcomeEvent | Refused | Described | Probed | End
 _EVENT: Final[TypeAdapter[Event]] = TypeAdapter(Annotated[Event, Field(discriminator="event")])
 
 
