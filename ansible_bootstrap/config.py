@@ -177,6 +177,16 @@ class AnsibleBootstrap(SingletonConfigurable):
         """,
     ).tag(config=True)
 
+    on_move = Enum(
+        ["refuse", "warn"],
+        default_value="refuse",
+        help="""
+        What happens to a known user whose storage would now be at another place, where there is no directory yet, while
+        the old directory has files: ``refuse`` (default): no server starts until the directory is moved, the settings
+        are set back, or ``ansible-bootstrap accept NAME`` lets the user begin anew. ``warn``: one line in the log.
+        """,
+    ).tag(config=True)
+
     place = Union(
         [Callable(), Unicode(), Dict()],
         default_value=None,

@@ -144,10 +144,11 @@ def make_parser() -> argparse.ArgumentParser:
     accept = commands.add_parser(
         "accept",
         parents=[common],
-        help="let users who were deleted in the hub and made again use their old directories",
-        description="Confirm that these users may use the directories of their names. A user who was deleted in the "
-        "hub and made again, or has a name that another user had, gets no server before that. Confirm it if they are "
-        "the same persons, or if the old directories have been moved away.",
+        help="let users be new persons, or have new directories",
+        description="Confirm that these users may use the directories that they would get now. A user who was deleted "
+        "in the hub and made again, or has a name that another user had, gets no server before that: confirm it if "
+        "they are the same persons, or if the old directories have been moved away. So does a user who would get an "
+        "empty directory beside an old one: confirm it if that is meant.",
     )
     accept.add_argument("names", metavar="NAME", nargs="+", help="a username, as in the hub")
     accept.set_defaults(function=_accept)
@@ -263,7 +264,7 @@ def _accept(args: argparse.Namespace) -> int:
     names = _checked(set(args.names))
     with _hubs_ledger(args) as ledger:
         known = ledger.accept(names)
-    print(f"Accepted {len(names)} users; {known} of the names had belonged to somebody.")
+    print(f"Accepted {len(names)} users; {known} had a record.")
     return EXIT_OK
 
 
@@ -310,6 +311,7 @@ def _hubs_ledger(args: argparse.Namespace) -> Iterator[Ledger]:
 def _status(args: argparse.Namespace) -> int:
     from ansible_bootstrap.cli.status import print_past, print_status  # noqa: PLC0415
     from ansible_bootstrap.state.history import FILE, History  # noqa: PLC0415
+    from ansible_bootstrap.state.ledger import Ledger  # noqa: PLC0415
     from ansible_bootstrap.state.lookback import look_back  # noqa: PLC0415
 
     _checked({args.name or ""})
@@ -319,11 +321,12 @@ def _status(args: argparse.Namespace) -> int:
         print(f"ansible-bootstrap: no history in {printable(state_dir)}", file=sys.stderr)
     try:
         past = history.outcomes(args.name, LAST_OUTCOMES) if args.name else []
+        places = Ledger(state_dir).places(args.name) if args.name else []
         runs, all_of_it = history.runs(LAST_RUNS), look_back(history)
     except (OSError, ValueError, sqlite3.Error) as error:
         raise SettingsError(f"the history in {state_dir} cannot be read: {error}; move it away") from None
     if args.name:
-        print_past(args.name, past, as_json=args.json)
+        print_past(args.name, past, places, as_json=args.json)
     else:
         print_status(runs, all_of_it, as_json=args.json)
     return EXIT_OK

@@ -121,6 +121,14 @@ class Bookkeeper:
             return None
         return next((place for place in places if not place.server_name), None)
 
+    def elsewhere(self, place: Place) -> Place | None:
+        """Return where the user's server last had its storage, as :meth:`Ledger.elsewhere`."""
+        try:
+            return self._ledger.elsewhere(place)
+        except Exception as error:
+            self._complain(error)
+            return None
+
     def complete(
         self,
         place: Place,

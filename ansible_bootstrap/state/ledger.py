@@ -338,12 +338,26 @@ class Ledger:
                 ],
             )
 
-    def places(self, name: str, under: str) -> list[Place]:
-        """Return where a user's servers last had their storage under these settings, the default server's first."""
+    def places(self, name: str, under: str | None = None) -> list[Place]:
+        """Return where a user's servers last had their storage (under these settings), the default server's first."""
         rows = self._file.select(
-            "SELECT place FROM places WHERE name = ? AND under = ? ORDER BY server_name", (name, under)
+            "SELECT place FROM places WHERE name = ? AND under = coalesce(?, under) ORDER BY server_name",
+            (name, under),
         )
         return [place for (text,) in rows if (place := _place(text)) is not None]
+
+    def elsewhere(self, place: Place) -> Place | None:
+        """Return where the user's server of that name last had its storage, if that was not this place.
+
+        None for a user who has once been complete at this place: then both are known.
+        """
+        rows = self._file.select(
+            "SELECT place FROM places WHERE name = ? AND server_name = ? AND NOT EXISTS"
+            " (SELECT 1 FROM complete WHERE storage_host = ? AND work = ? AND name = ?)",
+            (place.name, place.server_name, *place.job_key, place.name),
+        )
+        last = _place(rows[0][0]) if rows else None
+        return last if last is not None and last.job_key != place.job_key else None
 
     # -- who they are -------------------------------------------------------------------------
 
@@ -366,13 +380,14 @@ class Ledger:
             )
 
     def accept(self, names: Iterable[str]) -> int:
-        """Let whoever has these names now be the person; return how many were somebody."""
+        """Let the users of these names be new persons, at new places; return of how many something was noted."""
+        accepted = 0
         with self._file.writing() as database:
-            return int(
-                database.executemany(
-                    "DELETE FROM persons WHERE name = ?", [(name,) for name in names]
-                ).rowcount
-            )
+            for name in names:
+                persons = database.execute("DELETE FROM persons WHERE name = ?", (name,)).rowcount
+                places = database.execute("DELETE FROM places WHERE name = ?", (name,)).rowcount
+                accepted += bool(persons or places)
+        return accepted
 
     # -- inner --------------------------------------------------------------------------------
 
