@@ -108,6 +108,7 @@ async def test_a_directory_is_where_the_spawner_will_have_it(evening: Evening) -
 
 
 async def test_the_columns_of_a_roster_win(evening: Evening) -> None:
+    evening.settings["on_move"] = "warn"
     evening.ledger.note_places([Place("alice", "/last/alice", 7, 7, "two")], evening.config.place_digest())
     record = {"name": "alice", "directory": "/own/alice", "uid": 2001, "storage_host": "one", "groups": ["a"]}
     await evening.runs(record)
@@ -130,7 +131,8 @@ async def test_all_places_of_a_users_last_servers_are_bootstrapped_each_by_itsel
 
 
 async def test_places_recorded_under_other_settings_mean_nothing(evening: Evening) -> None:
-    evening.ledger.note_places([Place("alice", "/last/alice", storage_host="localhost")], "others")
+    last = Place("alice", f"{evening.path}/moved-away", storage_host="localhost")
+    evening.ledger.note_places([last], "others")
     assert (await evening.runs("alice"))["alice"].directory == f"{evening.path}/homes/alice"
 
 
