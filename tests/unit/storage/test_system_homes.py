@@ -204,8 +204,14 @@ def test_whoever_the_system_does_not_know_so_is_refused(
             assert text in bad["msg"]
             assert not good["failed"]
         assert not (root / "alice").exists()
-    (bad,) = ensure(make_user("Zoë"))
-    assert "cannot be a system user's name" in bad["msg"]
+
+
+@pytest.mark.parametrize("name", ["AliceW", "jane.doe@uni.example", "Zoë"])
+def test_any_name_that_the_system_knows_gets_a_home(make_user: MakeUser, ensure: Ensure, name: str) -> None:
+    (bad,) = ensure(make_user(name), known=[])
+    assert "is not a system user" in bad["msg"]
+    (good,) = ensure(make_user(name))
+    assert good["changed"] and not good["failed"]
 
 
 @pytest.mark.parametrize(
