@@ -263,18 +263,9 @@ class AnsibleBootstrap(SingletonConfigurable):
 
     def summary(self) -> str:
         """Return what will be done and how, in one line for the log."""
-        how = "as the hub's own account" if self.embedded else f"through {self.apply_command[0]}"
-        given = self.apply_settings()
-        roles = [role if isinstance(role, str) else role.get("role") for role in self.roles]
-        what = (
-            f"storage root {given.get('storage_root')}, roles {', '.join(map(str, roles))}; "
-            if self.embedded
-            else ""
-        )
-        place = "from c.AnsibleBootstrap.place" if self.place is not None else "asked of the spawner"
-        return (
-            f"{what if self.embedded else ''}places {place}; the apply program runs {how}; mode {self.mode}"
-        )
+        roles = ", ".join(str(role if isinstance(role, str) else role.get("role")) for role in self.roles)
+        what = f"storage root {self.storage_root}, roles {roles}, as the hub's own account"
+        return f"{what if self.embedded else f'through {self.apply_command[0]}'}, mode {self.mode}"
 
     def place_digest(self) -> str:
         """A digest of all settings that say where a user's storage is: the spawners' and ours."""
