@@ -25,7 +25,7 @@ from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 from ansible_bootstrap.state.ledger import Entry, Ledger, completed, looked_at
-from ansible_bootstrap.state.probe import Looks
+from ansible_bootstrap.state.probe import Probes
 from ansible_bootstrap.threads import in_thread
 
 LOOK_SECONDS: Final = 0.2
@@ -62,7 +62,7 @@ class Bookkeeper:
         self._log = log
         self._under = under
         self._completed: list[Entry] = []
-        self._looks = Looks()
+        self._probes = Probes()
         self._asked: set[_Question] = set()
         """Who is just being looked up."""
         self._lost: dict[str, float] = {}
@@ -83,7 +83,7 @@ class Bookkeeper:
             entry = self._ledger.recorded(place)
             if entry is None:
                 return None
-            intact = await self._looks.at(
+            intact = await self._probes.run(
                 place.name, entry.directory, partial(self._ledger.holds, entry), LOOK_SECONDS
             )
         except TimeoutError:
@@ -234,7 +234,7 @@ class Bookkeeper:
                 await self._try(partial(self._ledger.note_persons, persons))
             if entries:
                 try:
-                    seen = await self._looks.at_all(
+                    seen = await self._probes.run_all(
                         [(entry.place.name, entry.directory, partial(looked_at, entry)) for entry in entries],
                         SEEN_SECONDS,
                         DISK_SECONDS,
