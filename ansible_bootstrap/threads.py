@@ -67,8 +67,13 @@ class Pool:
 _POOL: Final = Pool("work", MAX_THREADS)
 
 
-async def in_thread(func: Callable[[], T], *, timeout: float) -> T:  # noqa: ASYNC109 - a bound is the point
-    """Call ``func`` in a daemon thread and return what it returns.
+async def in_thread(
+    func: Callable[[], T],
+    *,
+    timeout: float,  # noqa: ASYNC109 - a bound is the point
+    pool: Pool | None = None,
+) -> T:
+    """Call ``func`` in a daemon thread, of a pool that all share if none is given, and return what it returns.
 
     Raises:
         TimeoutError: no answer within ``timeout`` seconds. The call itself cannot be stopped; what it
@@ -85,7 +90,7 @@ async def in_thread(func: Callable[[], T], *, timeout: float) -> T:  # noqa: ASY
             with contextlib.suppress(RuntimeError):  # The loop has closed in the meantime.
                 loop.call_soon_threadsafe(result)
 
-    _POOL.submit(job)
+    (pool or _POOL).submit(job)
     return await within(timeout, answer)
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from ansible_bootstrap.errors import AnsibleBootstrapError
+from ansible_bootstrap.errors import reason_for_log
 from ansible_bootstrap.protocol import RoleFingerprint
 
 Fingerprints = tuple[RoleFingerprint, ...]
@@ -87,11 +87,7 @@ class CurrentFingerprints:
             self.renewed(fingerprints, self._clock() - began)
         except Exception as error:
             self._failed = self._clock()
-            why = (
-                error.details
-                if isinstance(error, AnsibleBootstrapError)
-                else f"{type(error).__name__}: {error}"
-            )
             self._log.warning(
-                "ansible_bootstrap: who is complete cannot be told, so every login is a run: %s", why
+                "ansible_bootstrap: the roles' fingerprints cannot be made, so every login is a run: %s",
+                reason_for_log(error),
             )

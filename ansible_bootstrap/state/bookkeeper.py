@@ -13,26 +13,22 @@ those that were to be written with them.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
+from ansible_bootstrap.errors import ApplyError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 from ansible_bootstrap.state.ledger import Entry, Ledger, completed, looked_at
 from ansible_bootstrap.state.probe import Probes
-from ansible_bootstrap.threads import in_thread
+from ansible_bootstrap.state.writer import DISK_SECONDS, Writer
 
 LOOK_SECONDS: Final = 0.2
 """For one look at a directory; on a file system that works it takes one millisecond."""
-
-DISK_SECONDS: Final = 10.0
-"""For one change of the ledger."""
 
 SEEN_SECONDS: Final = 2.0
 """For a look at a directory that is to be noted; at many, as long as it gets on."""
@@ -48,7 +44,7 @@ class _Question:
     """Whether the user has been made unknown since it began."""
 
 
-class Bookkeeper:
+class Bookkeeper(Writer):
     """Looks users up and notes what became of them. All methods are called on one event loop.
 
     Args:
@@ -58,6 +54,11 @@ class Bookkeeper:
     """
 
     def __init__(self, ledger: Ledger, log: logging.Logger, under: str = "") -> None:
+        super().__init__(
+            "ledger",
+            log,
+            "the ledger in c.AnsibleBootstrap.state_dir does not work, so every login is a run",
+        )
         self._ledger = ledger
         self._log = log
         self._under = under
@@ -70,8 +71,6 @@ class Bookkeeper:
         self._places: list[Place] = []
         self._persons: dict[str, tuple[str, str]] = {}
         self._noted: dict[tuple[str, str], Place] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._complained = False
 
     async def look(self, place: Place) -> Entry | None:
         """Return what the user has at this place, None if that is not known."""
@@ -173,7 +172,7 @@ class Bookkeeper:
         now = time.monotonic()
         if len(self._lost) < MAX_WAITING:
             self._lost[name] = now
-        await in_thread(partial(self._ledger.forget, [name]), timeout=DISK_SECONDS)
+        await self._on_disk(partial(self._ledger.forget, [name]))
         if self._lost.get(name) == now:
             del self._lost[name]
 
@@ -189,7 +188,7 @@ class Bookkeeper:
         """
         names = {place.name for place in places}
         self._overtake(names)
-        token = await in_thread(partial(self._ledger.doubt, list(places), seconds), timeout=DISK_SECONDS)
+        token = await self._on_disk(partial(self._ledger.doubt, list(places), seconds))
         self._overtake(names)  # Also those that have begun meanwhile.
         return token
 
@@ -210,20 +209,11 @@ class Bookkeeper:
         """
         await self._try(partial(self._ledger.cleaned, token, unchanged, changed, at))
 
-    async def written(self) -> None:
-        """Return when all that has been noted is on disk, or could not be."""
-        while self._task is not None and not self._task.done():
-            await asyncio.wait({self._task})  # Bounded: each write is.
-
     def _overtake(self, names: Collection[str]) -> None:
         for question in self._asked:
             question.overtaken = question.overtaken or question.name in names
 
     # -- inner --------------------------------------------------------------------------------
-
-    def _write_soon(self) -> None:
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._write())
 
     async def _write(self) -> None:
         while self._completed or self._places or self._persons:
@@ -248,21 +238,3 @@ class Bookkeeper:
                 if len(self._noted) >= MAX_WAITING:  # Whoever may name servers must not fill the memory.
                     self._noted.clear()
                 self._noted.update({(place.name, place.server_name): place for place in places})
-
-    async def _try(self, call: Callable[[], None]) -> bool:
-        try:
-            await in_thread(call, timeout=DISK_SECONDS)
-        except Exception as error:
-            self._complain(error)
-            return False
-        return True
-
-    def _complain(self, error: Exception) -> None:
-        if not self._complained:
-            self._complained = True
-            why = error.details if isinstance(error, AnsibleBootstrapError) else ""
-            self._log.warning(
-                "ansible_bootstrap: the ledger in c.AnsibleBootstrap.state_dir does not work, so every login is a "
-                "run: %s",
-                why or f"{type(error).__name__}: {error}",
-            )

@@ -213,18 +213,22 @@ _MOST_VALUES: Final = 999
 """In one statement; what the oldest SQLite takes that Python does."""
 
 
-def many_rows(rows: Sequence[tuple[Any, ...]], *, beside: int = 0) -> Iterator[tuple[str, list[Any]]]:
-    """Yield ``VALUES (?, ...), ...`` and what is to be bound there, for as many of the rows at once as SQLite takes.
+def execute_rows(
+    database: sqlite3.Connection, query: str, rows: Sequence[tuple[Any, ...]], *more: Any
+) -> None:
+    """Execute a query with as many rows at once as SQLite takes; each step gives the interpreter's lock away.
 
     Args:
+        database: in a transaction.
+        query: with ``{values}`` where ``VALUES (?, ...), ...`` goes, and marks for ``more`` after that.
         rows: of the same length.
-        beside: values that the statement has besides.
+        more: values that the query has besides.
     """
     if not rows:
         return
-    width = len(rows[0])
-    row = f"({', '.join('?' * width)})"
-    size = (_MOST_VALUES - beside) // width
+    size = (_MOST_VALUES - len(more)) // len(rows[0])
     for begin in range(0, len(rows), size):
         some = rows[begin : begin + size]
-        yield f"VALUES {', '.join([row] * len(some))}", [value for values in some for value in values]
+        row = f"({', '.join('?' * len(some[0]))})"
+        values = [value for values in some for value in values]
+        database.execute(query.format(values=f"VALUES {', '.join([row] * len(some))}"), [*values, *more])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hub_fakes import Lines, until
+from hub_fakes import SeeingLedger as Ledger
 
 from ansible_bootstrap.errors import ApplyError
 from ansible_bootstrap.hub.current_fingerprints import CurrentFingerprints, Fingerprints
@@ -20,7 +21,7 @@ from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 from ansible_bootstrap.state import bookkeeper, probe
 from ansible_bootstrap.state.bookkeeper import Bookkeeper
-from ansible_bootstrap.state.ledger import FILE, Entry, Ledger, completed
+from ansible_bootstrap.state.ledger import FILE, Entry, completed
 from ansible_bootstrap.state.probe import Mounts
 
 FINGERPRINTS = (RoleFingerprint(role="user_dir", fingerprint="u1", revised=True),)

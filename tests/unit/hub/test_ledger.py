@@ -16,11 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hub_fakes import SeeingLedger as Ledger
 
 from ansible_bootstrap.config import digest
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import RoleFingerprint
-from ansible_bootstrap.state.ledger import FILE, MAX_PLACES, Ledger, completed
+from ansible_bootstrap.state.ledger import FILE, MAX_PLACES, completed
 
 
 def fingerprints(**roles: str) -> tuple[RoleFingerprint, ...]:
