@@ -1,14 +1,12 @@
-"""The ledger for a hub: bounded, and never an error for a spawn.
+"""The ledger for a hub: every call is bounded, and none is an error for a spawn.
 
-Looking a user up is what every login pays for, so it has 200 ms: no answer means that nothing is known of the user,
-who is then bootstrapped as if new. What is noted is gathered and written by one task at a time. A ledger that cannot
-be read or written is one warning in the log; spawns go on without it. Only who a user is must be told from it.
+Every login looks its user up, so that has 200 ms: without an answer the user counts as unknown, and is bootstrapped as
+if new. A ledger that cannot be read or written is one warning in the log, and spawns go on without it; only
+:meth:`Bookkeeper.person` must have an answer.
 
 The file is read in the event loop, which takes tens of microseconds: in a storm a thread would wait longer for the
-interpreter's lock, and the loop for the thread. Directories are looked at, and the file is written, in threads.
-
-A directory that hangs may cost its user the quick way, not the others theirs, and such a user's notes are dropped, not
-those that were to be written with them.
+interpreter's lock, and the loop for the thread. Directories are probed, and the file is written, in threads. A user
+whose directory hangs counts as unknown, and the notes of this user alone are dropped.
 """
 
 from __future__ import annotations
@@ -28,10 +26,10 @@ from ansible_bootstrap.state.probe import Probes
 from ansible_bootstrap.state.writer import DISK_SECONDS, Writer
 
 LOOK_SECONDS: Final = 0.2
-"""For one look at a directory; on a file system that works it takes one millisecond."""
+"""For one probe of a directory; on a file system that works it takes one millisecond."""
 
 SEEN_SECONDS: Final = 2.0
-"""For a look at a directory that is to be noted; at many, as long as it gets on."""
+"""For a probe of a directory that is to be noted; for many, as long as one of them returns."""
 
 MAX_WAITING: Final = 50_000
 """Most notes that wait to be written; beyond, they are dropped."""
@@ -65,7 +63,7 @@ class Bookkeeper(Writer):
         self._completed: list[Entry] = []
         self._probes = Probes()
         self._asked: set[_Question] = set()
-        """Who is just being looked up."""
+        """Users who are being looked up."""
         self._lost: dict[str, float] = {}
         """Users who could not be forgotten on disk, and since when (as ``time.monotonic``) they are."""
         self._places: list[Place] = []
@@ -101,7 +99,7 @@ class Bookkeeper(Writer):
         return None
 
     def noted(self, place: Place) -> Entry | None:
-        """Return what is noted of the user at this place, if it is to be trusted, without a look at the directory."""
+        """Return what is noted of the user at this place, if it is to be trusted, without a probe of the directory."""
         if place.name in self._lost:
             return None
         try:
@@ -146,7 +144,7 @@ class Bookkeeper(Writer):
             self._write_soon()
 
     def person(self, name: str) -> str | None:
-        """Return who the user of that name is, as :meth:`Ledger.person`.
+        """Return the person of a username, as :meth:`Ledger.person`.
 
         Raises:
             ApplyError: that cannot be told now.
@@ -161,7 +159,7 @@ class Bookkeeper(Writer):
             ) from None
 
     def note_person(self, name: str, person: str, instead: str = "") -> None:
-        """Note who the user of that name is, as :meth:`Ledger.note_persons`; returns at once."""
+        """Note the person of a username, as :meth:`Ledger.note_persons`; returns at once."""
         if len(self._persons) < MAX_WAITING:
             self._persons.setdefault(name, (person, instead))
             self._write_soon()
@@ -177,14 +175,10 @@ class Bookkeeper(Writer):
             del self._lost[name]
 
     async def doubt(self, places: Sequence[Place], seconds: float) -> str:
-        """Make the users of these places unknown, on disk, before returning; return the token for their clean-up's end.
-
-        Args:
-            places: that are to be cleaned up.
-            seconds: as :meth:`Ledger.doubt`.
+        """A clean-up begins, as :meth:`Ledger.doubt`: make its users unknown, on disk, before returning.
 
         Raises:
-            TimeoutError, sqlite3.Error, OSError, SettingsError: they may still be known.
+            TimeoutError, sqlite3.Error, OSError, SettingsError: the users may still be known.
         """
         names = {place.name for place in places}
         self._overtake(names)
@@ -199,14 +193,7 @@ class Bookkeeper(Writer):
         changed: Sequence[tuple[str, str]],
         at: float,
     ) -> None:
-        """A clean-up has ended: believe what is known of users it left unchanged, and of nobody else.
-
-        Args:
-            token: of :meth:`doubt`.
-            unchanged: storage hosts and names.
-            changed: storage hosts and names.
-            at: when it ended, as ``time.monotonic``.
-        """
+        """A clean-up has ended, as :meth:`Ledger.cleaned`; an error is a warning."""
         await self._try(partial(self._ledger.cleaned, token, unchanged, changed, at))
 
     def _overtake(self, names: Collection[str]) -> None:

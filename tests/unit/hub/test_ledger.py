@@ -405,6 +405,8 @@ def test_whoever_may_name_servers_does_not_fill_the_file(ledger: Ledger, alice: 
 def test_nothing_is_noted_once_looking_has_taken_too_long(ledger: Ledger, alice: Place) -> None:
     ledger.complete([completed(alice, "", FINGERPRINTS)], until=time.monotonic() - 1)
     assert ledger.look(alice) is None
+    ledger.complete([completed(alice, "", FINGERPRINTS)], until=time.monotonic() + 60)
+    assert ledger.look(alice)
 
 
 def test_where_a_user_was_is_remembered_for_each_server(ledger: Ledger, alice: Place) -> None:
