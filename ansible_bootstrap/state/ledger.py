@@ -192,7 +192,7 @@ class Ledger:
         return ours or -CLOCK_SECONDS <= time.time() - entry.at <= self._trust_for
 
     def note(self, entries: Iterable[Entry], *, until: float | None = None) -> None:
-        """Note entries as they are, but for users who have been forgotten since.
+        """Note entries as they are, except of users who have been forgotten since.
 
         Args:
             entries: with what was seen of the directories.
@@ -231,7 +231,7 @@ class Ledger:
 
         Args:
             places: of the users.
-            seconds: after which the clean-up has ended even if nobody says so, a day at most.
+            seconds: after which the clean-up counts as ended without :meth:`cleaned`; a day at most.
 
         Returns:
             A token for :meth:`cleaned`.
@@ -379,7 +379,7 @@ def _same(known: Place, now: Place, roles: Mapping[str, str]) -> bool:
 
 
 def _is_text(*values: str) -> bool:
-    """Whether SQLite can keep them: a path of other bytes than UTF-8 stays unknown, and costs nobody else the note."""
+    """Whether SQLite can keep them: an entry with a path that is not UTF-8 is left out, and the others are noted."""
     try:
         "".join(values).encode()
     except UnicodeEncodeError:

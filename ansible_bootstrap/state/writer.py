@@ -1,7 +1,7 @@
 """What is noted on the hub's event loop, on its way to a file below ``state_dir``.
 
-Notes are gathered, and one task at a time writes all that came meanwhile, in a thread. A disk that fails holds up
-nobody: it is one warning in the log, and the hub goes on without the file.
+Notes are gathered, and one task at a time writes all that came meanwhile, in a thread. A disk that fails holds up no
+spawn: it is one warning in the log, and the hub goes on without the file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class WarnOnce:
 
 
 class Writer(ABC):
-    """Base of those who note something. All methods are called on one event loop.
+    """Base of what keeps notes in one file. All methods are called on one event loop.
 
     Args:
         name: of the threads.
