@@ -82,10 +82,9 @@ class SqliteFile:
                 return database.execute(query, values).fetchall()
             except BaseException as error:
                 self._let_go()
-                if not _is_damage(error):
-                    raise
-                self._set_aside(self._file)
-                return []
+                if self._set_aside_if_damaged(self._file, error):
+                    return []
+                raise
 
     def _reading(self) -> sqlite3.Connection | None:
         """Return the connection for reading; None if there is no file."""
@@ -131,8 +130,7 @@ class SqliteFile:
             # A process's connections share what the first has found: a file system that was read-only, say.
             with self._turn:
                 self._let_go()
-            if _is_damage(error):
-                self._set_aside(file)
+            self._set_aside_if_damaged(file, error)
             raise
 
     def _whole(self) -> sqlite3.Connection:
@@ -141,17 +139,18 @@ class SqliteFile:
         try:
             return self._prepared()
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            if not _is_damage(error):
+            if not self._set_aside_if_damaged(file, error):
                 raise
-            self._set_aside(file)
             make_private(self._path)
             return self._prepared()
 
-    def _set_aside(self, file: tuple[int, int] | None) -> None:
-        """Keep a file that is not ours under another name, unless another process has done that already."""
+    def _set_aside_if_damaged(self, file: tuple[int, int] | None, error: BaseException) -> bool:
+        """Keep a damaged file under another name, unless another process has done so; return False if it is not."""
+        if not _is_damage(error):
+            return False
         with contextlib.suppress(OSError):
             if file is None or _identity(self._path) != file:
-                return
+                return True
             broken = self._path.with_suffix(".broken")
             os.replace(self._path, broken)
             for rest in ("-wal", "-shm"):
@@ -162,6 +161,7 @@ class SqliteFile:
                 broken.name,
                 self._lost,
             )
+        return True
 
     def _prepared(self) -> sqlite3.Connection:
         database = sqlite3.connect(self._path, timeout=BUSY_SECONDS)

@@ -199,7 +199,8 @@ def test_only_a_directory_that_carries_the_users_name_is_taken_for_theirs(
             assert result["failed"] != (directory in adopted)
         assert (root / directory).stat().st_uid == (user["uid"] if directory in adopted else 0)
         if directory not in adopted:
-            assert "user_dir_adopt_empty" in result["msg"]
+            why = "user_dir_adopt_empty is never" if adopt == "never" else "does not carry the user's name"
+            assert why in result["msg"] and "or set user_dir_adopt_empty" in result["msg"]
 
 
 @pytest.mark.root
