@@ -3,8 +3,8 @@
 The operators are cosmic-ray's (ref: https://cosmic-ray.readthedocs.io). Mutants are made in a copy of the checkout,
 which comes first on the path of the tests and of the processes that they start. A mutant is killed if a test fails, or
 if the tests take three times as long as without it. A survivor is printed as a diff: a test is missing, or the mutant
-changes nothing that matters, which a reader must judge. Left out are mutants of annotations, and those that make
-an order or an identity of an equality: of strings, hardly one of them differs.
+changes nothing that matters, which a reader must judge. Left out are mutants of annotations, those that make an
+order or an identity of an equality, and those that make a limit one more or less: hardly one of them matters.
 
     make mutate ARGS="places --seed 7 --minutes 5"
 """
@@ -36,7 +36,6 @@ NOT_COPIED = (".git", ".venv", ".demo", "__pycache__", ".*_cache", "*.sqlite")
 
 # Several processes at once: too slow to run for each mutant.
 SLOW = "whoever_comes_first or another_process_forgets or several_processes or processes_that_read"
-
 HUB = "adapting_batches apply_client bulk cleanups dispatcher due_cleanups fairness hanging pace run_notices spare turnstile"
 # By area: what is mutated, and the folder and names of the tests that shall notice.
 AREAS = {
@@ -100,7 +99,9 @@ def mutate(area: str, sample: int, chance: random.Random, seconds: float) -> Non
         source = mutant.module_path.read_text("utf-8")
         operator = get_operator(mutant.operator_name)(**mutant.operator_args)
         changed = mutate_code(source, operator, mutant.occurrence)
-        if changed is None or tree(changed) in ("", tree(source)):
+        (line, begin), (_, end) = mutant.start_pos, mutant.end_pos
+        number = mutant.operator_name.endswith("NumberReplacer") and source.splitlines()[line - 1][begin:end]
+        if number not in (False, "0", "1") or changed is None or tree(changed) in ("", tree(source)):
             continue
         mutant.module_path.write_text(changed, "utf-8")
         outcome, _ = run_tests(command, limit)

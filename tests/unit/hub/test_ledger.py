@@ -610,3 +610,14 @@ def test_a_path_that_is_no_text_costs_nobody_else_the_note(ledger: Ledger, alice
     assert ledger.recorded(alice) is not None
     ledger.note([completed(alice, "/homes/\udcff", FINGERPRINTS)])
     assert len(ledger._file.select("SELECT name FROM complete", ())) == 1
+
+
+def test_a_name_is_another_persons_only_in_place_of_the_one_who_is_named(ledger: Ledger) -> None:
+    assert ledger.person("alice") is None
+    ledger.note_persons({"alice": ("first", ""), "bob": ("b", "")})
+    ledger.note_persons({"alice": ("second", "")})
+    assert (ledger.person("alice"), ledger.person("bob")) == ("first", "b")
+    ledger.note_persons({"alice": ("second", "first")})
+    assert ledger.person("alice") == "second"
+    assert ledger.accept(["alice", "carol"]) == 1
+    assert (ledger.person("alice"), ledger.person("bob")) == (None, "b")

@@ -160,6 +160,8 @@ def test_what_is_in_the_way_is_left_as_it_is(
         bad, good = ensure(root, make_user("alice"), make_user("bob"), check=check)
         assert bad["failed"]
         assert "left as it is" in bad["msg"]
+        assert ("belongs to uid 20009" in bad["msg"]) == (in_the_way == "other")
+        assert ("belongs to root and is not empty" in bad["msg"]) == (in_the_way == "root")
         assert not good["failed"]
 
     after = place.lstat()
