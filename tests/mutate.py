@@ -1,4 +1,4 @@
-"""Change the sources of one area, one mutant at a time, and run that area's unit tests against each.
+"""Change the sources of an area, one mutant at a time, and run that area's unit tests against each.
 
 The operators are cosmic-ray's (ref: https://cosmic-ray.readthedocs.io). Mutants are made in a copy of the checkout,
 which comes first on the path of the tests and of the processes that they start. A mutant is killed if a test fails, or
@@ -60,8 +60,8 @@ def tree(source: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("area", choices=AREAS)
-    parser.add_argument("--sample", type=int, default=60, help="how many mutants at most; 0: all")
+    parser.add_argument("area", choices=[*AREAS, "all"], nargs="?", default="all")
+    parser.add_argument("--sample", type=int, default=60, help="most mutants of an area; 0: all")
     parser.add_argument("--seed", type=int, default=1, help="which mutants")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="after which no more are begun")
     args = parser.parse_args()
@@ -70,7 +70,8 @@ def main() -> None:
         copy = shutil.copytree(ROOT, f"{directory}/checkout", symlinks=True, ignore=ignore)
         os.chdir(copy)
         os.environ["PYTHONPATH"] = copy
-        mutate(args.area, args.sample, random.Random(args.seed), args.minutes * 60)
+        for area in AREAS if args.area == "all" else [args.area]:
+            mutate(area, args.sample, random.Random(args.seed), args.minutes * 60)
 
 
 def mutate(area: str, sample: int, chance: random.Random, seconds: float) -> None:
@@ -107,13 +108,12 @@ def mutate(area: str, sample: int, chance: random.Random, seconds: float) -> Non
         outcome, _ = run_tests(command, limit)
         mutant.module_path.write_text(source, "utf-8")
         tested += 1
-        if outcome == TestOutcome.KILLED:
-            killed += 1
-        else:
+        killed += outcome == TestOutcome.KILLED
+        if outcome != TestOutcome.KILLED:
             lines = (text.splitlines() for text in (source, changed))
             diff = difflib.unified_diff(*lines, str(mutant.module_path), n=1, lineterm="")
             print(f"\nSurvivor {tested - killed} of {tested} mutants:", *diff, sep="\n", flush=True)
-    print(f"\n{area}: {killed} of {tested} mutants killed; without a sample there are {len(mutants)}")
+    print(f"\n{area}: {killed} of {tested} mutants killed, of {len(mutants)} candidates")
 
 
 if __name__ == "__main__":
