@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 
 from pydantic import ValidationError
 
@@ -39,6 +40,19 @@ class Place:
         if isinstance(self.directory, str):  # A spawner's template may end in a slash.
             object.__setattr__(self, "directory", self.directory.rstrip("/") or self.directory)
         self._user()
+
+    def to_json(self) -> str:
+        """Return it as text, for :meth:`from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Place | None:
+        """Return the place of a text; None if the text is not that of an acceptable place."""
+        try:
+            said = json.loads(text)
+            return cls(**{**said, "groups": tuple(said["groups"])})
+        except (ValueError, TypeError, KeyError, RefusedError):
+            return None
 
     @property
     def job_key(self) -> tuple[str, str]:

@@ -26,7 +26,11 @@ SUITES = (
 """What depends on the releases: the hub's side, and all that speaks to Ansible."""
 
 FEW = (
-    *("tests/unit/hub/test_hooks.py", "tests/unit/hub/test_wiring.py", "tests/unit/test_outcomes_callback.py"),
+    *(
+        "tests/unit/hub/test_hooks.py",
+        "tests/unit/hub/test_wiring.py",
+        "tests/unit/test_outcomes_callback.py",
+    ),
     *("tests/integration/hub/test_hub_order.py", "tests/integration/playbook/test_playbook.py"),
 )
 
@@ -77,7 +81,9 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(row.name for row in ROWS)}")
     parser.add_argument("--suite", action="append", help="in place of the usual ones")
     parser.add_argument(
-        "--oldest", action="store_true", help="only the oldest releases, with this interpreter and a few suites: for CI"
+        "--oldest",
+        action="store_true",
+        help="only the oldest releases, with this interpreter and a few suites: for CI",
     )
     given = parser.parse_args()
     results: dict[str, str] = {}

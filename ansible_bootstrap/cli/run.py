@@ -40,7 +40,7 @@ from ansible_bootstrap.state.bookkeeper import SEEN_SECONDS, Bookkeeper
 from ansible_bootstrap.state.history import History
 from ansible_bootstrap.state.ledger import Entry, Ledger
 from ansible_bootstrap.state.moves import check_move
-from ansible_bootstrap.state.probe import Looks
+from ansible_bootstrap.state.probe import Probes
 from ansible_bootstrap.threads import in_thread
 
 RUN_LIMIT: Final = 3600.0
@@ -111,7 +111,7 @@ class _Bulk(Observer):
         self.books = Bookkeeper(self._ledger, _LOG)
         self._under = settings.place_digest()
         self._fingerprints: asyncio.Task[Sequence[RoleFingerprint]] | None = None
-        self._looks = Looks()
+        self._probes = Probes()
         self._interrupted = False
         self._complained: set[str] = set()
         _RUNS.setLevel(logging.WARNING)
@@ -235,7 +235,7 @@ class _Bulk(Observer):
             for number, entry in enumerate(known)
             if entry is not None
         ]
-        intact = set(await self._looks.at_all(calls, SEEN_SECONDS, LOOK_SECONDS))
+        intact = set(await self._probes.run_all(calls, SEEN_SECONDS, LOOK_SECONDS))
         return [entry if number in intact else None for number, entry in enumerate(known)]
 
     async def _moved(self, place: Place) -> str:

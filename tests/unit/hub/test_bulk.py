@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_fakes import until
+from hub_fakes import SeeingLedger, until
 from traitlets.config import Config
 
 from ansible_bootstrap.cli.run import TRIES, bootstrap_all
@@ -443,7 +443,7 @@ def noted(evening: Evening) -> int:
         Place(f"u{number:03}", f"{evening.path}/homes/u{number:03}", os.getuid(), os.getgid(), "localhost")
         for number in range(100)
     ]
-    ledger = Ledger(config.state_dir)
+    ledger = SeeingLedger(config.state_dir)
     return sum(ledger.look(place) is not None for place in places)
 
 

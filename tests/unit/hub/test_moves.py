@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from dockerspawner import DockerSpawner
+from hub_fakes import SeeingLedger
 from spawner_fakes import random_names, settings, spawner
 from traitlets.config import Config
 
@@ -74,7 +75,7 @@ def test_only_the_apply_side_may_know_the_path() -> None:
 
 
 def test_the_ledger_knows_where_a_server_was_whatever_the_settings_were(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "state")
+    ledger = SeeingLedger(tmp_path / "state")
     old, new = Place("alice", "/a/alice"), Place("alice", "/b/alice")
     assert ledger.elsewhere(new) is None, "a new user"
     ledger.note_places([old, replace(old, server_name="gpu", directory="/g/alice")], under="old settings")
@@ -97,7 +98,7 @@ async def test_an_upgrade_that_escapes_names_in_another_way_gives_no_user_an_emp
 ) -> None:
     volumes = {f"{tmp_path}/{{username}}": "/home/jovyan"}
     config = settings(storage_root=str(tmp_path), gid=100)
-    ledger = Ledger(tmp_path / "state")
+    ledger = SeeingLedger(tmp_path / "state")
     names = random_names(seed=7, number=300)
     before: dict[str, Place] = {}
     for name in names:
