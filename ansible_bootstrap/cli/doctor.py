@@ -20,6 +20,7 @@ import shlex
 import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -89,7 +90,8 @@ class Site:
         self.spawner_class: Any = None
         self.ledger: Ledger | None = None
         """None as long as it is not known to be readable."""
-        self.describes = False
+        self.skipped: set[str] = set()
+        """Checks that could only say again what another has said."""
         self.places: list[Place] = []
         self.about: dict[str, Any] = {"version": __version__, "account": os.geteuid(), "hosts": {}}
 
@@ -124,6 +126,7 @@ def _warning(what: str, mend: str = "") -> Finding:
 
 def _configuration(site: Site) -> Found:
     for problem in site.settings.problems():
+        site.skipped |= CHECKS.keys() - {"configuration", "hook", "versions"}
         yield _error(problem)
 
 
@@ -131,6 +134,7 @@ def _hook(site: Site) -> Found:
     try:
         site.spawner_class = site.detached.spawner_class
     except Exception as error:
+        site.skipped |= {"users", "known users"}
         yield _error(
             f"c.JupyterHub.spawner_class cannot be loaded: {error}", "install its package beside JupyterHub"
         )
@@ -143,7 +147,7 @@ def _hook(site: Site) -> Found:
     mend = "add to the configuration: from ansible_bootstrap import setup; setup(c)"
     if not hooks:
         yield _error("no server waits for its storage: the configuration does not call setup(c)", mend)
-    elif not getattr(hooks[0], "__module__", "").startswith("ansible_bootstrap."):
+    elif not str(getattr(hooks[0], "__module__", "")).startswith("ansible_bootstrap."):
         yield _warning("c.Spawner.pre_spawn_hook is the site's own, and may not prepare the storage", mend)
 
 
@@ -249,8 +253,8 @@ def _state_dir(site: Site) -> Found:
 async def _apply_program(site: Site) -> FoundLater:
     try:
         await site.ask("describe")
-        site.describes = True
     except AnsibleBootstrapError as error:
+        site.skipped.add("storage")
         by_hand = (
             f"as the hub's account, `{shlex.join(site.settings.apply_command)} </dev/null`; docs/boundary.md"
         )
@@ -261,8 +265,7 @@ async def _storage(site: Site) -> FoundLater:
     """The storage hosts: the setting's, or those of the users who were resolved."""
     fixed = site.settings.storage_host
     hosts = {place.storage_host for place in site.places} if callable(fixed) else {str(fixed)}
-    site.about["hosts"] = {}
-    for host in sorted(hosts) if site.describes else ():
+    for host in sorted(hosts):
         try:
             answer = await site.ask("probe", host)
         except AnsibleBootstrapError as error:
@@ -303,7 +306,7 @@ async def _users(site: Site) -> FoundLater:
             ):
                 answer = last  # As ``run`` has it: what is chosen on the spawn page, say, is known of the last server.
             if isinstance(answer, list):
-                site.places += [entry.place for entry in answer]
+                site.places += [_filled_in(site, entry.place) for entry in answer]
             else:
                 failed.append(answer)
             progress.reach(number, len(records))
@@ -313,6 +316,12 @@ async def _users(site: Site) -> FoundLater:
         yield _error(
             f"{len(failed[ALIKE:])} more users have no place", "ansible-bootstrap doctor NAME says why"
         )
+
+
+def _filled_in(site: Site, place: Place) -> Place:
+    """The place, with the directory that the apply side makes of a name."""
+    root = site.settings.storage_root
+    return replace(place, directory=place.directory or f"{root}/{place.sent_name}") if root else place
 
 
 def _known(site: Site) -> list[Record]:
@@ -368,9 +377,6 @@ CHECKS: Final[Mapping[str, Callable[[Site], Found | FoundLater]]] = {
     "known users": _moved,
     "storage": _storage,
 }
-
-WITHOUT_SETTINGS: Final = ("configuration", "hook", "versions")
-"""Checks that are made although the settings cannot be used."""
 
 
 # -- the machine -----------------------------------------------------------------------------------
@@ -436,7 +442,7 @@ def examine(load: Callable[[], AnsibleBootstrap], users: Users, *, as_json: bool
 
 async def _check(site: Site, findings: list[tuple[str, Finding]], console: Console) -> None:
     for name, check in CHECKS.items():
-        if name not in WITHOUT_SETTINGS and any(where == "configuration" for where, _ in findings):
+        if name in site.skipped:
             console.print(f"skipped  {name}")
             continue
         begin = len(findings)
@@ -447,7 +453,7 @@ async def _check(site: Site, findings: list[tuple[str, Finding]], console: Conso
                     findings.append((name, finding))
             else:
                 findings.extend((name, finding) for finding in found)
-        except (AnsibleBootstrapError, OSError, sqlite3.Error) as error:
+        except Exception as error:  # What goes wrong in one check is a finding, and the others go on.
             findings.append((name, _error(getattr(error, "details", "") or str(error))))
         console.print(f"{_coloured(_worst(findings[begin:]))} {name}")
     await site.client.gone()

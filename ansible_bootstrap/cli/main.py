@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ansible_bootstrap import __version__
+from ansible_bootstrap.cli.init import add_arguments, init
 from ansible_bootstrap.cli.roster import Record, Roster, distinct, shown
 from ansible_bootstrap.errors import AnsibleBootstrapError, RefusedError, SettingsError
 from ansible_bootstrap.storage._errors import printable
@@ -165,6 +166,15 @@ def make_parser() -> argparse.ArgumentParser:
     )
     accept.add_argument("names", metavar="NAME", nargs="+", help="a username, as in the hub")
     accept.set_defaults(function=_accept)
+
+    begin = commands.add_parser(
+        "init",
+        help="write a configuration to begin with",
+        description="Write a commented jupyterhub_config.py (and what a hub behind sudo needs). What is not given is "
+        "asked at a terminal. Nothing is overwritten without --force.",
+    )
+    add_arguments(begin)
+    begin.set_defaults(function=init, verbose=False)
 
     demo = commands.add_parser(
         "demo",
