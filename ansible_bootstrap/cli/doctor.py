@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
-import importlib.metadata
 import logging
 import os
 import platform
@@ -22,9 +21,9 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 from rich.console import Console
 
@@ -39,7 +38,7 @@ from ansible_bootstrap.fingerprints import short_name
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.identity import GID_ATTRIBUTE, UID_ATTRIBUTE
 from ansible_bootstrap.places.offline import Detached
-from ansible_bootstrap.protocol import Described, Event, Finding, Operation, Probed, Request
+from ansible_bootstrap.protocol import Described, Event, Finding, Operation, Outcome, Probed, Request
 from ansible_bootstrap.settings import ApplySettings, make_settings
 from ansible_bootstrap.state.directory import ensure_state_dir
 from ansible_bootstrap.state.ledger import FILE, Ledger
@@ -67,10 +66,10 @@ FEW_SPAWNS: Final = 20
 SYSTEM: Final = Path("/")
 """The root of the files that say what kind of machine this is."""
 
-_REMOTE: Final = re.compile(
-    r"(nfs4?|cifs|smb3|ceph|lustre|gpfs|afs|9p|glusterfs|fuse\.(?!fuse-overlayfs).*)\Z"
-)
+_REMOTE: Final = re.compile(r"(nfs4?|cifs|smb3|ceph|lustre|gpfs|afs|9p|fuse\.(?!fuse-overlayfs).*)\Z")
 _CONTAINER: Final = re.compile("docker|containerd|kubepods|libpod")
+
+_LOG = logging.getLogger(__name__)
 
 Users = Callable[[AnsibleBootstrap], Sequence[Record]]
 Found = Iterator[Finding]
@@ -84,9 +83,7 @@ class Site:
         self.settings = settings
         self.users = users
         self.detached = Detached(settings)
-        self.client = ApplyClient(
-            partial(in_thread, settings.apply_argv, timeout=10), logging.getLogger(__name__)
-        )
+        self.client = ApplyClient(partial(in_thread, settings.apply_argv, timeout=10), _LOG)
         self.spawner_class: Any = None
         self.ledger: Ledger | None = None
         """None as long as it is not known to be readable."""
@@ -135,9 +132,7 @@ def _hook(site: Site) -> Found:
         site.spawner_class = site.detached.spawner_class
     except Exception as error:
         site.skipped |= {"users", "known users"}
-        yield _error(
-            f"c.JupyterHub.spawner_class cannot be loaded: {error}", "install its package beside JupyterHub"
-        )
+        yield _error(f"c.JupyterHub.spawner_class cannot be loaded: {error}", "install it beside JupyterHub")
         return
     site.about["spawner"] = f"{site.spawner_class.__module__}.{site.spawner_class.__qualname__}"
     if AnsibleBootstrap.set_up or getattr(site.spawner_class, "shows_bootstrap", False):
@@ -155,18 +150,16 @@ def _versions(site: Site) -> Found:
     for package, (first, end) in SUPPORTED.items():
         mend = f"install '{package}>={first[0]}.{first[1]},<{end[0]}.{end[1]}'"
         try:
-            version = (
-                platform.python_version() if package == "python" else importlib.metadata.version(package)
-            )
-        except importlib.metadata.PackageNotFoundError:
+            found = platform.python_version() if package == "python" else version(package)
+        except PackageNotFoundError:
             yield _error(f"{package} is not installed beside ansible_bootstrap", mend)
             continue
-        site.about[package] = version
-        numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
+        site.about[package] = found
+        numbers = tuple(map(int, re.findall(r"\d+", found)[:2]))
         if numbers < first:
-            yield _error(f"{package} {version} is too old", mend)
+            yield _error(f"{package} {found} is too old", mend)
         elif numbers >= end:
-            yield _warning(f"{package} {version} is newer than what was tested", mend)
+            yield _warning(f"{package} {found} is newer than what was tested", mend)
 
 
 def _roles(site: Site) -> Found:
@@ -176,19 +169,17 @@ def _roles(site: Site) -> Found:
     for path in (*settings.roles_path, *settings.collections_path):
         if not os.path.isdir(path):
             yield _error(
-                f"c.AnsibleBootstrap.roles_path or collections_path: {path} is not a directory",
-                f"install -d -m 755 {shlex.quote(path)}",
+                f"roles_path or collections_path: {path} is not a directory",
+                f"install -d {shlex.quote(path)}",
             )
     names = [*BUILT_IN_ROLES, *(role.name for path in settings.roles_path for role in Path(path).glob("*/"))]
     for name in dict.fromkeys(map(short_name, (*settings.roles, *settings.cleanup_roles))):
         if name not in BUILT_IN_ROLES and not any(place.is_dir() for place in _role_places(name, settings)):
             near = difflib.get_close_matches(name, names, n=1)
-            yield _error(
-                f"c.AnsibleBootstrap.roles: there is no role {name!r}",
-                f"did you mean {near[0]!r}?"
-                if near
-                else "set c.AnsibleBootstrap.roles_path or collections_path",
+            mend = (
+                f"did you mean {near[0]!r}?" if near else "c.AnsibleBootstrap.roles_path or collections_path"
             )
+            yield _error(f"c.AnsibleBootstrap.roles: there is no role {name!r}", mend)
 
 
 def _role_places(name: str, settings: ApplySettings) -> Iterator[Path]:
@@ -238,7 +229,7 @@ def _state_dir(site: Site) -> Found:
     ledger = Path(directory, FILE)
     try:
         if ledger.exists():
-            address = f"file:{quote(str(ledger))}?mode=ro"
+            address = f"{ledger.as_uri()}?mode=ro"
             with contextlib.closing(sqlite3.connect(address, uri=True)) as database:
                 if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                     raise sqlite3.DatabaseError("it is damaged")
@@ -255,16 +246,14 @@ async def _apply_program(site: Site) -> FoundLater:
         await site.ask("describe")
     except AnsibleBootstrapError as error:
         site.skipped.add("storage")
-        by_hand = (
-            f"as the hub's account, `{shlex.join(site.settings.apply_command)} </dev/null`; docs/boundary.md"
-        )
-        yield _error(error.details, "" if site.settings.embedded else by_hand)
+        by_hand = f"as the hub's account, `{shlex.join(site.settings.apply_command)} </dev/null`"
+        yield _error(error.details, "" if site.settings.embedded else f"{by_hand}; docs/boundary.md")
 
 
 async def _storage(site: Site) -> FoundLater:
     """The storage hosts: the setting's, or those of the users who were resolved."""
     fixed = site.settings.storage_host
-    hosts = {place.storage_host for place in site.places} if callable(fixed) else {str(fixed)}
+    hosts = {place.storage_host for place in site.places} | (set() if callable(fixed) else {str(fixed)})
     for host in sorted(hosts):
         try:
             answer = await site.ask("probe", host)
@@ -301,21 +290,20 @@ async def _users(site: Site) -> FoundLater:
     with Progress("resolving", len(records), quiet=not sys.stderr.isatty()) as progress:
         for number, record in enumerate(records, start=1):
             answer = await asked.entries(number, record)
-            if not isinstance(answer, list) and isinstance(
-                last := await remembered.entries(number, record), list
-            ):
-                answer = last  # As ``run`` has it: what is chosen on the spawn page, say, is known of the last server.
-            if isinstance(answer, list):
-                site.places += [_filled_in(site, entry.place) for entry in answer]
-            else:
+            if (
+                isinstance(answer, Outcome) and answer.reason == "unresolved"
+            ):  # A matter of what is chosen, say.
+                last = await remembered.entries(number, record)
+                answer = answer if isinstance(last, Outcome) else last
+            if isinstance(answer, Outcome):
                 failed.append(answer)
+            else:
+                site.places += [_filled_in(site, entry.place) for entry in answer]
             progress.reach(number, len(records))
     for outcome in failed[:ALIKE]:
         yield _error(f"{shown(outcome.name)}: {outcome.reason}: {outcome.message}")
     if failed[ALIKE:]:
-        yield _error(
-            f"{len(failed[ALIKE:])} more users have no place", "ansible-bootstrap doctor NAME says why"
-        )
+        yield _error(f"{len(failed[ALIKE:])} more users have no place", "name them, to see why")
 
 
 def _filled_in(site: Site, place: Place) -> Place:

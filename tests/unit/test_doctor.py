@@ -7,6 +7,7 @@ what a storage host's probe says; the real one answers in ``tests/integration/cl
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import re
 import sys
@@ -20,8 +21,10 @@ import pytest
 
 from ansible_bootstrap.cli import doctor
 from ansible_bootstrap.cli import main as cli
+from ansible_bootstrap.cli.init import SPAWNERS
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.place import Place
+from ansible_bootstrap.settings import load_settings
 from ansible_bootstrap.state.ledger import Ledger
 
 APPLY = """
@@ -100,7 +103,7 @@ class Hub:
                 raise importlib.metadata.PackageNotFoundError(package)
             return said
 
-        self.patch.setattr(doctor.importlib.metadata, "version", version)
+        self.patch.setattr(doctor, "version", version)
 
     def command(self, *args: str) -> tuple[int, str]:
         """Run the command; return its exit status and what it printed."""
@@ -359,7 +362,7 @@ BROKEN: list[tuple[Callable[[Hub], None], str, str, str, str]] = [
         "roles",
         "error",
         "/etc/no roles is not a directory",
-        "install -d -m 755 '/etc/no roles'",
+        "install -d '/etc/no roles'",
     ),
     (slow_tasks, "timeouts", "warning", "task_timeout (300 s) is more than", "task_timeout = 60"),
     (slow_script, "timeouts", "warning", "script_timeout (600 s) is more than", "timeout = 1200"),
@@ -413,6 +416,95 @@ def test_a_missing_configuration_is_a_finding_too(tmp_path: Path, capsys: pytest
     assert cli.main(["doctor", "--json", "--config", str(tmp_path / "none.py")]) == 2
     (finding,) = json.loads(capsys.readouterr().out)["findings"]
     assert "name the hub's configuration with --config FILE" in finding["what"]
+
+
+# -- what init writes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spawner", SPAWNERS)
+def test_of_what_init_writes_nothing_is_said(
+    spawner: str, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(kubespawner.spawner, "load_config", lambda **given: None)
+    options = ["--spawner", spawner, "--storage-root", str(hub.root), "--roles", "user_dir, tutorials"]
+    assert cli.main(["init", *options, "--directory", str(hub.directory / "new")]) == 0
+    config = hub.directory / "new/jupyterhub_config.py"
+    assert f"ansible-bootstrap doctor --config {config}" in capsys.readouterr().out
+    config.write_text(f"c.AnsibleBootstrap.state_dir = {str(hub.state)!r}\n{config.read_text()}")
+    assert cli.main(["doctor", "--json", "--config", str(config)]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["findings"] == []
+    assert [user["uid"] for user in answer["users"]] == [1000] * (SPAWNERS[spawner].owner is not None)
+
+
+def test_init_overwrites_nothing_unless_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "settings.yml").write_text("mine")
+    command = [
+        "init",
+        "--spawner",
+        "docker",
+        "--boundary",
+        "sudo",
+        "--directory",
+        str(tmp_path),
+        "--uid",
+        "1001",
+    ]
+    assert cli.main(command) == 2
+    assert "settings.yml is there already" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.yml"]
+    assert cli.main([*command, "--force"]) == 0
+    assert load_settings(tmp_path / "settings.yml").uid == 1001
+    assert "apply_command" in (tmp_path / "jupyterhub_config.py").read_text()
+    example = Path(__file__).parents[2] / "examples/behind-sudo/ansible-bootstrap.sudoers"
+    assert _rules(tmp_path / "ansible-bootstrap.sudoers") == _rules(example)
+
+
+def _rules(sudoers: Path) -> list[str]:
+    return [line for line in sudoers.read_text().splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([], "--spawner is missing"),
+        (["--spawner", "docker", "--roles", "user_dir,my_role"], "my_role: add roles of your own later"),
+        (["--spawner", "docker", "--storage-root", "volumes"], "storage_root"),
+        (["--spawner", "docker", "--uid", "0"], "uid"),
+    ],
+    ids=["no spawner", "a site role", "a relative root", "root's uid"],
+)
+def test_init_refuses_what_could_not_be_used(
+    args: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert cli.main(["init", "--directory", str(tmp_path), *args]) == 2
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_at_a_terminal_init_asks_for_what_is_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"spawner": "simple", "storage root": "/srv/homes", "roles": ""}
+    asked: list[str] = []
+
+    def answer(question: str) -> str:
+        asked.append(question)
+        return answers.get(question.partition(" [")[0].partition(" (")[0], "")
+
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", answer)
+    assert cli.main(["init", "--authenticator", "dummy", "--directory", str(tmp_path)]) == 0
+    written = (tmp_path / "jupyterhub_config.py").read_text()
+    assert "'dummy'" in written
+    assert "/srv/homes/{username}" in written
+    assert "['user_dir']" in written
+    assert not any("authenticator" in question for question in asked)
 
 
 # -- users -----------------------------------------------------------------------------------------
