@@ -7,6 +7,8 @@ missing. No file is overwritten without ``--force``, and if one is there, none i
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,6 +161,8 @@ def init(args: argparse.Namespace) -> int:
         raise RefusedError(f"{name!r} is none of {', '.join(SPAWNERS)}; docs/places.md has other spawners")
     spawner = SPAWNERS[name]
     root = _asked(args.storage_root, "storage root", spawner.root)
+    if not re.fullmatch(r"(/[\w.@+-]+)+", root):
+        raise RefusedError(f"storage root {root!a} is not an absolute path of letters, digits and . _ @ + -")
     authenticator = _asked(args.authenticator, "authenticator", "pam")
     roles = [role.strip() for role in _asked(args.roles, "roles", "user_dir").split(",")]
     behind_sudo = _asked(args.boundary, "boundary (embedded, sudo)", "embedded") == "sudo"
@@ -193,9 +197,9 @@ def _asked(given: str | None, question: str, default: str, option: str = "") -> 
     """Return what the command line says, or somebody at the terminal, or the default."""
     if given is not None:
         return given
-    if sys.stdin.isatty():
-        default_shown = f" [{default}]" if default else ""
-        return input(f"{question}{default_shown}: ").strip() or default
+    if sys.stdin is not None and sys.stdin.isatty():
+        with contextlib.suppress(EOFError):
+            return input(f"{question}{f' [{default}]' if default else ''}: ").strip() or default
     if not default:
         raise RefusedError(f"{option} is missing: {question}")
     return default

@@ -19,12 +19,13 @@ from typing import Any
 import kubespawner.spawner
 import pytest
 
-from ansible_bootstrap.cli import doctor
+from ansible_bootstrap.cli import checks
 from ansible_bootstrap.cli import main as cli
 from ansible_bootstrap.cli.init import SPAWNERS
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.settings import load_settings
+from ansible_bootstrap.state.directory import ensure_state_dir
 from ansible_bootstrap.state.ledger import Ledger
 
 APPLY = """
@@ -52,8 +53,8 @@ class Hub:
         self.state.mkdir(mode=0o700)
         (directory / "apply.py").write_text(APPLY)
         self.apply = [sys.executable, "-S", str(directory / "apply.py")]
-        monkeypatch.setattr(AnsibleBootstrap, "apply_argv", self._argv)
-        monkeypatch.setattr(doctor, "SYSTEM", directory / "system")
+        monkeypatch.setattr(AnsibleBootstrap, "apply_argv", lambda config: self._argv(config))
+        monkeypatch.setattr(checks, "SYSTEM", directory / "system")
         self.mounts("/ ext4")
         self.says()
         self.settings = {
@@ -69,7 +70,8 @@ class Hub:
         ]
         self.last = "setup(c)"
 
-    def _argv(self, config: AnsibleBootstrap | None = None) -> list[str]:
+    def _argv(self, config: AnsibleBootstrap) -> list[str]:
+        ensure_state_dir(config.state_dir)
         return self.apply
 
     def says(self, *findings: dict[str, str], host: str = "localhost", **answers: Any) -> None:
@@ -103,7 +105,7 @@ class Hub:
                 raise importlib.metadata.PackageNotFoundError(package)
             return said
 
-        self.patch.setattr(doctor, "version", version)
+        self.patch.setattr(checks, "version", version)
 
     def command(self, *args: str) -> tuple[int, str]:
         """Run the command; return its exit status and what it printed."""
@@ -341,6 +343,11 @@ def moved(hub: Hub) -> None:
     hub.knows(alice="/old/alice", bob="/old/bob", carol="/old/carol", dan="/old/dan", eve=f"{hub.root}/eve")
 
 
+def another_escape(hub: Hub) -> None:
+    hub.knows(**{"jane.doe": f"{hub.root}/jane-2edoe", "bob": f"{hub.root}/bob"})
+    hub.has("c.DockerSpawner.escape = 'legacy'")
+
+
 BROKEN: list[tuple[Callable[[Hub], None], str, str, str, str]] = [
     (raises, "configuration", "error", "ZeroDivisionError", ""),
     (misspelled, "configuration", "error", "storge_root is not a setting; did you mean 'storage_root'?", ""),
@@ -381,6 +388,13 @@ BROKEN: list[tuple[Callable[[Hub], None], str, str, str, str]] = [
     (unknown_spawner, "users", "error", "yarnspawner.spawner.YarnSpawner", ""),
     (named_volume, "users", "error", "unresolved", ""),
     (claim_of_each_user, "users", "error", "unresolved", ""),
+    (
+        another_escape,
+        "known users",
+        "warning",
+        "1 user would get another directory than they have: jane.doe: ",
+        "",
+    ),
     (moved, "known users", "warning", "4 users would get another directory than they have: ", "accept NAME"),
 ]
 
@@ -405,9 +419,9 @@ def test_several_faults_are_all_told_and_what_rests_on_them_is_not_looked_at(hub
     old_ansible(hub)
     status, said = hub.command()
     assert status == 2
-    checks = re.findall(r"^(ok|warning|error|skipped) +([a-z_ ]+)$", said, re.M)
-    assert [name for _, name in checks] == list(doctor.CHECKS)
-    assert dict(map(reversed, checks))["users"] == "skipped"
+    made = re.findall(r"^(ok|warning|error|skipped) +([a-z_ ]+)$", said, re.M)
+    assert [name for _, name in made] == list(checks.CHECKS)
+    assert dict(map(reversed, made))["users"] == "skipped"
     assert len(re.findall(r"^error +[a-z ]+: ", said, re.M)) == 4
     assert "→ add to the configuration: from ansible_bootstrap import setup; setup(c)" in said
 
@@ -469,10 +483,11 @@ def _rules(sudoers: Path) -> list[str]:
     [
         ([], "--spawner is missing"),
         (["--spawner", "docker", "--roles", "user_dir,my_role"], "my_role: add roles of your own later"),
-        (["--spawner", "docker", "--storage-root", "volumes"], "storage_root"),
+        (["--spawner", "docker", "--storage-root", "volumes"], "storage root"),
+        (["--spawner", "docker", "--storage-root", '/"]; import os'], "storage root"),
         (["--spawner", "docker", "--uid", "0"], "uid"),
     ],
-    ids=["no spawner", "a site role", "a relative root", "root's uid"],
+    ids=["no spawner", "a site role", "a relative root", "code for a root", "root's uid"],
 )
 def test_init_refuses_what_could_not_be_used(
     args: list[str],
@@ -541,6 +556,38 @@ def test_twenty_of_the_ledgers_users_are_tried_and_all_are_compared(hub: Hub) ->
     assert finding["what"].endswith(", …")
 
 
+def test_a_user_whose_place_only_a_hub_can_tell_is_where_their_last_server_was(hub: Hub) -> None:
+    hub.has("c.AnsibleBootstrap.place = lambda spawner: {'directory': spawner.user.url_of_their_own}")
+    (finding,) = hub.says_of_itself("alice")["findings"]
+    assert "only a running hub knows it" in finding["what"]
+    place = Place("alice", f"{hub.root}/chosen", storage_host="localhost")
+    settings = cli._load_config(hub.directory / "config.py")
+    Ledger(hub.state).note_places([place], settings.place_digest())
+    answer = hub.says_of_itself("alice")
+    assert answer["findings"] == []
+    assert [user["directory"] for user in answer["users"]] == [f"{hub.root}/chosen"]
+
+
+def test_nothing_is_printed_that_a_terminal_could_act_upon(hub: Hub) -> None:
+    hub.says({"level": "error", "what": "\x1b[31mred [bold]X", "mend": "\x07"})
+    _, said = hub.command("al\x1b[31mice", "[bold]bob")
+    assert "\x1b" not in said
+    assert "\x07" not in said
+    assert "\\x1b[31mred [bold]X" in said
+    assert "[bold]bob" in said
+
+
+def test_a_check_that_fails_itself_is_a_finding_and_the_others_go_on(hub: Hub) -> None:
+    def breaks(site: Any) -> Any:
+        raise ZeroDivisionError("a fault of ours")
+
+    hub.patch.setattr(checks, "CHECKS", {**checks.CHECKS, "roles": breaks})
+    hub.patch.setattr("ansible_bootstrap.cli.doctor.CHECKS", checks.CHECKS)
+    (finding,) = hub.says_of_itself()["findings"]
+    assert (finding["check"], finding["level"]) == ("roles", "error")
+    assert "ZeroDivisionError: a fault of ours" in finding["what"]
+
+
 def test_a_hub_that_cannot_be_asked_is_a_finding(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JUPYTERHUB_API_TOKEN", raising=False)
     (finding,) = hub.says_of_itself("--hub")["findings"]
@@ -566,6 +613,6 @@ def test_behind_a_boundary_the_command_is_shown_that_can_be_tried(hub: Hub) -> N
 
 def test_the_versions_are_those_of_the_package() -> None:
     wanted = importlib.metadata.requires("ansible-bootstrap") or []
-    (first, end) = doctor.SUPPORTED["ansible-core"]
+    (first, end) = checks.SUPPORTED["ansible-core"]
     bounds = {f">={first[0]}.{first[1]}", f"<{end[0]}.{end[1]}"}
     assert any(set(line.removeprefix("ansible-core").split(",")) == bounds for line in wanted)
