@@ -54,6 +54,7 @@ class Hub:
         (directory / "apply.py").write_text(APPLY)
         self.apply = [sys.executable, "-S", str(directory / "apply.py")]
         monkeypatch.setattr(AnsibleBootstrap, "apply_argv", lambda config: self._argv(config))
+        monkeypatch.setattr("ansible_bootstrap.hub.install._running_hub", lambda: None)
         monkeypatch.setattr(checks, "SYSTEM", directory / "system")
         self.mounts("/ ext4")
         self.says()
@@ -324,6 +325,7 @@ def unknown_spawner(hub: Hub) -> None:
     module = SimpleNamespace(YarnSpawner=type("YarnSpawner", (Spawner,), does))
     hub.patch.setitem(sys.modules, "yarnspawner", module)
     hub.has("c.JupyterHub.spawner_class = 'yarnspawner.YarnSpawner'")
+    del hub.settings["uid"], hub.settings["gid"]
 
 
 def named_volume(hub: Hub) -> None:
@@ -385,7 +387,13 @@ BROKEN: list[tuple[Callable[[Hub], None], str, str, str, str]] = [
     (a_squashed_root, "storage", "error", "localhost: root is squashed here", "no_root_squash"),
     (in_a_container, "container", "error", "is not a mount", "docker run -v"),
     (in_a_pod, "container", "error", "is not a mount", ""),
-    (unknown_spawner, "users", "error", "yarnspawner.spawner.YarnSpawner", ""),
+    (
+        unknown_spawner,
+        "users",
+        "error",
+        "YarnSpawner is a spawner of an unknown class",
+        "AnsibleBootstrap.place",
+    ),
     (named_volume, "users", "error", "unresolved", ""),
     (claim_of_each_user, "users", "error", "unresolved", ""),
     (
