@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Collection
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from ansible_bootstrap.errors import RefusedError
 from ansible_bootstrap.settings import make_settings
 from ansible_bootstrap.storage._plan import BUILT_IN_ROLES
 
 
-@dataclass(frozen=True)
-class Spawner:
-    """What is written for one spawner."""
+class Spawner(NamedTuple):
+    """What is written for one spawner, and the defaults of ``--storage-root`` and ``--uid``."""
 
     lines: str
-    root: str
-    """The default of ``--storage-root``."""
-    owner: tuple[int, int] | None = None
-    """uid and gid of all users, by default; None where users have accounts."""
+    root: str = "/home"
+    uid: str = "nss"
 
 
 SPAWNERS: Final = {
@@ -38,7 +36,7 @@ c.DockerSpawner.volumes = {{"{root}/{{username}}": "/home/jovyan/work"}}
 c.DockerSpawner.notebook_dir = "/home/jovyan/work"
 """,
         "/volumes/jupyterhub",
-        (1000, 100),
+        "1000",
     ),
     "kube": Spawner(
         """\
@@ -48,7 +46,7 @@ c.KubeSpawner.volumes = [{{"name": "home", "nfs": {{"server": "nfs.example.org",
 c.KubeSpawner.volume_mounts = [{{"name": "home", "mountPath": "/home/jovyan", "subPath": "{{username}}"}}]
 """,
         "/export/home",
-        (1000, 100),
+        "1000",
     ),
     "simple": Spawner(
         """\
@@ -56,14 +54,16 @@ c.JupyterHub.spawner_class = "simple"  # all servers run under the hub's own acc
 c.SimpleLocalProcessSpawner.home_dir_template = "{root}/{{username}}"
 """,
         "/volumes/jupyterhub",
-        (1000, 100),
+        str(os.geteuid() or 1000),
     ),
-    "local": Spawner('c.JupyterHub.spawner_class = "jupyterhub.spawner.LocalProcessSpawner"\n', "/home"),
-    "sudo": Spawner('c.JupyterHub.spawner_class = "sudospawner.SudoSpawner"\n', "/home"),
-    "systemd": Spawner('c.JupyterHub.spawner_class = "systemd"\n', "/home"),
-    "slurm": Spawner('c.JupyterHub.spawner_class = "batchspawner.SlurmSpawner"\n', "/home"),
+    "local": Spawner('c.JupyterHub.spawner_class = "jupyterhub.spawner.LocalProcessSpawner"\n'),
+    "sudo": Spawner('c.JupyterHub.spawner_class = "sudospawner.SudoSpawner"\n'),
+    "systemd": Spawner('c.JupyterHub.spawner_class = "systemd"\n'),
+    "slurm": Spawner('c.JupyterHub.spawner_class = "batchspawner.SlurmSpawner"\n'),
 }
 """By what ``--spawner`` may be. ``docs/places.md`` has more."""
+
+BOUNDARIES: Final = ("embedded", "sudo")
 
 CONFIGURATION: Final = '''\
 """The configuration of a hub that prepares its users' storage. Is it right? `ansible-bootstrap doctor` says so."""
@@ -72,7 +72,7 @@ from ansible_bootstrap import setup
 
 c = get_config()
 
-c.JupyterHub.authenticator_class = {authenticator!r}
+c.JupyterHub.authenticator_class = {auth!r}
 # Who may log in: everybody who can, or those in c.Authenticator.allowed_users.
 # c.Authenticator.allow_all = True
 
@@ -85,21 +85,15 @@ EMBEDDED: Final = """\
 # The hub's own account prepares the storage: it is root, or the owner of all directories.
 # The storage root must exist: install -d -m 755 {root}
 c.AnsibleBootstrap.storage_root = {root!r}
-{owner}
+# Whose the directories are: one account's, or (nss) the system user's of that name.
+c.AnsibleBootstrap.uid = {uid!r}
+c.AnsibleBootstrap.gid = {gid!r}
 # In this order. A role that may fail holds nobody up: {{"role": "tutorials", "on_failure": "continue"}}
 c.AnsibleBootstrap.roles = {roles!r}
 # c.AnsibleBootstrap.extra_vars = {{
 #     "tutorials_sources": [{{"name": "course", "path": "/srv/course", "dest": "tutorials"}}],
 # }}
 """
-
-OWNER: Final = """\
-# Whose the directories are: the account of all servers.
-c.AnsibleBootstrap.uid = {uid}
-c.AnsibleBootstrap.gid = {gid}
-"""
-
-NSS: Final = '# Whose the directories are: the system user of that name (c.AnsibleBootstrap.uid = "nss").\n'
 
 SUDO: Final = """\
 # The hub is not root. The apply program is, through sudo, and reads /etc/ansible-bootstrap/settings.yml: install
@@ -114,7 +108,9 @@ SETTINGS: Final = """\
 ---
 # /etc/ansible-bootstrap/settings.yml: root's, mode 0600. The hub can change none of it.
 storage_root: {root}
-{owner}roles: [{roles}]
+uid: {uid}
+gid: {gid}
+roles: [{roles}]
 """
 
 SUDOERS: Final = """\
@@ -127,90 +123,73 @@ jupyterhub ALL=(root) NOPASSWD: NOSETENV: ANSIBLE_BOOTSTRAP
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options; all may be left out at a terminal."""
-    parser.add_argument("--spawner", choices=SPAWNERS, help="what starts the servers")
-    parser.add_argument(
-        "--authenticator", metavar="CLASS", help="as c.JupyterHub.authenticator_class (default: pam)"
-    )
-    parser.add_argument(
-        "--storage-root", metavar="DIR", help="the directory below which users' directories lie"
-    )
-    parser.add_argument("--uid", type=int, help="owner of all directories; left out with system users")
-    parser.add_argument("--gid", type=int, help="group of all directories (default: 100)")
-    parser.add_argument(
-        "--roles", metavar="ROLE,…", help=f"any of {', '.join(BUILT_IN_ROLES[:-1])} (default: user_dir)"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--spawner", choices=SPAWNERS, help="what starts the servers")
+    add("--authenticator", metavar="CLASS", help="as c.JupyterHub.authenticator_class (default: pam)")
+    add("--storage-root", metavar="DIR", help="the directory below which users' directories lie")
+    add("--uid", metavar="N", help="owner of all directories; nss: the system user of that name")
+    add("--gid", metavar="N", help="group of all directories (default: 100; with nss the users' own)")
+    add("--roles", metavar="ROLE,…", help=f"any of {', '.join(BUILT_IN_ROLES[:-1])} (default: user_dir)")
+    add(
         "--boundary",
-        choices=("embedded", "sudo"),
-        help="who prepares the storage: the hub's own account (default), or root through sudo",
+        choices=BOUNDARIES,
+        help="who does the work: the hub's own account, or root through sudo",
     )
-    parser.add_argument(
-        "--directory", metavar="DIR", type=Path, default=Path(), help="where the files are written"
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite files that are there")
+    add("--directory", metavar="DIR", type=Path, default=Path(), help="where the files are written")
+    add("--force", action="store_true", help="overwrite files that are there")
 
 
 def init(args: argparse.Namespace) -> int:
-    """Write the files, and say what comes next.
-
-    Raises:
-        RefusedError: something is missing, cannot be used, or is there already.
-    """
-    name = _asked(args.spawner, f"spawner ({', '.join(SPAWNERS)})", "", "--spawner")
-    if name not in SPAWNERS:
-        raise RefusedError(f"{name!r} is none of {', '.join(SPAWNERS)}; docs/places.md has other spawners")
-    spawner = SPAWNERS[name]
-    root = _asked(args.storage_root, "storage root", spawner.root)
-    if not re.fullmatch(r"(/[\w.@+-]+)+", root):
-        raise RefusedError(f"storage root {root!a} is not an absolute path of letters, digits and . _ @ + -")
+    """Write the files and say what comes next; RefusedError if something is missing, no good, or there already."""
+    spawner = SPAWNERS[_asked(args.spawner, "spawner", "", SPAWNERS)]
     authenticator = _asked(args.authenticator, "authenticator", "pam")
+    root = _asked(args.storage_root, "storage-root", spawner.root)
+    uid = _asked(args.uid, "uid", spawner.uid)
+    own = str(os.getegid()) if uid == str(os.geteuid()) else "100"
+    gid = _asked(args.gid, "gid", "nss" if uid == "nss" else own)
     roles = [role.strip() for role in _asked(args.roles, "roles", "user_dir").split(",")]
-    behind_sudo = _asked(args.boundary, "boundary (embedded, sudo)", "embedded") == "sudo"
-    uid = args.uid if args.uid is not None else spawner.owner and spawner.owner[0]
-    gid = (args.gid or (spawner.owner or (0, 100))[1]) if uid is not None else None
-    given = {"storage_root": root, "roles": roles} | ({"uid": uid, "gid": gid} if uid is not None else {})
-    make_settings(given, "init")
+    boundary = _asked(args.boundary, "boundary", "embedded", BOUNDARIES)
+    if not re.fullmatch(r"(/[\w.@+-]+)+", root):
+        raise RefusedError(f"storage-root {root!a} is not an absolute path of letters, digits and . _ @ + -")
     if unknown := sorted({*roles} - {*BUILT_IN_ROLES}):
         raise RefusedError(
-            f"{', '.join(unknown)}: add roles of your own later, with c.AnsibleBootstrap.roles_path"
+            f"{', '.join(unknown)}: add your own roles later, with c.AnsibleBootstrap.roles_path"
         )
-    owner = NSS if uid is None else OWNER.format(uid=uid, gid=gid)
-    bootstrap = SUDO if behind_sudo else EMBEDDED.format(root=root, owner=owner, roles=roles)
+    said = make_settings({"storage_root": root, "roles": roles, "uid": uid, "gid": gid}, "init")
+    given = {"root": root, "uid": said.uid, "gid": said.gid, "roles": roles}
+    bootstrap = SUDO if boundary == "sudo" else EMBEDDED.format(**given)
+    lines = spawner.lines.format(root=root)
     files = {
-        "jupyterhub_config.py": CONFIGURATION.format(
-            authenticator=authenticator, spawner=spawner.lines.format(root=root), bootstrap=bootstrap
-        )
+        "jupyterhub_config.py": CONFIGURATION.format(auth=authenticator, spawner=lines, bootstrap=bootstrap)
     }
-    if behind_sudo:
-        ids = "" if uid is None else f"uid: {uid}\ngid: {gid}\n"
-        files["settings.yml"] = SETTINGS.format(root=root, owner=ids, roles=", ".join(roles))
+    if boundary == "sudo":
+        files["settings.yml"] = SETTINGS.format(**given | {"roles": ", ".join(roles)})
         files["ansible-bootstrap.sudoers"] = SUDOERS
     _write(args.directory, files, force=args.force)
-    print(f"Wrote {', '.join(str(args.directory / name) for name in files)}.")
     print(
-        f"Next: install -d -m 755 {root}; ansible-bootstrap doctor --config {args.directory / 'jupyterhub_config.py'}"
+        f"Wrote {', '.join(str(args.directory / name) for name in files)}. Next: install -d -m 755 {root}, and"
     )
+    print(f"  ansible-bootstrap doctor --config {args.directory / 'jupyterhub_config.py'}")
     return 0
 
 
-def _asked(given: str | None, question: str, default: str, option: str = "") -> str:
+def _asked(given: str | None, what: str, default: str, choices: Collection[str] = ()) -> str:
     """Return what the command line says, or somebody at the terminal, or the default."""
-    if given is not None:
-        return given
-    if sys.stdin is not None and sys.stdin.isatty():
+    answer = given
+    if answer is None and sys.stdin is not None and sys.stdin.isatty():
+        of = f" ({', '.join(choices)})" if choices else ""
         with contextlib.suppress(EOFError):
-            return input(f"{question}{f' [{default}]' if default else ''}: ").strip() or default
-    if not default:
-        raise RefusedError(f"{option} is missing: {question}")
-    return default
+            answer = input(f"{what}{of}{f' [{default}]' if default else ''}: ").strip()
+    answer = answer or default
+    if choices and answer not in choices:
+        raise RefusedError(f"--{what} {answer or 'is missing'}: it is one of {', '.join(choices)}")
+    return answer
 
 
 def _write(directory: Path, files: dict[str, str], *, force: bool) -> None:
     there = [name for name in files if (directory / name).exists()]
     if there and not force:
-        raise RefusedError(
-            f"{directory / there[0]} is there already: move it away, or give --force or --directory"
-        )
+        raise RefusedError(f"{directory / there[0]} is there already: give --force or another --directory")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():

@@ -456,7 +456,8 @@ def test_of_what_init_writes_nothing_is_said(
     assert cli.main(["doctor", "--json", "--config", str(config)]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["findings"] == []
-    assert [user["uid"] for user in answer["users"]] == [1000] * (SPAWNERS[spawner].owner is not None)
+    ids = [] if SPAWNERS[spawner].uid == "nss" else [int(SPAWNERS[spawner].uid)]
+    assert [user["uid"] for user in answer["users"]] == ids
 
 
 def test_init_overwrites_nothing_unless_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -490,12 +491,13 @@ def _rules(sudoers: Path) -> list[str]:
     ("args", "said"),
     [
         ([], "--spawner is missing"),
-        (["--spawner", "docker", "--roles", "user_dir,my_role"], "my_role: add roles of your own later"),
-        (["--spawner", "docker", "--storage-root", "volumes"], "storage root"),
-        (["--spawner", "docker", "--storage-root", '/"]; import os'], "storage root"),
+        (["--spawner", "docker", "--roles", "user_dir,my_role"], "my_role: add your own roles later"),
+        (["--spawner", "docker", "--storage-root", "volumes"], "storage-root"),
+        (["--spawner", "docker", "--storage-root", '/"]; import os'], "storage-root"),
         (["--spawner", "docker", "--uid", "0"], "uid"),
+        (["--spawner", "docker", "--uid", "1000; import os"], "uid"),
     ],
-    ids=["no spawner", "a site role", "a relative root", "code for a root", "root's uid"],
+    ids=["no spawner", "a site role", "a relative root", "code for a root", "root's uid", "code for a uid"],
 )
 def test_init_refuses_what_could_not_be_used(
     args: list[str],
@@ -513,7 +515,7 @@ def test_init_refuses_what_could_not_be_used(
 def test_at_a_terminal_init_asks_for_what_is_not_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = {"spawner": "simple", "storage root": "/srv/homes", "roles": ""}
+    answers = {"spawner": "simple", "storage-root": "/srv/homes", "roles": ""}
     asked: list[str] = []
 
     def answer(question: str) -> str:
