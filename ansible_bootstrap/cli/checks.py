@@ -256,12 +256,16 @@ async def _storage(site: Site) -> FoundLater:
         try:
             answer = await site.ask("probe", host)
         except AnsibleBootstrapError as error:
-            yield _error(f"{host}: {error.details}")
+            yield _error(_at(host, error.details))
             continue
         if isinstance(answer, Probed):
             site.about["hosts"][host] = answer.about
             for finding in answer.findings:
-                yield finding.model_copy(update={"what": f"{host}: {finding.what}"})
+                yield finding.model_copy(update={"what": _at(host, finding.what)})
+
+
+def _at(host: str, what: str) -> str:
+    return what if host == "localhost" or what.startswith(host) else f"{host}: {what}"
 
 
 def _container(site: Site) -> Found:

@@ -384,7 +384,7 @@ BROKEN: list[tuple[Callable[[Hub], None], str, str, str, str]] = [
     (a_banner, "apply program", "error", "Welcome to storage1!", ""),
     (refused_by_the_other_side, "apply program", "error", "settings.yml is missing", ""),
     (an_older_other_side, "storage", "error", "malformed request: operation", ""),
-    (a_squashed_root, "storage", "error", "localhost: root is squashed here", "no_root_squash"),
+    (a_squashed_root, "storage", "error", "root is squashed here", "no_root_squash"),
     (in_a_container, "container", "error", "is not a mount", "docker run -v"),
     (in_a_pod, "container", "error", "is not a mount", ""),
     (
