@@ -17,10 +17,10 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CellType, CodeType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from traitlets import Any as Any_
 from traitlets import Bool, Callable, Dict, Enum, Float, Int, List, TraitType, Unicode, Union, default
@@ -59,6 +59,9 @@ def _apply_side() -> dict[str, TraitType[Any, Any]]:
 
 class AnsibleBootstrap(SingletonConfigurable):
     """What happens to a user's storage before the server starts and after it stops."""
+
+    set_up: ClassVar[bool] = False
+    """Whether a configuration that was read without a hub has called ``setup(c)``, for ``ansible-bootstrap doctor``."""
 
     # -- the hub's own ------------------------------------------------------------------------
 
@@ -281,22 +284,30 @@ class AnsibleBootstrap(SingletonConfigurable):
         Raises:
             SettingsError: naming the setting and the way out.
         """
+        for problem in self.problems():
+            raise SettingsError(problem)
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each setting that cannot be used: the setting, and the way out."""
         for name in self.config.get("AnsibleBootstrap", {}):
             if not self.has_trait(name):
                 near = difflib.get_close_matches(name, self.trait_names(config=True), n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise SettingsError(f"c.AnsibleBootstrap.{name} is not a setting{hint}")
+                yield f"c.AnsibleBootstrap.{name} is not a setting{hint}"
         given = self.apply_settings()
         if given and not self.embedded:
             names = ", ".join(f"c.AnsibleBootstrap.{name}" for name in sorted(given))
-            raise SettingsError(
+            yield (
                 f"{names}: with an apply_command of your own the apply program reads {SYSTEM_FILE} "
                 "and nothing from the hub; move them there"
             )
         if self.embedded and "storage_root" not in given:
-            raise SettingsError("c.AnsibleBootstrap.storage_root is not set: where are users' directories?")
-        if self.embedded:
-            make_settings(given, "c.AnsibleBootstrap")
+            yield "c.AnsibleBootstrap.storage_root is not set: where are users' directories?"
+        elif self.embedded:
+            try:
+                make_settings(given, "c.AnsibleBootstrap")
+            except SettingsError as error:
+                yield error.details
 
     def spare_wanted(self) -> tuple[str, bool]:
         """What a spare program is made for: the settings, and that the file it reads them from is there and private."""

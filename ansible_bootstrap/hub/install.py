@@ -41,8 +41,9 @@ def setup(c: Config, then: Callable[[Any], Any] | None = None) -> None:
         then: called with the spawner once the storage is ready; may be async.
     """
     app = _running_hub()
-    if app is None:
-        return  # Something else reads the configuration, such as ``ansible-bootstrap run``.
+    if app is None:  # Something else reads the configuration, such as ``ansible-bootstrap run``.
+        AnsibleBootstrap.set_up = True
+        return
     app.observe(partial(_configured, then=then), names="session_factory")
     with contextlib.suppress(RuntimeError):  # No loop: a command such as ``jupyterhub token``.
         loop = asyncio.get_running_loop()

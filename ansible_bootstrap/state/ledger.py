@@ -316,6 +316,11 @@ class Ledger:
         )
         return [place for (text,) in rows if (place := Place.from_json(text)) is not None]
 
+    def last_places(self) -> list[Place]:
+        """Return where the default server of each known user last had its storage, the latest first."""
+        rows = self._file.select("SELECT place FROM places WHERE server_name = '' ORDER BY rowid DESC", ())
+        return [place for (text,) in rows if (place := Place.from_json(text)) is not None]
+
     def elsewhere(self, place: Place) -> Place | None:
         """Return where the user's server of that name last had its storage, if that was not this place.
 
