@@ -279,7 +279,12 @@ def _stage(storage: Storage, item: _Making) -> None:
     os.mkdir(name, 0o700, dir_fd=stage)
     item.staged = os.open(name, DIRECTORY, dir_fd=stage)
     _acls.drop(item.staged)
-    os.fchown(item.staged, claim.home.uid, claim.home.gid)
+    status = os.fstat(item.staged)
+    if (status.st_uid, status.st_gid) != (
+        claim.home.uid,
+        claim.home.gid,
+    ):  # a squashed file system refuses any chown
+        os.fchown(item.staged, claim.home.uid, claim.home.gid)
 
 
 def _fill(storage: Storage, making: list[_Making], skeleton: int | None, options: Options) -> None:
