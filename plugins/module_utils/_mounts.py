@@ -125,9 +125,9 @@ def plain(path: str) -> str:
 
 def mount_of(descriptor: int) -> Optional[Mount]:
     """Return the mount that a descriptor (O_PATH will do) is on; None where the kernel does not say."""
-    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+    with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
         for line in file:
-            if line.startswith("mnt_id:"):
+            if line.startswith(b"mnt_id:"):
                 return mounts().get(int(line.split()[1]))
     return None
 

@@ -95,7 +95,7 @@ class Records:
             raise
 
     def _enter(self, parent: int, name: str) -> int:
-        directory = _open_private(parent, name, self._path)
+        directory = open_private(parent, name, self._path)
         self._open.append(directory)
         return directory
 
@@ -215,7 +215,8 @@ def check_owner_name(record: Record, name: str, record_id: str) -> None:
         )
 
 
-def _open_private(parent: int, name: str, path: str) -> int:
+def open_private(parent: int, name: str, path: str) -> int:
+    """Open a directory that must be this process's alone, below the storage root at ``path``."""
     try:
         directory = os.open(name, DIRECTORY, dir_fd=parent)
     except NotADirectoryError:
