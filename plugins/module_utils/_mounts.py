@@ -182,10 +182,11 @@ def kind_by_look(directory: int) -> Optional[str]:
     way = f"/proc/self/fd/{directory}"
     if os.fstatvfs(directory).f_flag & os.ST_RDONLY:
         return "read-only"
-    if os.access(way, os.W_OK | os.X_OK, effective_ids=True):
-        mount = None if os.geteuid() else mount_of(directory)
-        return "autofs map" if mount and mount.filesystem == "autofs" else None
     mount = mount_of(directory)
+    if mount and mount.filesystem == "autofs":
+        return "autofs map"
+    if os.access(way, os.W_OK | os.X_OK, effective_ids=True):
+        return None
     if mount and mount.asks_for_tickets:
         return "tickets"
     return "root squashed" if os.geteuid() == 0 and mount and mount.is_remote else "refused"
