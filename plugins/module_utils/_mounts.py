@@ -39,6 +39,8 @@ _OWNERLESS = frozenset(
 _REMOTE = re.compile(r"(nfs4?|fuse(\..+)?|9p|afs|ceph|lustre|beegfs|gpfs)\Z")
 """File systems of which somebody else decides what root may do."""
 
+MOUNTINFO = "/proc/self/mountinfo"
+
 _NOBODIES = (65534, 2**32 - 2)
 
 KINDS = {
@@ -109,7 +111,7 @@ class Mount:
 def mounts() -> dict[int, Mount]:
     """Return what is mounted for this process, by the mount's id; nothing where there is no /proc."""
     found = {}
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as file:
+    with contextlib.suppress(OSError), open(MOUNTINFO, "rb") as file:
         for line in file:
             fields = os.fsdecode(line).split()
             rest = fields[fields.index("-") + 1 :]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -254,3 +255,25 @@ def test_a_probe_beside_runs_touches_nothing_of_theirs(root: Path, make_user: Ma
     assert _probe.probe(str(root), None, None)["findings"] == []
     assert sorted(str(path) for path in root.rglob("*")) == before
     assert not user_dir(alice, root)["changed"]
+
+
+def test_a_uid_that_the_containers_user_namespace_does_not_have(
+    root: Path, needs: Callable[..., None]
+) -> None:
+    needs(root=True, programs=("unshare",))
+    code = f"from ansible_bootstrap.storage import _probe; print(_probe.probe({str(root)!r}, {UID}, {UID}))"
+    child = subprocess.Popen(
+        ["unshare", "--user", "sh", "-c", 'read go; exec "$@"', "sh", sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 10
+    while os.readlink(f"/proc/{child.pid}/ns/user") == os.readlink("/proc/self/ns/user"):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    for ids in ("uid_map", "gid_map"):
+        Path(f"/proc/{child.pid}/{ids}").write_text("0 0 1000\n")
+    said, _ = child.communicate("go\n", timeout=30)
+    assert f"uid {UID} or gid {UID} does not exist in this host's user namespace" in said
+    assert os.listdir(root) == []
