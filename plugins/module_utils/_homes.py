@@ -142,6 +142,11 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
     _repair(storage, repairs, options)
     if not making:
         return
+    try:
+        storage.check_room()
+    except StorageError as error:
+        fail_all((item.claim for item in making), error)
+        return
     skeleton = _open_skeleton(options.skeleton, making)
     try:
         if storage.check:

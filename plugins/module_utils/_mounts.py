@@ -168,12 +168,13 @@ def refuse_what_takes_no_records(root: int, path: str) -> None:
     with contextlib.suppress(NotADirectoryError):  # is said when it is opened
         try:
             with opened(STATE_DIRECTORY, NAMES, root) as state:
-                _refuse(state, path)
+                refuse_what_takes_nothing(state, path)
         except FileNotFoundError:
-            _refuse(root, path)
+            refuse_what_takes_nothing(root, path)
 
 
-def _refuse(directory: int, path: str) -> None:
+def refuse_what_takes_nothing(directory: int, path: str) -> None:
+    """Refuse (StorageError) a directory in which this process can make nothing, if a look tells that."""
     kind = kind_by_look(directory)
     if kind:
         raise StorageError(sentence(kind, path, mount_of(directory), os.fstat(directory)))

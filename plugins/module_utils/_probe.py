@@ -69,9 +69,9 @@ def probe(root: str, uid: Optional[int], gid: Optional[int], *, check: bool = Fa
     return _answer({"kind": "silent"}, what, "look at the disk or its server on this host")
 
 
-def _answer(about: dict[str, str], what: str = "", mend: str = "") -> dict[str, Any]:
+def _answer(about: dict[str, str], what: str = "", mend: str = "", level: str = "error") -> dict[str, Any]:
     about = {"python": platform.python_version(), "account": str(os.geteuid()), **about}
-    findings = [{"level": "error", "what": what, "mend": mend}] if what else []
+    findings = [{"level": level, "what": what, "mend": mend}] if what else []
     return {"about": about, "findings": findings}
 
 
@@ -95,7 +95,8 @@ def _work(root: str, ids: tuple[int, int], check: bool) -> dict[str, Any]:
                 what, mend = explain_kind(found.kind, root, mount, found.made or status)
                 return _answer({**about, "kind": found.kind}, what, mend)
     except _FoundError as found:
-        return _answer({**about, "kind": found.kind}, found.text, found.mend)
+        level = "warning" if found.kind == "records elsewhere" else "error"
+        return _answer({**about, "kind": found.kind}, found.text, found.mend, level)
     return _answer({**about, "kind": "plain"})
 
 
@@ -166,9 +167,9 @@ def _see_whose(directory: int, mount: Optional[Mount]) -> None:
 def _try(directory: int, mount: Optional[Mount], ids: tuple[int, int], root: str) -> None:
     """Make, move, give away, enter and remove."""
     try:
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(PROBE_DIRECTORY, dir_fd=directory)
         with contextlib.ExitStack() as stack:
+            if exists(directory, PROBE_DIRECTORY):  # a probe was killed
+                os.rmdir(PROBE_DIRECTORY, dir_fd=directory)
             if not exists(directory, STATE_DIRECTORY):
                 os.mkdir(STATE_DIRECTORY, 0o700, dir_fd=directory)
             stack.callback(_remove_if_empty, directory)
@@ -210,10 +211,9 @@ def _move(state: int, root: int) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        text = f"{STATE_DIRECTORY} is on another file system than the storage root: no home can be made there"
-        raise _FoundError(
-            "records elsewhere", text, "give the users their directories in another way"
-        ) from None
+        text = f"{STATE_DIRECTORY} is a mount of its own: homes that exist are served, and none can be made"
+        mend = "have each home there before its user starts"
+        raise _FoundError("records elsewhere", text, mend) from None
     os.rename(PROBE_DIRECTORY, _INNER, src_dir_fd=root, dst_dir_fd=state)
 
 

@@ -14,7 +14,7 @@ from ._as_user import NO_LIMIT, Answer, Patience, Task, run_all
 from ._descriptors import DIRECTORY, held
 from ._errors import LeftAloneError, StorageError, printable
 from ._files import kind, open_parent, open_root
-from ._mounts import is_of_user, refuse_what_takes_no_records
+from ._mounts import is_of_user, refuse_what_takes_no_records, refuse_what_takes_nothing
 from ._state import Records, State, identity
 
 
@@ -58,6 +58,7 @@ class Storage:
         self.check = check
         self.patience = patience
         self.fetched = 0
+        self.path = root
         self.root = open_root(root)
         try:
             refuse_what_takes_no_records(self.root, root)
@@ -72,6 +73,10 @@ class Storage:
         if not isinstance(self.records, State):
             raise TypeError("check mode writes nothing")
         return self.records
+
+    def check_room(self) -> None:
+        """Refuse (StorageError) to make homes in a root that takes none; our records may be on a mount of their own."""
+        refuse_what_takes_nothing(self.root, self.path)
 
     def open_home(self, home: Home) -> int | None:
         """Open the directory in a home's place, whosever it is; None if there is nothing.
