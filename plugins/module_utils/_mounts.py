@@ -205,11 +205,9 @@ def ways_out(path: str, status: os.stat_result, mend: str) -> str:
     """
     device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
     mount = next((mount for mount in mounts().values() if mount.device == device), None)
-    if mount is None or os.geteuid() != 0:
-        return f"`{mend}`"
-    if not mount.has_owners:
+    if mount and not mount.has_owners:
         return sentence("no owners", path, mount, status)
-    if not mount.is_remote:
+    if mount is None or not mount.is_remote or os.geteuid() != 0:
         return f"`{mend}`"
     if status.st_uid in _NOBODIES:
         return sentence("root squashed", path, mount, status)
