@@ -102,8 +102,8 @@ class ApplyClient:
             ApplyError: the program could not be started; the details say what to do.
             SettingsError: the command line could not be made.
         """
-        # A description needs no run of Ansible; the one that was started ahead is for users who wait.
-        spare = self._spare if request.operation != "describe" else None
+        # The run that was started ahead is for users who wait.
+        spare = self._spare if request.operation in ("bootstrap", "cleanup") else None
         # A hub in a storm takes a tenth of a second for each turn of its loop: with a spare, nothing is awaited here.
         run = await spare.take() if spare and not cold else None
         if run is not None:

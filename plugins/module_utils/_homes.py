@@ -142,6 +142,11 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
     _repair(storage, repairs, options)
     if not making:
         return
+    try:
+        storage.check_room()
+    except StorageError as error:
+        fail_all((item.claim for item in making), error)
+        return
     skeleton = _open_skeleton(options.skeleton, making)
     try:
         if storage.check:
@@ -279,7 +284,12 @@ def _stage(storage: Storage, item: _Making) -> None:
     os.mkdir(name, 0o700, dir_fd=stage)
     item.staged = os.open(name, DIRECTORY, dir_fd=stage)
     _acls.drop(item.staged)
-    os.fchown(item.staged, claim.home.uid, claim.home.gid)
+    status = os.fstat(item.staged)
+    if (status.st_uid, status.st_gid) != (
+        claim.home.uid,
+        claim.home.gid,
+    ):  # a squashed file system refuses any chown
+        os.fchown(item.staged, claim.home.uid, claim.home.gid)
 
 
 def _fill(storage: Storage, making: list[_Making], skeleton: int | None, options: Options) -> None:

@@ -622,6 +622,7 @@ def test_a_umask_that_is_none_is_refused(umask: str) -> None:
 
 def test_without_root_it_says_so(root: Path, as_user: Callable[..., Any]) -> None:
     needs(root=True, programs=(HELPER,))
+    os.chown(root, 20001, 20001)
     user = {"name": "alice", "directory": str(root / "alice"), "uid": 20001, "gid": 20001}
     (result,) = as_user(20001, lambda: _system_homes.ensure([user], str(root), 1000, PLAIN, check=True).users)
     assert "needs root" in result["msg"]
