@@ -1,20 +1,22 @@
-"""What a container of DockerSpawner and its relatives mounts, and which of it is the user's storage.
+"""What a container of DockerSpawner and its relatives mounts, and what of it is the user's storage.
 
 Binds come from ``volumes``, ``read_only_volumes``, ``mounts`` and ``extra_host_config``, each in several
 spellings; templates, escaping and naming strategies are the spawner's own. What is not a directory of the host, or
-not writable, is no storage that could be prepared.
+not writable, is no storage that could be prepared. A directory below the storage root that several users share is
+the admin's to make: the hub's log names one that is missing, for Docker would make it as root's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ansible_bootstrap.errors import UnresolvedError
+from ansible_bootstrap.errors import UnreachableError, UnresolvedError
 from ansible_bootstrap.places.family import SETTING, Family, Storage, account, copied, evaluated, looked_up
-from ansible_bootstrap.places.mounts import Mount, choose
+from ansible_bootstrap.places.mounts import Mount, choose, others_of, shared_of
 
 if TYPE_CHECKING:
     from ansible_bootstrap.place import Place
@@ -34,16 +36,13 @@ async def _starting(spawner: Any) -> Any:
     return clone
 
 
-async def _container(spawner: Any, storage: Storage) -> str:
-    host_config = await _rendered(spawner, "extra_host_config")
-    mounts = _binds(_merged(_own(spawner, "volume_binds"), host_config.get("binds")))
-    mounts += _mounts(_merged(_own(spawner, "mount_binds"), host_config.get("mounts")))
-    return _chosen(spawner, mounts, storage)
+async def _container(spawner: Any, storage: Storage) -> list[str]:
+    return await _chosen(spawner, await _all_mounts(spawner), storage)
 
 
-async def _service(spawner: Any, storage: Storage) -> str:
+async def _service(spawner: Any, storage: Storage) -> list[str]:
     """``SwarmSpawner.mounts`` is made of ``volume_binds``, and nothing else is mounted."""
-    return _chosen(spawner, _binds(_own(spawner, "volume_binds")), storage)
+    return await _chosen(spawner, _binds(_own(spawner, "volume_binds")), storage)
 
 
 async def _containers_user(spawner: Any, place: Place) -> Place:
@@ -51,7 +50,7 @@ async def _containers_user(spawner: Any, place: Place) -> Place:
     return replace(place, uid=place.uid if uid is None else uid, gid=place.gid if gid is None else gid)
 
 
-async def _system_users_home(spawner: Any, storage: Storage) -> str:
+async def _system_users_home(spawner: Any, storage: Storage) -> list[str]:
     """The home is among the binds, but the spawner knows best which one."""
 
     def look() -> str:
@@ -59,7 +58,10 @@ async def _system_users_home(spawner: Any, storage: Storage) -> str:
             account(spawner.user.name)
         return str(spawner.host_homedir)
 
-    return await looked_up(look)
+    home = await looked_up(look)
+    mounts = await _all_mounts(spawner)
+    shared = await _shared(spawner, mounts, storage)
+    return [home, *(source for source in others_of(mounts, storage.root) if source not in shared)]
 
 
 async def _system_user(spawner: Any, place: Place) -> Place:
@@ -81,6 +83,13 @@ SWARM: Final = replace(DOCKER, where=_service)
 SYSTEM_USER: Final = replace(DOCKER, where=_system_users_home, whose=_system_user)
 
 
+MOST_NAMED: Final = 1000
+"""Users may choose names of servers, and these may be part of a path."""
+
+_named: set[str] = set()
+"""Directories of which the log has said that they are missing."""
+
+
 # -- inner ---------------------------------------------------------------------------------------
 
 
@@ -96,13 +105,47 @@ def _own(spawner: Any, name: str) -> Any:
         ) from None
 
 
-def _chosen(spawner: Any, mounts: list[Mount], storage: Storage) -> str:
+async def _all_mounts(spawner: Any) -> list[Mount]:
+    host_config = await _rendered(spawner, "extra_host_config")
+    return [
+        *_binds(_merged(_own(spawner, "volume_binds"), host_config.get("binds"))),
+        *_mounts(_merged(_own(spawner, "mount_binds"), host_config.get("mounts"))),
+    ]
+
+
+def _own_words(spawner: Any) -> set[str]:
+    return {spawner.user.name, _formatted(spawner, "{username}")}  # {raw_username} is a template, too.
+
+
+async def _shared(spawner: Any, mounts: list[Mount], storage: Storage) -> list[str]:
+    """Return the directories that are not the user's alone; the log names, once, those that are missing."""
+    shared = shared_of(mounts, storage.root, _own_words(spawner))
+    new = [source for source in shared if source not in _named] if len(_named) < MOST_NAMED else []
+
+    def missing() -> list[str]:
+        if not os.path.isdir(storage.root or ""):  # This machine does not see the storage host's disk.
+            return []
+        return [source for source in new if not os.path.lexists(source)]
+
+    with contextlib.suppress(UnreachableError):
+        for source in await looked_up(missing) if new else ():
+            _named.add(source)
+            spawner.log.warning(
+                "ansible_bootstrap: %s, which users share, does not exist: Docker will make it, and it will be root's. "
+                "Make it yourself, with the owner and mode that its users need",
+                source,
+            )
+    return shared
+
+
+async def _chosen(spawner: Any, mounts: list[Mount], storage: Storage) -> list[str]:
+    await _shared(spawner, mounts, storage)
     notebook_dir = _formatted(spawner, spawner.notebook_dir)
     return choose(
         mounts,
         notebook_dir if notebook_dir.startswith("/") else CONTAINER_HOME,
         storage.root,
-        {spawner.user.name, _formatted(spawner, "{username}")},  # {raw_username} is a template, too.
+        _own_words(spawner),
         "the container mounts no writable directory of the host (c.DockerSpawner.volumes); without one nothing of "
         "the user's is kept",
     )

@@ -45,7 +45,7 @@ async def _starting(spawner: Any) -> Any:
     return clone
 
 
-async def _pod(spawner: Any, storage: Storage) -> str:
+async def _pod(spawner: Any, storage: Storage) -> list[str]:
     volumes, mounts = await _volumes(spawner)
     known = {volume["name"]: volume for volume in volumes}
     writable = [

@@ -1,4 +1,4 @@
-"""Which of the directories that a container mounts is the user's storage."""
+"""Which of the directories that a container mounts are the user's storage."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Mount:
     """If the source is no path of the storage host: why nothing can be prepared there, and what to set."""
 
 
-def choose(mounts: list[Mount], inside: str, root: str | None, own: Iterable[str], nothing: str) -> str:
-    """Return the directory of the storage host that holds the user's files.
+def choose(mounts: list[Mount], inside: str, root: str | None, own: Iterable[str], nothing: str) -> list[str]:
+    """Return the directories of the storage host that hold the user's files: the home, then all others below the root.
 
     Args:
         mounts: all writable ones.
@@ -37,7 +37,25 @@ def choose(mounts: list[Mount], inside: str, root: str | None, own: Iterable[str
     Raises:
         UnresolvedError: there is none, or it cannot be told which it is.
     """
-    mounts = [mount for mount in mounts if not _is_shared(mount, root, set(own))]
+    shared = shared_of(mounts, root, own)
+    mounts = [mount for mount in mounts if mount.source not in shared]
+    home = _home(mounts, inside, root, nothing)
+    return [home, *others_of(mounts, root)] if root and is_below(root, home) else [home]
+
+
+def others_of(mounts: list[Mount], root: str | None) -> list[str]:
+    """Return the directories below the storage root that are mounted."""
+    return [mount.source for mount in mounts if root and is_below(root, mount.source)]
+
+
+def shared_of(mounts: list[Mount], root: str | None, own: Iterable[str]) -> list[str]:
+    """Return those of them that are not the user's alone: the name is no word of the path."""
+    word = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, own))})(?![A-Za-z0-9])")
+    return [source for source in others_of(mounts, root) if not word.search(source[len(root or "") :])]
+
+
+def _home(mounts: list[Mount], inside: str, root: str | None, nothing: str) -> str:
+    """Return the directory at the path inside, or the only one that there is."""
     paths = [mount for mount in mounts if mount.source.startswith("/")]
     in_root = [mount for mount in paths if root and is_below(root, mount.source)]
     if len(in_root) == 1:
@@ -55,14 +73,6 @@ def choose(mounts: list[Mount], inside: str, root: str | None, own: Iterable[str
         raise UnresolvedError(f"{nothing}. If this is not so, {SETTING}")
     listed = ", ".join(f"{mount.source} at {mount.target}" for mount in candidates)
     raise UnresolvedError(f"which of these is the user's storage? {listed}. Please {SETTING}")
-
-
-def _is_shared(mount: Mount, root: str | None, own: set[str]) -> bool:
-    """Whether a mount below the storage root is not the user's alone: their name is no word of its path."""
-    if not root or not is_below(root, mount.source):
-        return False
-    word = rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, own))})(?![A-Za-z0-9])"
-    return re.search(word, mount.source[len(root) :]) is None
 
 
 def is_below(root: str, path: str) -> bool:

@@ -116,7 +116,7 @@ _VERSION: Final = 5
 _SCHEMA: Final = """
 CREATE TABLE complete (
     storage_host TEXT NOT NULL,
-    work TEXT NOT NULL,         -- the directory, or the name where only the apply side knows it
+    work TEXT NOT NULL,         -- the directories, or the name where only the apply side knows the first
     name TEXT NOT NULL,
     place TEXT NOT NULL,        -- JSON of places.Place
     directory TEXT NOT NULL,
@@ -194,7 +194,7 @@ class Ledger:
     def holds(self, entry: Entry) -> bool:
         """Look whether the directory is as it was; blocks as long as its file system does."""
         # Also if there was nothing to be seen then, and is now.
-        return self.trusts(entry) and entry.seen == _lstat(entry.directory)
+        return self.trusts(entry) and entry.seen == _seen(entry)
 
     def trusts(self, entry: Entry) -> bool:
         """Whether the entry is good as long as the directory is as it was; asks no disk."""
@@ -447,7 +447,13 @@ def _note_forgotten(database: sqlite3.Connection, names: Iterable[str], at: floa
 
 def looked_at(entry: Entry) -> Entry:
     """Return the entry with what its directory looks like now; blocks as long as the file system does."""
-    return replace(entry, seen=_lstat(entry.directory))
+    return replace(entry, seen=_seen(entry))
+
+
+def _seen(entry: Entry) -> str:
+    """Return what tells of each of the user's directories that it is still the same; empty if none is to be seen."""
+    seen = [_lstat(directory) for directory in (entry.directory, *entry.place.also)]
+    return ";".join(seen) if any(seen) else ""
 
 
 def _lstat(directory: str) -> str:
