@@ -214,6 +214,24 @@ class TestInside:
             (root / "alice/a").rmdir()
         assert os.listdir(bob["directory"]) == []
 
+    @pytest.mark.parametrize("planted", ["link", "file", "tree"])
+    def test_what_is_planted_under_the_name_of_the_stage_goes_and_nothing_else(
+        self, root: Path, make_user: MakeUser, victim: Path, planted: str
+    ) -> None:
+        alice = make_user("alice", home=True, also=[str(root / "alice/work")])
+        stage = root / f"alice/.ansible_bootstrap-{identity(['alice', 'work'])[:16]}"
+        if planted == "link":
+            stage.symlink_to(victim)
+        elif planted == "file":
+            stage.touch()
+        else:
+            stage.mkdir()
+            (stage / "link").symlink_to(victim)
+            for path in (stage, stage / "link"):
+                os.chown(path, alice["uid"], alice["gid"], follow_symlinks=False)
+        assert one(root, alice)["msg"] == ""
+        assert os.listdir(root / "alice") == ["work"]
+
     def test_a_user_who_races_only_harms_themselves(
         self, root: Path, make_user: MakeUser, victim: Path
     ) -> None:
