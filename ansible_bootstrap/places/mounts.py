@@ -1,15 +1,24 @@
-"""Which of the directories that a container mounts are the user's storage."""
+"""Which of the directories that a container mounts are the user's storage.
+
+The home may be told by the user's name in its path, for it is only one, and at a known place in the container. That a
+further directory is the user's is believed only where the spawner has filled in a field of the user's: a user who is
+called ``red`` must not be given ``teams/red``.
+"""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 from ansible_bootstrap.errors import UnresolvedError
 from ansible_bootstrap.places.family import SETTING
 from ansible_bootstrap.storage._names import NameRefusedError, below
+
+_USERS_FIELD: Final = re.compile(r"\{[^{}]*user[^{}]*\}", re.IGNORECASE)
+"""A field of a template that differs from user to user: ``{username}``, ``{raw_username}``, ``{user_server}``."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,18 @@ class Mount:
     """The path in the container."""
     why_not: str = ""
     """If the source is no path of the storage host: why nothing can be prepared there, and what to set."""
+    own: bool = False
+    """Whether the source was made of a template with a field of the user's (:func:`of_the_user`)."""
+
+
+def of_the_user(templates: Any, render: Callable[[str], str]) -> set[str]:
+    """Return what becomes of those texts of a setting, however deep in it, that have a field of the user's."""
+    if isinstance(templates, str):
+        return {render(templates)} if _USERS_FIELD.search(templates) else set()
+    if isinstance(templates, Mapping):
+        templates = [*templates.keys(), *templates.values()]
+    inner = templates if isinstance(templates, (list, tuple)) else ()
+    return set().union(*(of_the_user(each, render) for each in inner))
 
 
 def choose(mounts: list[Mount], inside: str, root: str | None, own: Iterable[str], nothing: str) -> list[str]:
@@ -37,21 +58,15 @@ def choose(mounts: list[Mount], inside: str, root: str | None, own: Iterable[str
     Raises:
         UnresolvedError: there is none, or it cannot be told which it is.
     """
-    shared = shared_of(mounts, root, own)
-    mounts = [mount for mount in mounts if mount.source not in shared]
-    home = _home(mounts, inside, root, nothing)
-    return [home, *others_of(mounts, root)] if root and is_below(root, home) else [home]
+    word = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, own))})(?![A-Za-z0-9])")
+    shared = [source for source in below_root(mounts, root) if not word.search(source[len(root or "") :])]
+    home = _home([mount for mount in mounts if mount.source not in shared], inside, root, nothing)
+    return [home, *below_root([mount for mount in mounts if mount.own], root)]
 
 
-def others_of(mounts: list[Mount], root: str | None) -> list[str]:
+def below_root(mounts: list[Mount], root: str | None) -> list[str]:
     """Return the directories below the storage root that are mounted."""
     return [mount.source for mount in mounts if root and is_below(root, mount.source)]
-
-
-def shared_of(mounts: list[Mount], root: str | None, own: Iterable[str]) -> list[str]:
-    """Return those of them that are not the user's alone: the name is no word of the path."""
-    word = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, own))})(?![A-Za-z0-9])")
-    return [source for source in others_of(mounts, root) if not word.search(source[len(root or "") :])]
 
 
 def _home(mounts: list[Mount], inside: str, root: str | None, nothing: str) -> str:

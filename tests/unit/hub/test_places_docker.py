@@ -192,8 +192,41 @@ async def test_what_a_group_adds_is_the_users_or_named_once_if_it_is_missing(
             f"{tmp_path}/{name}",
             f"{tmp_path}/gpu/{name}",
         }
-    (warning,) = [record.getMessage() for record in caplog.records if "users share" in record.getMessage()]
-    assert f"{tmp_path}/red, which users share, does not exist: Docker will make it" in warning
+    (warning,) = [record.getMessage() for record in caplog.records if "does not exist" in record.getMessage()]
+    assert (
+        f"{tmp_path}/red does not exist, and nothing says that it is the user's alone: Docker will make it"
+        in warning
+    )
+
+
+async def test_a_user_called_as_a_team_is_not_given_what_the_team_has() -> None:
+    for name, path in (("red", "teams/red"), ("teams", "teams/red"), ("lab", "shared-{imagename}")):
+        asked = spawner(
+            Docker,
+            name,
+            volumes={f"{ROOT}/home/{{username}}": "/home/jovyan", f"{ROOT}/{path}": "/team"},
+            extra_host_config={"binds": {f"{ROOT}/{path}/more": {"bind": "/more", "mode": "rw"}}},
+            image="lab",
+        )
+        place = await resolve(asked, settings())
+        assert (place.directory, place.also) == (f"{ROOT}/home/{name}", ())
+
+
+async def test_further_directories_in_every_spelling_of_a_mount() -> None:
+    source = f"{ROOT}/work/{{username}}"
+    ways: list[dict[str, Any]] = [
+        {"mounts": [{"type": "bind", "source": source, "target": "/work"}]},
+        {"extra_host_config": {"mounts": [{"Type": "bind", "Source": source, "Target": "/work"}]}},
+        {"extra_host_config": {"binds": [f"{ROOT}/{{username}}:/home/jovyan", f"{source}:/work:rw"]}},
+        {"extra_host_config": lambda spawner: {"binds": {source: {"bind": "/work", "mode": "rw"}}}},
+    ]
+    for name in random_names(6):
+        for way in ways:
+            asked = spawner(Docker, name, **{"volumes": {f"{ROOT}/{{username}}": "/home/jovyan"}, **way})
+            place = await resolve(asked, settings())
+            told = await mounted(asked)
+            if "/home/jovyan" in told:
+                assert (place.directory, place.also) == (told["/home/jovyan"], (told["/work"],))
 
 
 async def test_a_missing_shared_directory_is_not_told_where_this_machine_does_not_see_the_storage(
