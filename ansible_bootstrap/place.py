@@ -35,10 +35,15 @@ class Place:
     """For the log: named servers that share a directory share the work."""
     account: str = ""
     """The system account that the servers run as, where it is not called as the user."""
+    also: tuple[str, ...] = ()
+    """Further directories of the user's on the storage host, with the same owner: the server mounts them, too."""
 
     def __post_init__(self) -> None:
         if isinstance(self.directory, str):  # A spawner's template may end in a slash.
             object.__setattr__(self, "directory", self.directory.rstrip("/") or self.directory)
+        if all(isinstance(text, str) for text in self.also):
+            others = {text.rstrip("/") or text for text in self.also}
+            object.__setattr__(self, "also", tuple(sorted(others - {self.directory})))
         self._user()
 
     def to_json(self) -> str:
@@ -50,14 +55,14 @@ class Place:
         """Return the place of a text; None if the text is not that of an acceptable place."""
         try:
             said = json.loads(text)
-            return cls(**{**said, "groups": tuple(said["groups"])})
+            return cls(**{**said, "groups": tuple(said["groups"]), "also": tuple(said["also"])})
         except (ValueError, TypeError, KeyError, RefusedError):
             return None
 
     @property
     def job_key(self) -> tuple[str, str]:
         """Equal for two places exactly if bootstrapping them is the same piece of work."""
-        return self.storage_host, self.directory or self.name
+        return self.storage_host, "\n".join((self.directory or self.name, *self.also))
 
     @property
     def sent_name(self) -> str:
@@ -83,6 +88,7 @@ class Place:
                 directory=self.directory,
                 uid=self.uid,
                 gid=self.gid,
+                also=self.also,
                 storage_host=self.storage_host or None,
                 groups=self.groups,
             )

@@ -36,6 +36,7 @@ from pydantic import (
 
 from ansible_bootstrap.errors import Reason, RefusedError
 from ansible_bootstrap.storage._names import check_directory, check_group, check_host, check_key, check_name
+from ansible_bootstrap.storage._users import MAX_ALSO
 
 SPARE: Final = "--spare"
 """Argument of the apply program that has it start Ansible ahead, and wait for its request without limit."""
@@ -69,6 +70,10 @@ class User(_Wire):
     """Absolute path of the user's directory on the storage host."""
     uid: Annotated[int, Field(ge=0, le=MAX_ID)] | None = None
     gid: Annotated[int, Field(ge=0, le=MAX_ID)] | None = None
+    also: tuple[Annotated[str, AfterValidator(check_directory)], ...] = Field(
+        default=(), max_length=MAX_ALSO, strict=False
+    )
+    """Further directories of the user's, with the same owner: the role ``user_dir`` makes them, no other sees them."""
     storage_host: Annotated[str, AfterValidator(check_host)] | None = None
     """A host of the inventory; never a group or a pattern."""
     groups: tuple[Annotated[str, AfterValidator(check_group)], ...] = Field(

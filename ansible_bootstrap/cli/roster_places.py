@@ -146,6 +146,7 @@ def _said(place: Place, user: User) -> Place:
     return replace(
         place,
         directory=user.directory or place.directory,
+        also=user.also if user.directory else user.also or place.also,
         uid=place.uid if user.uid is None else user.uid,
         gid=place.gid if user.gid is None else user.gid,
         storage_host=user.storage_host or place.storage_host,

@@ -1,20 +1,22 @@
-"""What a container of DockerSpawner and its relatives mounts, and which of it is the user's storage.
+"""What a container of DockerSpawner and its relatives mounts, and what of it is the user's storage.
 
 Binds come from ``volumes``, ``read_only_volumes``, ``mounts`` and ``extra_host_config``, each in several
 spellings; templates, escaping and naming strategies are the spawner's own. What is not a directory of the host, or
-not writable, is no storage that could be prepared.
+not writable, is no storage that could be prepared. A directory below the storage root that is not one user's is the
+admin's to make: the hub's log names one that is missing, for Docker would make it as root's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ansible_bootstrap.errors import UnresolvedError
+from ansible_bootstrap.errors import UnreachableError, UnresolvedError
 from ansible_bootstrap.places.family import SETTING, Family, Storage, account, copied, evaluated, looked_up
-from ansible_bootstrap.places.mounts import Mount, choose
+from ansible_bootstrap.places.mounts import Mount, below_root, choose, of_the_user
 
 if TYPE_CHECKING:
     from ansible_bootstrap.place import Place
@@ -34,16 +36,13 @@ async def _starting(spawner: Any) -> Any:
     return clone
 
 
-async def _container(spawner: Any, storage: Storage) -> str:
-    host_config = await _rendered(spawner, "extra_host_config")
-    mounts = _binds(_merged(_own(spawner, "volume_binds"), host_config.get("binds")))
-    mounts += _mounts(_merged(_own(spawner, "mount_binds"), host_config.get("mounts")))
-    return _chosen(spawner, mounts, storage)
+async def _container(spawner: Any, storage: Storage) -> list[str]:
+    return await _chosen(spawner, await _all_mounts(spawner), storage)
 
 
-async def _service(spawner: Any, storage: Storage) -> str:
+async def _service(spawner: Any, storage: Storage) -> list[str]:
     """``SwarmSpawner.mounts`` is made of ``volume_binds``, and nothing else is mounted."""
-    return _chosen(spawner, _binds(_own(spawner, "volume_binds")), storage)
+    return await _chosen(spawner, _marked(spawner, _binds(_own(spawner, "volume_binds"))), storage)
 
 
 async def _containers_user(spawner: Any, place: Place) -> Place:
@@ -51,7 +50,7 @@ async def _containers_user(spawner: Any, place: Place) -> Place:
     return replace(place, uid=place.uid if uid is None else uid, gid=place.gid if gid is None else gid)
 
 
-async def _system_users_home(spawner: Any, storage: Storage) -> str:
+async def _system_users_home(spawner: Any, storage: Storage) -> list[str]:
     """The home is among the binds, but the spawner knows best which one."""
 
     def look() -> str:
@@ -59,7 +58,11 @@ async def _system_users_home(spawner: Any, storage: Storage) -> str:
             account(spawner.user.name)
         return str(spawner.host_homedir)
 
-    return await looked_up(look)
+    home = await looked_up(look)
+    mounts = await _all_mounts(spawner)
+    found = [home, *below_root([mount for mount in mounts if mount.own], storage.root)]
+    await _tell_missing(spawner, mounts, found, storage)
+    return found
 
 
 async def _system_user(spawner: Any, place: Place) -> Place:
@@ -81,6 +84,13 @@ SWARM: Final = replace(DOCKER, where=_service)
 SYSTEM_USER: Final = replace(DOCKER, where=_system_users_home, whose=_system_user)
 
 
+MOST_NAMED: Final = 1000
+"""Users may choose names of servers, and these may be part of a path."""
+
+_named: set[str] = set()
+"""Directories of which the log has said that they are missing."""
+
+
 # -- inner ---------------------------------------------------------------------------------------
 
 
@@ -96,9 +106,48 @@ def _own(spawner: Any, name: str) -> Any:
         ) from None
 
 
-def _chosen(spawner: Any, mounts: list[Mount], storage: Storage) -> str:
+async def _all_mounts(spawner: Any) -> list[Mount]:
+    templates = await evaluated(spawner, spawner.extra_host_config)
+    host_config = _render(spawner, templates)
+    binds = _binds(_merged(_own(spawner, "volume_binds"), host_config.get("binds")))
+    mounts = _mounts(_merged(_own(spawner, "mount_binds"), host_config.get("mounts")))
+    return _marked(spawner, binds + mounts, templates)
+
+
+def _marked(spawner: Any, mounts: list[Mount], templates: Any = None) -> list[Mount]:
+    """Mark those that are made of a template with a field of the user's."""
+    sources = [*spawner.volumes, *(mount["source"] for mount in spawner.mounts)]
+    own = of_the_user(sources, lambda text: str(spawner.format_volume_name(text, spawner)))
+    binds = of_the_user(templates, lambda text: _text(_render(spawner, text)))
+    own |= {text.partition(":")[0] for text in binds}
+    return [replace(mount, own=mount.source in own) for mount in mounts]
+
+
+async def _tell_missing(spawner: Any, mounts: list[Mount], found: list[str], storage: Storage) -> None:
+    """Have the log name, once, the directories below the storage root that Docker will have to make."""
+    new = [source for source in below_root(mounts, storage.root) if source not in {*found, *_named}]
+    if not new or len(_named) >= MOST_NAMED:
+        return
+
+    def missing() -> list[str]:
+        if not os.path.isdir(storage.root or ""):  # This machine does not see the storage host's disk.
+            return []
+        return [source for source in new if not os.path.lexists(source)]
+
+    with contextlib.suppress(UnreachableError):
+        for source in await looked_up(missing):
+            _named.add(source)
+            spawner.log.warning(
+                "ansible_bootstrap: %s does not exist, and nothing says that it is the user's alone: Docker will make "
+                "it, and it will be root's. Make it yourself, with the owner and mode that its users need; a "
+                "directory of each user's has {username} in its template",
+                source,
+            )
+
+
+async def _chosen(spawner: Any, mounts: list[Mount], storage: Storage) -> list[str]:
     notebook_dir = _formatted(spawner, spawner.notebook_dir)
-    return choose(
+    found = choose(
         mounts,
         notebook_dir if notebook_dir.startswith("/") else CONTAINER_HOME,
         storage.root,
@@ -106,6 +155,8 @@ def _chosen(spawner: Any, mounts: list[Mount], storage: Storage) -> str:
         "the container mounts no writable directory of the host (c.DockerSpawner.volumes); without one nothing of "
         "the user's is kept",
     )
+    await _tell_missing(spawner, mounts, found, storage)
+    return found
 
 
 def _mount(source: str, target: str) -> Mount:
@@ -166,10 +217,13 @@ def _numbers(user: object) -> tuple[int | None, int | None]:
 
 async def _rendered(spawner: Any, name: str) -> Mapping[str, Any]:
     """A setting of DockerSpawner that may be a callable, and async, and holds templates."""
-    value = await evaluated(spawner, getattr(spawner, name))
+    rendered: Mapping[str, Any] = _render(spawner, await evaluated(spawner, getattr(spawner, name)))
+    return rendered
+
+
+def _render(spawner: Any, value: Any) -> Any:
     render = getattr(spawner, "_render_templates", None)
-    rendered: Mapping[str, Any] = render(value) if render is not None else value
-    return rendered or {}
+    return (value if render is None else render(value)) or {}
 
 
 def _formatted(spawner: Any, text: str) -> str:

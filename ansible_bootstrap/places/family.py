@@ -80,8 +80,8 @@ async def _no_choice(spawner: Any) -> list[dict[str, Any]]:
 class Family:
     """How one kind of spawner is asked."""
 
-    where: Callable[[Any, Storage], Awaitable[str]]
-    """Returns the directory on the storage host. Raises :class:`UnresolvedError`."""
+    where: Callable[[Any, Storage], Awaitable[list[str]]]
+    """Returns the user's directories on the storage host, the home first. Raises :class:`UnresolvedError`."""
     whose: Callable[[Any, Place], Awaitable[Place]] = _settings_say
     """Returns the place with account, uid and gid filled in. Raises :class:`UnresolvedError`."""
     fields: Callable[[Any], Sequence[str]] = _namespace

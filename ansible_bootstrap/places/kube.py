@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ansible_bootstrap.errors import UnresolvedError
 from ansible_bootstrap.places.docker import CONTAINER_HOME
 from ansible_bootstrap.places.family import Family, Storage, copied, evaluated, fields_of
-from ansible_bootstrap.places.mounts import Mount, choose, is_below
+from ansible_bootstrap.places.mounts import Mount, choose, is_below, of_the_user
 
 if TYPE_CHECKING:
     from ansible_bootstrap.place import Place
@@ -45,11 +45,13 @@ async def _starting(spawner: Any) -> Any:
     return clone
 
 
-async def _pod(spawner: Any, storage: Storage) -> str:
+async def _pod(spawner: Any, storage: Storage) -> list[str]:
     volumes, mounts = await _volumes(spawner)
     known = {volume["name"]: volume for volume in volumes}
+    templates = [spawner.volumes, spawner.volume_mounts, spawner.extra_pod_config]
+    own = of_the_user(templates, lambda text: _expand(spawner, text))
     writable = [
-        _mount(spawner, known.get(mount["name"], {}), mount, storage)
+        _mount(spawner, known.get(mount["name"], {}), mount, storage, own)
         for mount in mounts
         if not _get(mount, "readOnly") and not NO_STORAGE & set(map(_camel, known.get(mount["name"], {})))
     ]
@@ -114,17 +116,20 @@ async def _volumes(spawner: Any) -> tuple[Sequence[Mapping[str, Any]], Sequence[
     )
 
 
-def _mount(spawner: Any, volume: Mapping[str, Any], mount: Mapping[str, Any], storage: Storage) -> Mount:
+def _mount(
+    spawner: Any, volume: Mapping[str, Any], mount: Mapping[str, Any], storage: Storage, own: set[str]
+) -> Mount:
     name, target = str(mount["name"]), str(_get(mount, "mountPath"))
     root = storage.volumes.get(name) or _get(_get(volume, "hostPath") or {}, "path")
     nfs = _get(volume, "nfs") or {}
-    source = _joined(str(root or nfs.get("path") or ""), str(_get(mount, "subPath") or ""))
+    top, sub = str(root or nfs.get("path") or ""), str(_get(mount, "subPath") or "")
+    source = _joined(top, sub)
     if _get(mount, "subPathExpr"):
         why_not = (
             f"the subPathExpr of volume {name!r} is expanded by the cluster; use subPath with {{username}}"
         )
     elif root or (nfs and (storage.root is None or is_below(storage.root, source))):
-        return Mount(source, target)
+        return Mount(source, target, own=not own.isdisjoint((top, sub)))
     else:
         why_not = _why_not(spawner, name, volume, source, storage.root)
     return Mount("", target, why_not)

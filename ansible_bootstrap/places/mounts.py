@@ -1,15 +1,24 @@
-"""Which of the directories that a container mounts is the user's storage."""
+"""Which of the directories that a container mounts are the user's storage.
+
+The home may be told by the user's name in its path, for it is only one, and at a known place in the container. That a
+further directory is the user's is believed only where the spawner has filled in a field of the user's: a user who is
+called ``red`` must not be given ``teams/red``.
+"""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 from ansible_bootstrap.errors import UnresolvedError
 from ansible_bootstrap.places.family import SETTING
 from ansible_bootstrap.storage._names import NameRefusedError, below
+
+_USERS_FIELD: Final = re.compile(r"\{[^{}]*user[^{}]*\}", re.IGNORECASE)
+"""A field of a template that differs from user to user: ``{username}``, ``{raw_username}``, ``{user_server}``."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +31,22 @@ class Mount:
     """The path in the container."""
     why_not: str = ""
     """If the source is no path of the storage host: why nothing can be prepared there, and what to set."""
+    own: bool = False
+    """Whether the source was made of a template with a field of the user's (:func:`of_the_user`)."""
 
 
-def choose(mounts: list[Mount], inside: str, root: str | None, own: Iterable[str], nothing: str) -> str:
-    """Return the directory of the storage host that holds the user's files.
+def of_the_user(templates: Any, render: Callable[[str], str]) -> set[str]:
+    """Return what becomes of those texts of a setting, however deep in it, that have a field of the user's."""
+    if isinstance(templates, str):
+        return {render(templates)} if _USERS_FIELD.search(templates) else set()
+    if isinstance(templates, Mapping):
+        templates = [*templates.keys(), *templates.values()]
+    inner = templates if isinstance(templates, (list, tuple)) else ()
+    return set().union(*(of_the_user(each, render) for each in inner))
+
+
+def choose(mounts: list[Mount], inside: str, root: str | None, own: Iterable[str], nothing: str) -> list[str]:
+    """Return the directories of the storage host that hold the user's files: the home, then all others below the root.
 
     Args:
         mounts: all writable ones.
@@ -37,7 +58,19 @@ def choose(mounts: list[Mount], inside: str, root: str | None, own: Iterable[str
     Raises:
         UnresolvedError: there is none, or it cannot be told which it is.
     """
-    mounts = [mount for mount in mounts if not _is_shared(mount, root, set(own))]
+    word = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, own))})(?![A-Za-z0-9])")
+    shared = [source for source in below_root(mounts, root) if not word.search(source[len(root or "") :])]
+    home = _home([mount for mount in mounts if mount.source not in shared], inside, root, nothing)
+    return [home, *below_root([mount for mount in mounts if mount.own], root)]
+
+
+def below_root(mounts: list[Mount], root: str | None) -> list[str]:
+    """Return the directories below the storage root that are mounted."""
+    return [mount.source for mount in mounts if root and is_below(root, mount.source)]
+
+
+def _home(mounts: list[Mount], inside: str, root: str | None, nothing: str) -> str:
+    """Return the directory at the path inside, or the only one that there is."""
     paths = [mount for mount in mounts if mount.source.startswith("/")]
     in_root = [mount for mount in paths if root and is_below(root, mount.source)]
     if len(in_root) == 1:
@@ -55,14 +88,6 @@ def choose(mounts: list[Mount], inside: str, root: str | None, own: Iterable[str
         raise UnresolvedError(f"{nothing}. If this is not so, {SETTING}")
     listed = ", ".join(f"{mount.source} at {mount.target}" for mount in candidates)
     raise UnresolvedError(f"which of these is the user's storage? {listed}. Please {SETTING}")
-
-
-def _is_shared(mount: Mount, root: str | None, own: set[str]) -> bool:
-    """Whether a mount below the storage root is not the user's alone: their name is no word of its path."""
-    if not root or not is_below(root, mount.source):
-        return False
-    word = rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, own))})(?![A-Za-z0-9])"
-    return re.search(word, mount.source[len(root) :]) is None
 
 
 def is_below(root: str, path: str) -> bool:

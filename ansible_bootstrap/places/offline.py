@@ -182,7 +182,7 @@ class Detached:
                 await identified(await unasked(nobody, self._settings), nobody, self._settings),
                 self._settings,
             )
-        directories = sorted({str(place.directory) for place in places})
+        directories = sorted({path for place in places for path in (str(place.directory), *place.also)})
         if len(places) > 1:
             raise UnresolvedError(f"it depends on what is chosen on the spawn page: {', '.join(directories)}")
         if any(_USER_ID in text for text in (*directories, *(place.account for place in places))):

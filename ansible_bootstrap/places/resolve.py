@@ -49,7 +49,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
 TEMPLATES: Final = ("account", "directory")
 """Those fields of a dict in ``c.AnsibleBootstrap.place`` that the spawner fills in."""
 
-PLACE_FIELDS: Final = ("account", "directory", "gid", "groups", "storage_host", "uid", "volumes")
+PLACE_FIELDS: Final = ("account", "also", "directory", "gid", "groups", "storage_host", "uid", "volumes")
 """What a dict in ``c.AnsibleBootstrap.place`` may have."""
 
 
@@ -79,12 +79,13 @@ async def resolve(spawner: Any, config: AnsibleBootstrap | None = None) -> Place
                 said.update(
                     {name: _filled_in(family, asked, said[name]) for name in TEMPLATES if name in said}
                 )
+                if "also" in said:
+                    said["also"] = [_filled_in(family, asked, text) for text in said["also"]]
             if not {"uid", "gid"} <= set(said):
                 place = await family.whose(asked, place)
             if "directory" not in said:
-                place = replace(
-                    place, directory=await family.where(asked, Storage(config.storage_root, volumes))
-                )
+                home, *others = await family.where(asked, Storage(config.storage_root, volumes))
+                place = replace(place, directory=home, also=tuple(others))
     return checked(await identified(replace(place, **said), spawner, config), config)
 
 
@@ -183,8 +184,7 @@ async def _said(setting: Any, spawner: Any) -> dict[str, Any]:
         raise UnresolvedError(
             f"c.AnsibleBootstrap.place returned {what}; a dict may have {', '.join(PLACE_FIELDS)}"
         )
-    if "groups" in given:
-        given["groups"] = tuple(given["groups"])
+    given.update({name: tuple(given[name]) for name in ("also", "groups") if name in given})
     plain = {key: value for key, value in given.items() if key not in {"account", "volumes"}}
     replace(Place("anybody"), **plain)  # Types and bounds.
     return given
@@ -206,7 +206,7 @@ async def _call(setting: str, function: Callable[[Any], Any], spawner: Any) -> A
 # -- the spawner ---------------------------------------------------------------------------------
 
 
-async def _unknown(spawner: Any, storage: Storage) -> str:
+async def _unknown(spawner: Any, storage: Storage) -> list[str]:
     cls = type(spawner)
     raise UnresolvedError(
         f"{cls.__module__}.{cls.__qualname__} is a spawner that ansible_bootstrap does not know: "

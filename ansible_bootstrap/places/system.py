@@ -29,14 +29,14 @@ def _owned(place: Place, name: str, way_out: str = "") -> Place:
 # -- LocalProcessSpawner, SudoSpawner and whatever inherits from it -------------------------------
 
 
-async def _local_home(spawner: Any, storage: Storage) -> str:
+async def _local_home(spawner: Any, storage: Storage) -> list[str]:
     """``LocalProcessSpawner.user_env`` says what HOME the server gets; a subclass may have its own."""
 
     def look() -> str:
         home = account(spawner.user.name).pw_dir
         return str(spawner.user_env({}).get("HOME") or home)
 
-    return await looked_up(look)
+    return [await looked_up(look)]
 
 
 async def _local_user(spawner: Any, place: Place) -> Place:
@@ -46,8 +46,8 @@ async def _local_user(spawner: Any, place: Place) -> Place:
 LOCAL: Final = Family(where=_local_home, whose=_local_user)
 
 
-async def _simple_home(spawner: Any, storage: Storage) -> str:
-    return str(spawner.home_dir)
+async def _simple_home(spawner: Any, storage: Storage) -> list[str]:
+    return [str(spawner.home_dir)]
 
 
 async def _hubs_account(spawner: Any, place: Place) -> Place:
@@ -83,7 +83,7 @@ def _tljh_account(spawner: Any) -> tuple[str, str]:
 
 
 def _systemd(named: Callable[[Any], tuple[str, str]]) -> Family:
-    async def where(spawner: Any, storage: Storage) -> str:
+    async def where(spawner: Any, storage: Storage) -> list[str]:
         """As ``SystemdSpawner.start`` finds the working directory."""
         if spawner.dynamic_users:
             raise UnresolvedError(
@@ -91,8 +91,8 @@ def _systemd(named: Callable[[Any], tuple[str, str]]) -> Family:
                 "starts; set it to False and let each user have an account"
             )
         if spawner.user_workingdir is not None:
-            return str(spawner._expand_user_vars(spawner.user_workingdir))
-        return await looked_up(lambda: account(*named(spawner)).pw_dir)
+            return [str(spawner._expand_user_vars(spawner.user_workingdir))]
+        return [await looked_up(lambda: account(*named(spawner)).pw_dir)]
 
     async def whose(spawner: Any, place: Place) -> Place:
         return await looked_up(lambda: _owned(place, *named(spawner)))
@@ -112,7 +112,7 @@ TLJH: Final = _systemd(_tljh_account)
 # -- batchspawner: Slurm, Torque, PBS, Grid Engine, HTCondor, LSF ---------------------------------
 
 
-async def _job_home(spawner: Any, storage: Storage) -> str:
+async def _job_home(spawner: Any, storage: Storage) -> list[str]:
     """``{homedir}`` of the job script. The user's options win over it there: their word, with their own rights."""
 
     def look() -> str:
@@ -122,7 +122,7 @@ async def _job_home(spawner: Any, storage: Storage) -> str:
             account(spawner.user.name)
             raise
 
-    return await looked_up(look)
+    return [await looked_up(look)]
 
 
 async def _job_user(spawner: Any, place: Place) -> Place:

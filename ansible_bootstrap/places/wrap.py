@@ -21,7 +21,7 @@ async def _profiles(spawner: Any) -> list[dict[str, Any]]:
     return [{"profile": key} for _, key, *_ in getattr(spawner, "profiles", ())]
 
 
-async def _never(spawner: Any, storage: Storage) -> str:
+async def _never(spawner: Any, storage: Storage) -> list[str]:
     raise NotImplementedError("the child is asked")
 
 

@@ -115,7 +115,7 @@ _VERSION: Final = 5
 _SCHEMA: Final = """
 CREATE TABLE complete (
     storage_host TEXT NOT NULL,
-    work TEXT NOT NULL,         -- the directory, or the name where only the apply side knows it
+    work TEXT NOT NULL,         -- the directories, or the name where only the apply side knows the first
     name TEXT NOT NULL,
     place TEXT NOT NULL,        -- JSON of places.Place
     directory TEXT NOT NULL,
@@ -184,7 +184,7 @@ class Ledger:
     def holds(self, entry: Entry) -> bool:
         """Look whether the directory is as it was; blocks as long as its file system does."""
         # Not equal either if there was nothing to be seen then, and is now.
-        return self.trusts(entry) and entry.seen == _lstat(entry.directory)
+        return self.trusts(entry) and entry.seen == _seen(entry)
 
     def trusts(self, entry: Entry) -> bool:
         """Whether the entry is good as long as the directory is as it was; asks no disk."""
@@ -332,7 +332,9 @@ class Ledger:
             (place.name, place.server_name, *place.job_key, place.name),
         )
         last = Place.from_json(rows[0][0]) if rows else None
-        return last if last is not None and last.job_key != place.job_key else None
+        if last is None or (last.storage_host, last.directory) == (place.storage_host, place.directory):
+            return None
+        return last
 
     # -- which person has a name -------------------------------------------------------------------------
 
@@ -437,7 +439,13 @@ def _note_forgotten(database: sqlite3.Connection, names: Iterable[str], at: floa
 
 def looked_at(entry: Entry) -> Entry:
     """Return the entry with what its directory looks like now; blocks as long as the file system does."""
-    return replace(entry, seen=_lstat(entry.directory))
+    return replace(entry, seen=_seen(entry))
+
+
+def _seen(entry: Entry) -> str:
+    """Return what tells of each of the user's directories that it is still the same; empty if none is to be seen."""
+    seen = [_lstat(directory) for directory in (entry.directory, *entry.place.also)]
+    return ";".join(seen) if any(seen) else ""
 
 
 def _lstat(directory: str) -> str:

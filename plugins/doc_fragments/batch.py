@@ -12,8 +12,8 @@ class ModuleDocFragment:
 options:
   users:
     description:
-      - The batch. A record has C(name), C(directory), C(uid) and C(gid), and optionally C(key),
-        C(storage_host) and C(groups).
+      - The batch. A record has C(name), C(directory), C(uid) and C(gid), and optionally C(key), C(also) (a list of at
+        most eight further directories, for the module C(user_dir)), C(storage_host) and C(groups).
       - A directory may repeat under the same name (several servers of one user); keys may not.
     type: list
     elements: raw

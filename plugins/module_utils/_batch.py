@@ -3,7 +3,8 @@
 """The frame around every built-in role: a batch of users in, one result for each out.
 
 Each user is validated, locked and worked for alone; whatever goes wrong for one is that one's result.
-A user's storage is claimed once, however many servers of theirs are in the batch.
+A directory is claimed once, however many servers of its user are in the batch. Where one of a user's directories lies
+inside another of the same user's, that one comes first.
 
 The work is done by a worker that is watched (``_worker.py``). Where it falls silent at one user's claim, that user
 is left out and another worker begins anew with all others; what the first has completed, the second finds complete.
@@ -30,7 +31,7 @@ from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience, Task
 from ._errors import LateError, LeftAloneError, StorageError, printable, sentence
 from ._names import UserRefusedError, below
 from ._report import Report, result
-from ._state import Lock, Record, State, check_owner_name, identity
+from ._state import Lock, Record, State, check_owner_name
 from ._storage import Home, Storage
 from ._users import label, parse_user
 
@@ -47,12 +48,13 @@ _NO_HOME = (
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class Claim:
     """A home while we work on it, and what comes of that.
 
     Attributes:
         keys: the users' keys that get this result.
+        main: it is the home of one of them, not only a further directory.
         lock: held from before the first look; its descriptor goes to the children that work here.
         record: what is recorded, None if nothing is.
         drafted: what shall be recorded next.
@@ -64,6 +66,7 @@ class Claim:
 
     home: Home
     keys: list[str] = field(default_factory=list)
+    main: bool = False
     lock: Lock | None = None
     record: Record | None = None
     drafted: Record | None = None
@@ -190,24 +193,60 @@ def run(
     check: bool,
     patience: float = 0,
     lock_wait: float = LOCK_WAIT,
+    also: bool = False,
 ) -> Report:
     """Do ``work`` for the users' directories, or predict it (``check``), and report on each user.
 
     ``plugins/doc_fragments/batch.py`` documents the other arguments. ``lock_wait`` is in seconds, for all busy
-    directories together.
+    directories together. ``also``: work for a user's further directories, too, not only for the home.
     """
-    keys, claims, refused = _claim(users, root, uid_min)
+    keys, whose, refused = _claim(users, root, uid_min, also=also)
+    claims = list(dict.fromkeys(claim for some in whose.values() for claim in some))
     many = len(claims) + len(refused)
     open_storage = partial(Storage, root, check=check, patience=Patience(patience if many > 1 else 0, many))
-    fetched = _watch(claims, partial(_at_work, open_storage, work, lock_wait))
-    results = {
-        key: result(key, claim.error, claim.changed, claim.notes, hangs=claim.hangs, silent=claim.silent)
-        for claim in claims
-        for key in claim.keys
-    }
+    fetched = sum(
+        _watch(some, partial(_at_work, open_storage, work, lock_wait)) for some in _outer_first(claims)
+    )
+    results = {key: _result(key, some) for key, some in whose.items()}
     results.update({key: result(key, msg) for key, msg in refused.items()})
     diff = [entry for claim in claims for entry in claim.diff]
     return Report([results[key] for key in keys], diff, fetched)
+
+
+def _outer_first(claims: list[Claim]) -> Iterator[list[Claim]]:
+    """Yield the claims in rounds: one that lies inside another's comes later, and not at all if that has failed."""
+    by_parts = {claim.home.parts: claim for claim in claims}
+    rounds: dict[int, list[tuple[Claim, list[Claim]]]] = {}
+    for parts, claim in by_parts.items():
+        above = [by_parts[parts[:depth]] for depth in range(1, len(parts)) if parts[:depth] in by_parts]
+        rounds.setdefault(len(above), []).append((claim, above))
+    for number in sorted(rounds):
+        left: list[Claim] = []
+        for claim, above in rounds[number]:
+            for outer in above:
+                if outer.error is not None:
+                    claim.error, claim.hangs, claim.silent = outer.error, outer.hangs, outer.silent
+            if claim.error is None:
+                claim.place = len(left)
+                left.append(claim)
+        yield left
+
+
+def _result(key: str, claims: list[Claim]) -> dict[str, Any]:
+    """Return what became of a user: the home, which is the first, and the others."""
+
+    def told(claim: Claim, text: str) -> str:
+        return text if claim is claims[0] else f"{printable(claim.home.directory)}: {text}"
+
+    failed = next((claim for claim in claims if claim.error is not None), claims[0])
+    return result(
+        key,
+        None if failed.error is None else told(failed, failed.error),
+        any(claim.changed for claim in claims),
+        [told(claim, note) for claim in claims for note in claim.notes],
+        hangs=failed.hangs,
+        silent=failed.silent,
+    )
 
 
 def _watch(claims: list[Claim], work: Callable[[list[Claim], _Spares], Any]) -> int:
@@ -315,65 +354,76 @@ def _check_records(storage: Storage, claim: Claim) -> None:
     claim.record = storage.records.load(claim.home.id)
     if claim.record is not None:
         check_owner_name(claim.record, claim.home.name, claim.home.id)
-    parts = claim.home.parts
-    for depth in range(1, len(parts)):
-        if storage.records.load(identity(parts[:depth])) is not None:
-            raise StorageError("this directory lies inside another user's")
+    storage.check_above(claim.home)
 
 
-def _claim(users: list[Any], root: str, uid_min: int) -> tuple[list[str], list[Claim], dict[str, str]]:
-    """Validate each user alone; return all keys in order, a claim per directory, and the refused."""
+def _claim(
+    users: list[Any], root: str, uid_min: int, *, also: bool
+) -> tuple[list[str], dict[str, list[Claim]], dict[str, str]]:
+    """Validate each user alone; return all keys in order, the claims by key, and why keys are refused."""
     keys: list[str] = []
     seen: set[str] = set()
+    homes: dict[str, list[Home]] = {}
     refused: dict[str, str] = {}
-    claims: dict[tuple[str, ...], Claim] = {}
     for place, raw in enumerate(users, start=1):
         key = label(raw, f"#{place}", seen)["key"]
         try:
-            home = _home(raw, root, uid_min)
+            found = _homes(raw, root, uid_min)
             if key.startswith("#"):
                 raise StorageError("its key repeats an earlier one")
-            claim = claims.setdefault(home.parts, Claim(home))
-            if claim.home.name != home.name:
-                raise StorageError("another user of this batch has the same directory")
-            if claim.home != home:
-                raise StorageError("the same directory is asked for with another uid or gid")
-            claim.keys.append(key)
+            homes[key] = found if also else found[:1]
         except StorageError as error:
             refused[key] = str(error)
         seen.add(key)
         keys.append(key)
+    claims: dict[tuple[str, ...], Claim] = {}
+    whose: dict[str, list[Claim]] = {key: [] for key in homes}
+    # Homes first: nobody loses theirs because somebody else names it as a further directory.
+    for main, key, home in [
+        *((True, key, some[0]) for key, some in homes.items()),
+        *((False, key, home) for key, some in homes.items() for home in some[1:]),
+    ]:
+        claim = claims.setdefault(home.parts, Claim(home))
+        if claim.home.name != home.name:
+            refused.setdefault(key, "another user of this batch has the same directory")
+        elif claim.home != home:
+            refused.setdefault(key, "the same directory is asked for with another uid or gid")
+        else:
+            claim.main = claim.main or main
+            claim.keys.append(key)
+            whose[key].append(claim)
     for parts, claim in claims.items():
-        if any(parts[:depth] in claims for depth in range(1, len(parts))):
-            claim.error = "this directory lies inside another user's of this batch"
-            refused.update((key, claim.error) for key in claim.keys)
-    left = [claim for claim in claims.values() if claim.error is None]
-    for place, claim in enumerate(left):
-        claim.place = place
-    return keys, left, refused
+        above = [claims[parts[:depth]].home for depth in range(1, len(parts)) if parts[:depth] in claims]
+        if any((home.name, home.uid) != (claim.home.name, claim.home.uid) for home in above):
+            refused.update(
+                dict.fromkeys(claim.keys, "this directory lies inside another user's of this batch")
+            )
+    return keys, {key: some for key, some in whose.items() if key not in refused}, refused
 
 
-def _home(raw: object, root: str, uid_min: int) -> Home:
+def _homes(raw: object, root: str, uid_min: int) -> list[Home]:
+    """Return a user's directories, the home first."""
     try:
         user = parse_user(raw)
         if user["directory"] is None or user["uid"] is None or user["gid"] is None:
             raise StorageError("directory, uid and gid must be given (the playbook fills them in)")
-        parts = tuple(below(root, user["directory"]))
+        directories = list(dict.fromkeys((user["directory"], *user["also"])))
+        places = [(directory, tuple(below(root, directory))) for directory in directories]
     except UserRefusedError as error:
         raise StorageError(str(error)) from None
     except (TypeError, ValueError):
         raise StorageError("malformed user record") from None
-    home = Home(user["name"], user["directory"], parts, user["uid"], user["gid"])
+    uid = user["uid"]
     if os.geteuid() == 0:
-        if home.uid == NOBODY:
+        if uid == NOBODY:
             raise StorageError(f"uid {NOBODY} reads archives and the network here: it is no user's")
-        if home.uid < max(1, uid_min):
+        if uid < max(1, uid_min):
             raise StorageError(
-                f"uid {home.uid} is below uid_min {uid_min}: root does not work for system accounts"
+                f"uid {uid} is below uid_min {uid_min}: root does not work for system accounts"
             )
-    elif home.uid != os.geteuid():
-        raise StorageError(f"to work for uid {home.uid} needs root; this process is uid {os.geteuid()}")
-    return home
+    elif uid != os.geteuid():
+        raise StorageError(f"to work for uid {uid} needs root; this process is uid {os.geteuid()}")
+    return [Home(user["name"], directory, parts, uid, user["gid"]) for directory, parts in places]
 
 
 def _claims_at_once() -> int:

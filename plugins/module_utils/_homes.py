@@ -1,11 +1,14 @@
 # Copyright (c) 2026, the ansible_bootstrap contributors
 # SPDX-License-Identifier: BSD-3-Clause
-"""The role ``user_dir``: every user has a directory of their own.
+"""The role ``user_dir``: every user has a directory of their own, or several.
 
 A new home is made where nobody can reach it, filled from the skeleton by a process with the user's
 rights, brought onto the disk together with all others of the batch, and only then renamed to its place. So
 a home is absent or whole, whenever the machine stops. An existing home is never changed, unless it is
-the empty directory of root's that Docker leaves when it mounts what does not exist.
+the empty directory of root's that Docker leaves when it mounts what does not exist. What root has made as the
+directory above others of the user's, and holds nothing else, is given to the user as it is.
+
+A directory inside another one of the same user's is made by a process with the user's rights from the first name on.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ from . import _acls, _batch
 from ._batch import Claim, fail_all
 from ._descriptors import DIRECTORY, held, opened
 from ._errors import StorageError, printable
-from ._files import rename_directory, sync
-from ._names import carries
+from ._files import enter, rename_directory, sync
+from ._names import STATE_DIRECTORY, carries
 from ._report import Report
 from ._storage import Home, Storage
-from ._trees import copy_tree
+from ._trees import copy_tree, remove_tree
 from ._ways import open_directory
 
 _MODE = re.compile(r"0[0-7]{3,4}\Z")
@@ -65,7 +68,9 @@ def ensure(
     users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
 ) -> Report:
     """Give every user of the batch a home; see the module ``user_dir``."""
-    return _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
+    return _batch.run(
+        users, root, uid_min, partial(_work, options), check=check, patience=patience, also=True
+    )
 
 
 def look(storage: Storage, home: Home) -> tuple[str, int | None]:
@@ -73,7 +78,8 @@ def look(storage: Storage, home: Home) -> tuple[str, int | None]:
 
     Returns:
         ``present`` and a descriptor: the home, owned by its user. ``leftover`` and a descriptor: an empty
-        directory of root's. ``absent`` and None.
+        directory of root's. ``above`` and a descriptor: one of root's with nothing in it but other directories of the
+        user's. ``absent`` and None.
 
     Raises:
         StorageError: anything else, which is left as it is.
@@ -86,24 +92,30 @@ def look(storage: Storage, home: Home) -> tuple[str, int | None]:
         return "present", directory
     if owner == 0 and not os.listdir(directory):
         return "leftover", directory
+    if owner == 0 and storage.holds_only_own(home, directory):
+        return "above", directory
     os.close(directory)
+    raise _not_the_users(home, owner)
+
+
+def _not_the_users(home: Home, owner: int) -> StorageError:
     what = f"belongs to uid {owner}, not to uid {home.uid}" if owner else "belongs to root and is not empty"
-    raise StorageError(
+    return StorageError(
         f"{printable(home.directory)} {what}: left as it is; look at it, then chown or move it"
     )
 
 
 def open_present(storage: Storage, home: Home) -> int | None:
-    """Open the home if its user owns it; None if it is absent, or an empty directory of root's.
+    """Open the home if its user owns it; None if it is absent, or a directory of root's that can become the user's.
 
     Raises:
         StorageError: as :func:`look`.
     """
     state, directory = look(storage, home)
-    if state == "leftover" and directory is not None:
-        os.close(directory)
-        return None
-    return directory
+    if state == "present" or directory is None:
+        return directory
+    os.close(directory)
+    return None
 
 
 _Repairs = list[tuple[Claim, int]]
@@ -113,17 +125,23 @@ _Repairs = list[tuple[Claim, int]]
 class _Making:
     """A home that is to be made."""
 
-    def __init__(self, claim: Claim, over: bool) -> None:
+    def __init__(self, claim: Claim, state: str, own: tuple[int, tuple[str, ...]] | None) -> None:
         self.claim = claim
-        self.over = over
-        """An empty directory of root's is in its place."""
+        self.over = state != "absent"
+        """A directory of root's is in its place."""
+        self.above = state == "above"
+        """With other directories of the user's in it."""
+        self.top: int | None = own[0] if own else None
+        self.inside: tuple[str, ...] = own[1] if own else ()
+        """Where the user's own begins on the way, and what is left of it; :meth:`.Storage.own_above`."""
         self.staged: int | None = None
         """Descriptor of the staged directory."""
 
     def close(self) -> None:
-        if self.staged is not None:
-            os.close(self.staged)
-            self.staged = None
+        for descriptor in (self.staged, self.top):
+            if descriptor is not None:
+                os.close(descriptor)
+        self.staged = self.top = None
 
 
 def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
@@ -136,18 +154,16 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
                 if state == "present" and directory is not None:
                     repairs += _compare(storage, claim, directory, options)
                     continue
-                if state == "leftover":
+                if state != "absent":
                     _check_adoption(claim.home, options.adopt_empty)
-                making.append(_Making(claim, over=state == "leftover"))
+                item = _Making(claim, state, storage.own_above(claim.home))
+                making.append(item)
+                if item.above and item.top is not None:
+                    raise _not_the_users(claim.home, 0)
     _repair(storage, repairs, options)
-    if not making:
-        return
-    try:
-        storage.check_room()
-    except StorageError as error:
-        fail_all((item.claim for item in making), error)
-        return
-    skeleton = _open_skeleton(options.skeleton, making)
+    every, making = making, _left(making)
+    _check_room(storage, making)
+    skeleton = _open_skeleton(options.skeleton, making) if making else None
     try:
         if storage.check:
             _predict(storage, making, skeleton, options)
@@ -156,8 +172,20 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
     finally:
         if skeleton is not None:
             os.close(skeleton)
-        for item in making:
+        for item in every:
             item.close()
+
+
+def _check_room(storage: Storage, making: list[_Making]) -> None:
+    """Let the homes fail that root would make, if the root takes none; a user's own directory may take some."""
+    roots = [item for item in making if item.top is None]
+    if not roots:
+        return
+    try:
+        storage.check_room()
+    except StorageError as error:
+        fail_all((item.claim for item in roots), error)
+        making[:] = [item for item in making if item.top is not None]
 
 
 def _check_adoption(home: Home, adopt: str) -> None:
@@ -171,7 +199,7 @@ def _check_adoption(home: Home, adopt: str) -> None:
     why = "user_dir_adopt_empty is never" if adopt == "never" else "its path does not carry the user's name"
     shown = printable(home.directory)
     raise StorageError(
-        f"{shown} is an empty directory of root's, and {why}: if it is this user's, `chown {home.uid}:{home.gid} "
+        f"{shown} is a directory of root's, and {why}: if it is this user's, `chown {home.uid}:{home.gid} "
         f"{shown}`, remove it, or set user_dir_adopt_empty"
     )
 
@@ -235,8 +263,9 @@ def _predict(storage: Storage, making: list[_Making], skeleton: int | None, opti
     """Find out whether the homes could be made: root would have to write, each user to read the skeleton."""
     if skeleton is not None:
         try_copy = partial(copy_tree, skeleton, None, options.skeleton)
-        tasks = [item.claim.task(storage.root, try_copy, skeleton) for item in making]
-        for item, answer in zip(making, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
+        homes = [item for item in making if item.claim.main]
+        tasks = [item.claim.task(storage.root, try_copy, skeleton) for item in homes]
+        for item, answer in zip(homes, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
             item.claim.take(answer)
     for item in making:
         if item.claim.error is None:
@@ -245,6 +274,8 @@ def _predict(storage: Storage, making: list[_Making], skeleton: int | None, opti
 
 def _make(storage: Storage, making: list[_Making], skeleton: int | None, options: Options) -> None:
     """Stage all, bring all onto the disk at once, reveal all."""
+    _make_inside(storage, [item for item in making if item.top is not None], skeleton, options)
+    making = [item for item in making if item.top is None]
     for item in making:
         with item.claim.alone():
             _stage(storage, item)
@@ -273,12 +304,18 @@ def _left(making: list[_Making]) -> list[_Making]:
     return [item for item in making if item.claim.error is None]
 
 
+def _forget(storage: Storage, claim: Claim) -> None:
+    """What was done to a home that is gone does not count for the new one. Before that appears."""
+    if claim.record is not None and set(claim.record) - {"name", "directory"}:
+        claim.save(storage, {})
+
+
 def _stage(storage: Storage, item: _Making) -> None:
     """Make an empty directory for the user where nobody can reach it."""
     claim = item.claim
-    if claim.record is not None and set(claim.record) - {"name", "directory"}:
-        # What was done to a home that is gone does not count for the new one. Before that appears.
-        claim.save(storage, {})
+    _forget(storage, claim)
+    if item.above:
+        return
     stage, name = storage.state.stage, claim.home.stage
     claim.notes += storage.state.clear(name)
     os.mkdir(name, 0o700, dir_fd=stage)
@@ -296,12 +333,13 @@ def _fill(storage: Storage, making: list[_Making], skeleton: int | None, options
     """Copy the skeleton into each staged home, as its user."""
     if skeleton is None:
         return
+    staged = [item for item in making if item.claim.main and not item.above]
     tasks = [
         item.claim.task(item.staged, partial(copy_tree, skeleton, item.staged, options.skeleton), skeleton)
-        for item in making
+        for item in staged
         if item.staged is not None
     ]
-    for item, answer in zip(making, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
+    for item, answer in zip(staged, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
         item.claim.take(answer)
 
 
@@ -315,7 +353,13 @@ def _reveal(storage: Storage, item: _Making, options: Options) -> None:
     home, stage = item.claim.home, storage.state.stage
     shown = printable(home.directory)
     try:
-        with held(storage.make_room(home)) as parent:
+        with storage.unchanged_above(home), held(storage.make_room(home)) as parent:
+            if item.above:
+                item.claim.save(
+                    storage, {"user_dir": {"made": True}}
+                )  # first: who looks above knows whose it will be
+                _take(storage, parent, item, options)
+                return
             if not item.over:
                 rename_directory(stage, home.stage, parent, home.parts[-1])
                 return
@@ -326,7 +370,7 @@ def _reveal(storage: Storage, item: _Making, options: Options) -> None:
                 # btrfs says that a subvolume is not empty, whatever is in it.
                 if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
                     raise
-                _take_mount_point(parent, item, options)
+                _take(storage, parent, item, options)
                 item.claim.notes += storage.state.clear(home.stage)
     except FileExistsError:
         raise StorageError(f"{shown} was made by somebody else at this moment: run again") from None
@@ -340,14 +384,71 @@ def _reveal(storage: Storage, item: _Making, options: Options) -> None:
         raise
 
 
-def _take_mount_point(parent: int, item: _Making, options: Options) -> None:
-    """Give the user the empty top of a file system or subvolume in the home's place: it cannot be replaced."""
+def _take(storage: Storage, parent: int, item: _Making, options: Options) -> None:
+    """Give the user what is in the home's place and cannot be replaced.
+
+    That is the empty top of a file system or subvolume, or a directory with nothing in it but others of the user's.
+    """
     home = item.claim.home
     with opened(home.parts[-1], DIRECTORY, parent) as directory:
-        if os.fstat(directory).st_uid != 0 or os.listdir(directory):
+        if os.fstat(directory).st_uid != 0 or not storage.holds_only_own(home, directory):
             raise StorageError(f"{printable(home.directory)} is not empty any more: left as it is")
         os.fchmod(directory, options.bits)
         os.fchown(directory, home.uid, home.gid)  # last: until then the next run finds it as this one did
         sync(directory)
-    if options.skeleton:
-        item.claim.notes.append("is a mounted file system or a subvolume: the skeleton was not copied")
+    if options.skeleton and item.claim.main:
+        what = (
+            "has other directories of the user's in it"
+            if item.above
+            else "is a mounted file system or a subvolume"
+        )
+        item.claim.notes.append(f"{what}: the skeleton was not copied")
+
+
+def _make_inside(storage: Storage, making: list[_Making], skeleton: int | None, options: Options) -> None:
+    """Have each user make their own directory inside another one of theirs; root makes no name there."""
+    ready, tasks = [], []
+    for item in making:
+        with item.claim.alone():
+            _forget(storage, item.claim)
+        if item.top is not None and item.claim.error is None:
+            filled = skeleton if item.claim.main else None
+            work = partial(_inside, item.top, item, filled, options)
+            tasks.append(item.claim.task(item.top, work, *(() if filled is None else (filled,))))
+            ready.append(item)
+    for item, answer in zip(ready, storage.run_all(tasks, options.child_timeout)):  # noqa: B905
+        item.claim.take(answer)
+        if answer.error is None:
+            with item.claim.alone():
+                item.claim.made(options.bits, over=item.over)
+                item.claim.save(storage, {"user_dir": {"made": True}})
+
+
+def _inside(top: int, item: _Making, skeleton: int | None, options: Options) -> None:
+    """Make the directory, whole or not at all; runs with the user's rights."""
+    home, above, name = item.claim.home, item.inside[:-1], item.inside[-1]
+    stage = f"{STATE_DIRECTORY}-{home.id[:16]}"
+    with held(enter(top, above, "in the user's own directory", make=True)) as parent:
+        remove_tree(parent, stage)  # of a run that was killed
+        try:
+            os.mkdir(stage, 0o700, dir_fd=parent)
+            with opened(stage, DIRECTORY, parent) as made:
+                _acls.drop(made)
+                if skeleton is not None:
+                    copy_tree(skeleton, made, options.skeleton)
+                os.fchown(made, -1, home.gid)
+                os.fchmod(made, options.bits)
+                if skeleton is not None:
+                    sync(made)
+            if item.over:  # replaces an empty directory and nothing else
+                os.rename(stage, name, src_dir_fd=parent, dst_dir_fd=parent)
+            else:
+                rename_directory(parent, stage, parent, name)
+        except OSError as error:
+            with contextlib.suppress(OSError, StorageError):
+                remove_tree(parent, stage)
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                raise StorageError(
+                    f"{printable(home.directory)} was changed at this moment: run again"
+                ) from None
+            raise

@@ -144,7 +144,10 @@ def below(root: str, directory: str) -> list[str]:
     root = posixpath.normpath(root)
     prefix = root if root == "/" else root + "/"
     if not directory.startswith(prefix) or directory == prefix:
-        raise NameRefusedError("the directory is not below the storage root")
+        raise NameRefusedError(
+            f"{directory} is not below the storage root {root}: set storage_root to a directory above it (with Ansible "
+            "alone, bootstrap_root), or c.AnsibleBootstrap.place to one below"
+        )
     return directory[len(prefix) :].split("/")
 
 

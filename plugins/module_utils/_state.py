@@ -63,11 +63,11 @@ class Lock:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self.fd = os.open(name, flags, 0o600, dir_fd=directory)
 
-    def acquire(self, until: float = 0.0) -> bool:
+    def acquire(self, until: float = 0.0, *, shared: bool = False) -> bool:
         """Take the lock if it is free by ``until`` (time.monotonic()); say whether it was taken."""
         while True:
             try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= until:
                     return False

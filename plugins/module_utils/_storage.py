@@ -7,15 +7,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ._as_user import NO_LIMIT, Answer, Patience, Task, run_all
-from ._descriptors import DIRECTORY, held
+from ._descriptors import DIRECTORY, NAMES, held
 from ._errors import LeftAloneError, StorageError, printable
-from ._files import kind, open_parent, open_root
+from ._files import enter, kind, open_parent, open_root
 from ._mounts import is_of_user, refuse_what_takes_no_records, refuse_what_takes_nothing
+from ._names import carries
 from ._state import Records, State, identity
+from ._ways import judge
+
+_ABOVE = 5.0
+"""Seconds to wait for another run that is at work on a directory in which a home lies."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,13 @@ class Storage:
             LeftAloneError: the user's own directory is there, and root may not enter it.
             StorageError: something else is there.
         """
-        parent = open_parent(self.root, home.parts, make=False)
+        own = self.own_above(home)
+        if own is None:
+            parent = open_parent(self.root, home.parts, make=False)
+        else:
+            parent = None
+            with held(own[0]), contextlib.suppress(FileNotFoundError):
+                parent = enter(own[0], own[1][:-1], "in the user's own directory", make=False)
         if parent is None:
             return None
         name, shown = home.parts[-1], printable(home.directory)
@@ -112,6 +124,64 @@ class Storage:
         directory = self.open_home(home)
         with held(directory) if directory is not None else contextlib.nullcontext():
             yield directory
+
+    def own_above(self, home: Home) -> tuple[int, tuple[str, ...]] | None:
+        """Open the outermost directory of the user's own in which a home lies, for names only.
+
+        Returns:
+            Its descriptor, and the path components from there to the home; None if there is none on the way.
+        """
+        current = os.open(".", NAMES, dir_fd=self.root)
+        try:
+            for depth, part in enumerate(home.parts[:-1], start=1):
+                inner = os.open(part, NAMES, dir_fd=current)
+                os.close(current)
+                current, status = inner, os.fstat(inner)
+                if any(judge(part, status, passed=False)):
+                    if status.st_uid == home.uid and self._is_named(home, home.parts[:depth]):
+                        return os.dup(current), home.parts[depth:]
+                    break
+        except OSError:  # missing, or no directory: whoever goes there says so
+            pass
+        finally:
+            os.close(current)
+        return None
+
+    def _is_named(self, home: Home, parts: tuple[str, ...]) -> bool:
+        """Say whether a directory is recorded as the user's, or, not being recorded, carries the name in its path."""
+        record = self.records.load(identity(parts))
+        return carries(home.name, parts) if record is None else record["name"] == home.name
+
+    def check_above(self, home: Home) -> None:
+        """Refuse (StorageError) a directory inside one that is recorded as another user's."""
+        for depth in range(1, len(home.parts)):
+            record = self.records.load(identity(home.parts[:depth]))
+            if record is not None and record["name"] != home.name:
+                raise StorageError(
+                    f"this directory lies inside another user's ({printable('/'.join(home.parts[:depth]))}, below the "
+                    "storage root): c.AnsibleBootstrap.place can say another"
+                )
+
+    def holds_only_own(self, home: Home, directory: int) -> bool:
+        """Say whether all that lies in a home's place is recorded as directories of the same user's."""
+        ids = (identity((*home.parts, name)) for name in os.listdir(directory))
+        return all((self.records.load(each) or {}).get("name") == home.name for each in ids)
+
+    @contextlib.contextmanager
+    def unchanged_above(self, home: Home) -> Iterator[None]:
+        """During the body no directory above the home becomes a user's by another run (:meth:`holds_only_own`).
+
+        Raises:
+            StorageError: one has become another user's, or another run is at work on it for long.
+        """
+        with contextlib.ExitStack() as locks:
+            for depth in range(1, len(home.parts)):
+                lock = self.state.lock(identity(home.parts[:depth]))
+                locks.callback(lock.close)
+                if not lock.acquire(time.monotonic() + _ABOVE, shared=True):
+                    raise StorageError("another run is at work on the directory above this one: run again")
+            self.check_above(home)
+            yield
 
     def run_all(self, tasks: list[Task], timeout: float) -> list[Answer]:
         """Run tasks of the batch's users; see :func:`._as_user.run_all`."""

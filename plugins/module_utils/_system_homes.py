@@ -185,6 +185,13 @@ def _look(storage: Storage, claim: Claim, skeleton: int, mode: int) -> str:  # n
         StorageError: anything else, which is left as it is.
     """
     home = claim.home
+    own = storage.own_above(home)
+    if own is not None:  # the helper would make names there, as root
+        os.close(own[0])
+        raise StorageError(
+            f"{printable(home.directory)} lies inside a directory of the user's own: mkhomedir makes no such home, "
+            "user_dir does"
+        )
     with storage.opened_home(home) as directory:
         if directory is None:
             return "absent"

@@ -25,8 +25,11 @@ from typing import Any
 from . import _names
 from ._names import UserRefusedError
 
-FIELDS = ("key", "name", "directory", "uid", "gid", "storage_host", "groups")
+FIELDS = ("key", "name", "directory", "also", "uid", "gid", "storage_host", "groups")
 """A user's record, everywhere the same."""
+
+MAX_ALSO = 8
+"""Most further directories of one user."""
 
 Failure = dict[str, Any]
 
@@ -60,14 +63,18 @@ def parse_user(raw: object) -> dict[str, Any]:
     if not set(raw) <= set(FIELDS):
         raise UserRefusedError(f"a user has only the fields {', '.join(FIELDS)}")
     name = _names.check_name(raw.get("name"))
+    also = _check_list("also", raw.get("also"), _names.check_directory)
+    if len(also) > MAX_ALSO:
+        raise UserRefusedError(f"a user has at most {MAX_ALSO} directories beside the first")
     return {
         "key": _names.check_key(raw["key"]) if raw.get("key") else name,
         "name": name,
         "directory": _optional(_names.check_directory, raw.get("directory")),
+        "also": also,
         "uid": _optional(_check_id, raw.get("uid")),
         "gid": _optional(_check_id, raw.get("gid")),
         "storage_host": _optional(_names.check_host, raw.get("storage_host")),
-        "groups": _check_groups(raw.get("groups")),
+        "groups": _check_list("groups", raw.get("groups"), _names.check_group),
     }
 
 
@@ -79,7 +86,8 @@ def resolve_user(user: dict[str, Any], policy: Policy) -> dict[str, Any]:
     """
     uid, gid, home = _owner(user, policy)
     directory = user["directory"] or _default_directory(user["name"], home, policy.root)
-    _names.below(policy.root, directory)
+    for each in (directory, *user["also"]):
+        _names.below(policy.root, each)
     return {**user, "directory": directory, "uid": uid, "gid": gid}
 
 
@@ -163,10 +171,10 @@ def _optional(check: Callable[[object], Any], value: object) -> Any:
     return None if value is None else check(value)
 
 
-def _check_groups(value: object) -> list[str]:
+def _check_list(what: str, value: object, check: Callable[[object], str]) -> list[str]:
     if not isinstance(value, (list, tuple, type(None))):
-        raise _names.NameRefusedError("malformed groups: not a list")
-    return [_names.check_group(group) for group in value or []]
+        raise _names.NameRefusedError(f"malformed {what}: not a list")
+    return [check(item) for item in value or []]
 
 
 def _check_id(value: object) -> int:

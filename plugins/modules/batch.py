@@ -16,8 +16,8 @@ description:
 options:
   users:
     description:
-      - The batch. A record has C(name), and optionally C(key), C(directory), C(uid), C(gid), C(storage_host) and
-        C(groups). By default it is the one user of the variable C(username), which is not templated.
+      - The batch. A record has C(name), and optionally C(key), C(directory), C(also), C(uid), C(gid), C(storage_host)
+        and C(groups). By default it is the one user of the variable C(username), which is not templated.
     type: list
     elements: raw
   roles:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: user_dir
-short_description: Give every user of a batch a directory of their own
+short_description: Give every user of a batch a directory of their own, or several
 version_added: "0.1.0"
 description:
   - Makes each user's directory whole, with owner, group, mode and skeleton, before it appears in its place.
@@ -15,6 +15,8 @@ description:
   - Never changes a directory that exists, with two exceptions. The empty directory of root's that Docker
     leaves when it mounts what does not exist is replaced. With O(enforce_mode), group and mode are
     repaired.
+  - A user's further directories (C(also)) get the same owner and mode, and no skeleton. One that lies inside another
+    directory of the same user's is made with the user's rights.
 options:
   mode:
     description:
@@ -35,6 +37,7 @@ options:
     description:
       - Which empty directories of root's in the place of a user's are given to the user.
       - V(own) is one at a path that carries the user's name, as Docker makes it for a mount that is missing.
+      - A directory with nothing in it but other directories of the same user's counts as empty, and keeps them.
     type: str
     choices: [own, any, never]
     default: own

@@ -119,6 +119,24 @@ def _stories(root: Path, make_user: MakeUser, skeleton: Path, archive: Path, web
         "Docker's leftover": Story(
             partial(_ensure, root, [alice], **from_skeleton), [home], lambda: home.mkdir(0o755)
         ),
+        "several directories": Story(
+            partial(
+                _ensure,
+                root,
+                [make_user("alice", also=[str(home / "in/side"), str(root / "work/alice")])],
+                mode="0750",
+            ),
+            [home / "in/side", root / "work/alice"],
+        ),
+        "skeleton inside": Story(
+            partial(_ensure, root, [make_user("alice", directory=str(home / "notebooks"))], **from_skeleton),
+            [home / "notebooks"],
+            lambda: _fill_home(alice),
+            own,
+        ),
+        "above a named server's": Story(
+            new, [home], lambda: (_ensure(root, [make_user("alice", directory=str(home / "gpu"))]), None)[1]
+        ),
         "enforced mode": Story(
             partial(_ensure, root, [alice], mode="0700", enforce_mode=True),
             [],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import posixpath
 import unicodedata
@@ -93,6 +94,7 @@ RECORD = st.fixed_dictionaries(
         "uid": ID | ANYTHING,
         "gid": ID | ANYTHING,
         "storage_host": st.sampled_from(["localhost", "all", "a:b", "*"]) | ANYTHING,
+        "also": st.lists(PATH.map(lambda path: f"/volumes/{path}") | ANYTHING, max_size=9) | ANYTHING,
         "groups": st.lists(NAME | ANYTHING, max_size=2) | ANYTHING,
         "ansible_connection": ANYTHING,
     },
@@ -117,7 +119,7 @@ def test_whoever_is_worked_for_is_within_the_admins_bounds(raw: Any, policy: Pol
             assert str(error).isprintable()
             return
     assert check_name(user["name"]) == raw["name"]
-    assert below("/volumes", user["directory"])
+    assert all(below("/volumes", directory) for directory in (user["directory"], *user["also"]))
     if euid == 0:
         assert policy.uid_min <= user["uid"] <= policy.uid_max
         assert user["uid"] != 0
@@ -127,18 +129,22 @@ def test_whoever_is_worked_for_is_within_the_admins_bounds(raw: Any, policy: Pol
     assert again == user, "what is sent is what was meant"
 
 
-@given(st.lists(RECORD | ANYTHING, max_size=5))
-def test_a_module_has_one_result_for_each_record_and_one_home_for_each_directory(raw: list[Any]) -> None:
-    keys, claims, refused = _batch._claim(raw, "/volumes", 1000)
+@given(st.lists(RECORD | ANYTHING, max_size=5), st.booleans())
+def test_a_module_has_one_result_for_each_record_and_one_claim_for_each_directory(
+    raw: list[Any], also: bool
+) -> None:
+    keys, whose, refused = _batch._claim(raw, "/volumes", 1000, also=also)
+    claims = set(itertools.chain(*whose.values()))
     assert len(keys) == len(raw)
-    served = [key for claim in claims for key in claim.keys]
-    assert sorted([*served, *refused]) == sorted(keys)
+    assert sorted([*whose, *refused]) == sorted(keys)
+    assert all(some and some[0].main for some in whose.values())
     assert len(set(keys)) == len(keys)
     assert len({claim.home.parts for claim in claims}) == len(claims)
     for one in claims:
         assert one.home.uid >= 1000
         for two in claims:
-            assert one is two or two.home.parts[: len(one.home.parts)] != one.home.parts
+            apart = two.home.parts[: len(one.home.parts)] != one.home.parts
+            assert apart or (one.home.name, one.home.uid) == (two.home.name, two.home.uid)
     assert all(message.isprintable() for message in refused.values())
 
 

@@ -81,8 +81,13 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
-FIELD = st.sampled_from(["name", "key", "directory", "uid", "gid", "storage_host", "groups", "other"])
-USER = st.dictionaries(FIELD, ANYTHING | st.sampled_from(["alice", "#1", "/v/a"]), max_size=5) | ANYTHING
+FIELD = st.sampled_from(["name", "key", "directory", "uid", "gid", "storage_host", "groups", "also", "other"])
+USER = (
+    st.dictionaries(
+        FIELD, ANYTHING | st.sampled_from(["alice", "#1", "/v/a", ["/v/b"], ["/v/b"] * 9]), max_size=5
+    )
+    | ANYTHING
+)
 
 
 @given(st.lists(USER, max_size=6))
@@ -103,6 +108,7 @@ def test_the_storage_host_agrees_on_what_a_user_is(raw):
     if good:
         record = parse_user(good[0].model_dump(mode="json"))
         assert record["name"] == good[0].name and record["key"] == good[0].key
+        assert record["also"] == list(good[0].also)
 
 
 def test_hostile_input_is_not_repeated():
@@ -134,3 +140,15 @@ def test_events():
 def test_what_is_no_event(raw):
     with pytest.raises(ValueError):
         parse_event(raw)
+
+
+def test_further_directories_are_few_and_judged_as_the_first_is():
+    also = [f"/v/{number}" for number in range(9)]
+    good, refused = parse_users(
+        [
+            {"name": name, "also": some}
+            for name, some in zip("abc", (also[:8], also, ["/v/../x"]), strict=True)
+        ]
+    )
+    assert [user.also for user in good] == [tuple(also[:8])]
+    assert ["at most 8" in refused[0].message, "no '..'" in refused[1].message] == [True, True]

@@ -47,7 +47,7 @@ def user(name: str = "alice", **more: object) -> dict[str, object]:
 
 def test_a_name_is_enough():
     assert user() == {
-        "key": "alice", "name": "alice", "directory": None, "uid": None, "gid": None, "storage_host": None, "groups": [],
+        "key": "alice", "name": "alice", "directory": None, "also": [], "uid": None, "gid": None, "storage_host": None, "groups": [],
     }  # fmt: skip
     assert set(user()) == set(FIELDS)
 

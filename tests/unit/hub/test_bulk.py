@@ -109,11 +109,13 @@ async def test_a_directory_is_where_the_spawner_will_have_it(evening: Evening) -
 
 async def test_the_columns_of_a_roster_win(evening: Evening) -> None:
     evening.settings["on_move"] = "warn"
-    evening.ledger.note_places([Place("alice", "/last/alice", 7, 7, "two")], evening.config.place_digest())
+    evening.ledger.note_places(
+        [Place("alice", "/last/alice", 7, 7, "two", also=("/last/work",))], evening.config.place_digest()
+    )
     record = {"name": "alice", "directory": "/own/alice", "uid": 2001, "storage_host": "one", "groups": ["a"]}
     await evening.runs(record)
     ((user,),) = [request["users"] for request in evening.requests()]
-    assert user == {**record, "key": "alice", "gid": 7}
+    assert user == {**record, "key": "alice", "gid": 7, "also": []}
 
 
 async def test_all_places_of_a_users_last_servers_are_bootstrapped_each_by_itself(evening: Evening) -> None:

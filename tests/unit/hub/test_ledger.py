@@ -111,6 +111,29 @@ def opened(directory: Path) -> None:
     directory.chmod(0o777)
 
 
+@pytest.mark.parametrize("which", ["alice", "work"])
+def test_a_user_is_unknown_if_any_of_the_directories_is_gone_or_another(
+    ledger: Ledger, alice: Place, tmp_path: Path, which: str
+) -> None:
+    (tmp_path / "work").mkdir()
+    both = replace(alice, also=(str(tmp_path / "work"),))
+    ledger.complete([completed(both, "", FINGERPRINTS)])
+    assert ledger.look(both) is not None
+    assert ledger.look(alice) is None  # The home alone is another piece of work.
+    replaced(tmp_path / which)
+    assert ledger.look(both) is None
+    (tmp_path / which).rmdir()
+    assert ledger.look(both) is None
+
+
+def test_a_second_directory_that_this_machine_does_not_see_leaves_the_user_known(
+    ledger: Ledger, alice: Place
+) -> None:
+    both = replace(alice, also=("/nowhere/alice",))
+    ledger.complete([completed(both, "", FINGERPRINTS)])
+    assert ledger.look(both) is not None
+
+
 @pytest.mark.parametrize("change", [emptied, replaced, linked, opened])
 def test_a_directory_that_is_not_as_it_was_makes_its_user_unknown(
     ledger: Ledger, alice: Place, change: Callable[[Path], None]

@@ -84,6 +84,7 @@ def test_the_ledger_knows_where_a_server_was_whatever_the_settings_were(tmp_path
     assert ledger.elsewhere(replace(new, server_name="cpu")) is None, "a server that never was"
     assert ledger.elsewhere(replace(new, server_name="gpu")) == Place("alice", "/g/alice")
     assert ledger.elsewhere(replace(old, storage_host="nas2")) == old
+    assert ledger.elsewhere(replace(old, also=("/a/work",))) is None, "the home is where it was"
     assert ledger.elsewhere(Place("bob", "/b/bob")) is None
     ledger.complete([completed(new, "/b/alice", [ROLE])])
     assert ledger.elsewhere(new) is None, "with profiles a user goes to and fro"

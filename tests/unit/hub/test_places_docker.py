@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -132,3 +134,123 @@ async def test_the_admins_uid_wins_over_a_container_that_starts_as_root(
     )
     place = await resolve(asked, settings(gid=100))
     assert (place.uid, place.gid) == ids
+
+
+async def test_all_volumes_of_the_user_are_prepared_the_one_at_the_notebook_directory_first() -> None:
+    for name in random_names(4):
+        asked = spawner(
+            Docker,
+            name,
+            server="gpu",
+            volumes={
+                f"{ROOT}/work/{{username}}": "/home/jovyan/work",
+                f"{ROOT}/{{username}}/": "/home/jovyan",
+                f"{ROOT}/{{username}}/{{servername}}": "/srv",
+                f"{ROOT}/teams/red": "/red",
+                "/elsewhere/{username}": "/mnt",
+            },
+            read_only_volumes={f"{ROOT}/read/{{username}}": "/read"},
+        )
+        place = await resolve(asked, settings())
+        told = {target: source.rstrip("/") for target, source in (await mounted(asked)).items()}
+        assert place.directory == told["/home/jovyan"]
+        assert set(place.also) == {told["/home/jovyan/work"], told["/srv"]}
+
+
+async def test_servers_of_one_user_that_share_the_home_but_nothing_else_are_two_pieces_of_work() -> None:
+    volumes = {f"{ROOT}/{{username}}": "/home/jovyan", f"{ROOT}/data/{{username}}/{{servername}}": "/data"}
+    places = [
+        await resolve(spawner(Docker, server=server, volumes=volumes), settings())
+        for server in ("cpu", "gpu")
+    ]
+    assert places[0].directory == places[1].directory
+    assert places[0].job_key != places[1].job_key
+
+
+async def test_what_a_group_adds_is_the_users_or_named_once_if_it_is_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "blue").mkdir()
+
+    async def place(name: str) -> Any:
+        added = {f"{tmp_path}/{team}": f"/{team}" for team in ("red", "blue")} | {
+            f"{tmp_path}/gpu/{{username}}": "/gpu"
+        }
+        asked = spawner(
+            Docker,
+            name,
+            "red",
+            volumes={f"{tmp_path}/{{username}}": "/home/jovyan"},
+            group_overrides={"1": {"groups": ["red"], "spawner_override": {"volumes": added}}},
+        )
+        asked.log = logging.getLogger("spawner")
+        await asked.apply_group_overrides()
+        return await resolve(asked, settings(storage_root=str(tmp_path)))
+
+    for name in ("alice", "bob"):
+        assert {(found := await place(name)).directory, *found.also} == {
+            f"{tmp_path}/{name}",
+            f"{tmp_path}/gpu/{name}",
+        }
+    (warning,) = [record.getMessage() for record in caplog.records if "does not exist" in record.getMessage()]
+    assert (
+        f"{tmp_path}/red does not exist, and nothing says that it is the user's alone: Docker will make it"
+        in warning
+    )
+
+
+async def test_a_user_called_as_a_team_is_not_given_what_the_team_has() -> None:
+    for name, path in (("red", "teams/red"), ("teams", "teams/red"), ("lab", "shared-{imagename}")):
+        asked = spawner(
+            Docker,
+            name,
+            volumes={f"{ROOT}/home/{{username}}": "/home/jovyan", f"{ROOT}/{path}": "/team"},
+            extra_host_config={"binds": {f"{ROOT}/{path}/more": {"bind": "/more", "mode": "rw"}}},
+            image="lab",
+        )
+        place = await resolve(asked, settings())
+        assert (place.directory, place.also) == (f"{ROOT}/home/{name}", ())
+
+
+async def test_further_directories_in_every_spelling_of_a_mount() -> None:
+    source = f"{ROOT}/work/{{username}}"
+    ways: list[dict[str, Any]] = [
+        {"mounts": [{"type": "bind", "source": source, "target": "/work"}]},
+        {"extra_host_config": {"mounts": [{"Type": "bind", "Source": source, "Target": "/work"}]}},
+        {"extra_host_config": {"binds": [f"{ROOT}/{{username}}:/home/jovyan", f"{source}:/work:rw"]}},
+        {"extra_host_config": lambda spawner: {"binds": {source: {"bind": "/work", "mode": "rw"}}}},
+    ]
+    for name in random_names(6):
+        for way in ways:
+            asked = spawner(Docker, name, **{"volumes": {f"{ROOT}/{{username}}": "/home/jovyan"}, **way})
+            place = await resolve(asked, settings())
+            told = await mounted(asked)
+            if "/home/jovyan" in told:
+                assert (place.directory, place.also) == (told["/home/jovyan"], (told["/work"],))
+
+
+async def test_a_missing_shared_directory_is_not_told_where_this_machine_does_not_see_the_storage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    volumes = {f"{ROOT}/{{username}}": "/home/jovyan", f"{ROOT}/teams/unseen": "/red"}
+    asked = spawner(Docker, volumes=volumes)
+    asked.log = logging.getLogger("spawner")
+    assert (await resolve(asked, settings())).also == ()
+    assert not caplog.records
+
+
+async def test_the_home_of_a_system_user_and_the_volumes_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    everybody_is_known(monkeypatch)
+    asked = spawner(
+        SystemUser,
+        host_homedir_format_string=f"{ROOT}/{{username}}",
+        volumes={f"{ROOT}/work/{{username}}": "/work", f"{ROOT}/all": "/all"},
+    )
+    place = await resolve(asked, settings())
+    assert (place.directory, place.also) == (f"{ROOT}/alice", (f"{ROOT}/work/alice",))
+
+
+async def test_place_says_the_others_too() -> None:
+    asked = spawner(Docker, "jane.doe", volumes={f"{ROOT}/{{username}}": "/home/jovyan"})
+    said = {"also": [f"{ROOT}/work/{{username}}/"]}
+    assert (await resolve(asked, settings(place=said))).also == (f"{ROOT}/work/jane-2edoe",)

@@ -258,3 +258,15 @@ async def test_a_profile_that_moves_the_storage_is_for_a_hub_to_say_and_others_a
         await Detached(configured(profile_list=PROFILES)).place("alice")
     same = [{"display_name": "A"}, {"display_name": "B", "kubespawner_override": {"mem_limit": "2G"}}]
     assert (await Detached(configured(profile_list=same)).place("alice")).directory == f"{ROOT}/alice"
+
+
+async def test_all_mounts_of_the_user_are_prepared_and_no_shared_or_read_only_one() -> None:
+    for name in random_names(5, 50):
+        mounts = [
+            mount("{username}"),
+            {**mount("{username}/work"), "mountPath": f"{HOME}/work"},
+            {**mount("shared"), "mountPath": "/shared"},
+            {**mount("old/{username}"), "mountPath": "/old", "readOnly": True},
+        ]
+        place = await resolve(pod_of(name, mounts=mounts), settings())
+        assert place.also == (f"{place.directory}/work",), name

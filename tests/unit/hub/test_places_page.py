@@ -40,7 +40,8 @@ async def test_a_configuration_of_the_page_says_what_it_says(
         settings.check()
     said = re.search(r"^# jane\.doe: (.*)$", block, re.M)
     if said:
-        assert (await Detached(settings).place("jane.doe")).directory == said[1]
+        place = await Detached(settings).place("jane.doe")
+        assert ", ".join((str(place.directory), *place.also)) == said[1]
 
 
 def test_most_of_them_say_something() -> None:

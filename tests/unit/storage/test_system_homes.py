@@ -639,3 +639,14 @@ def test_the_helper_dies_with_the_module(
     while state.exists() and " Z " not in state.read_text():
         assert time.monotonic() < until
     assert ensure(make_user("alice"))[0]["changed"]
+
+
+@pytest.mark.root
+def test_a_home_inside_another_directory_of_the_users_is_not_for_the_helper(
+    root: Path, make_user: MakeUser, ensure: Ensure
+) -> None:
+    make_user("alice", home=True)
+    for check in (True, False):
+        (said,) = ensure(make_user("alice", directory=str(root / "alice/home")), check=check)
+        assert "alice/home lies inside a directory of the user's own" in said["msg"]
+    assert os.listdir(root / "alice") == []
