@@ -7,7 +7,7 @@ ARGS ?=
 WORKERS ?= $(shell n=$$(nproc); echo $$((n > 1 ? n + 1 : 1)))
 PYTEST := $(BIN)/python -m pytest --durations=10
 
-.PHONY: help demo test test-full test-matrix lint bench bench-quick fuzz clean
+.PHONY: help demo test test-full test-matrix lint bench bench-quick fuzz mutate clean
 help: ## Say what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
@@ -50,6 +50,9 @@ bench-quick: $(VENV)/.installed-bench ## See that the benchmarks run, with a few
 
 fuzz: $(VENV)/.installed-fuzz ## Throw hostile bytes at the parsers for a minute (ARGS="--seconds 600 archive")
 	$(BIN)/python tests/fuzz/fuzz.py $(ARGS)
+
+mutate: $(VENV)/.installed-mutate ## See which changes of the sources no unit test notices (ARGS="ledger --sample 60")
+	$(BIN)/python tests/mutate.py $(ARGS)
 
 $(VENV)/.installed-%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -17,10 +17,10 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CellType, CodeType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from traitlets import Any as Any_
 from traitlets import Bool, Callable, Dict, Enum, Float, Int, List, TraitType, Unicode, Union, default
@@ -59,6 +59,9 @@ def _apply_side() -> dict[str, TraitType[Any, Any]]:
 
 class AnsibleBootstrap(SingletonConfigurable):
     """What happens to a user's storage before the server starts and after it stops."""
+
+    set_up: ClassVar[bool] = False
+    """Whether a configuration that was read without a hub has called ``setup(c)``, for ``ansible-bootstrap doctor``."""
 
     # -- the hub's own ------------------------------------------------------------------------
 
@@ -177,6 +180,16 @@ class AnsibleBootstrap(SingletonConfigurable):
         """,
     ).tag(config=True)
 
+    on_move = Enum(
+        ["refuse", "warn"],
+        default_value="refuse",
+        help="""
+        What happens to a known user whose storage would now be at another place, where there is no directory yet, while
+        the old directory has files: ``refuse`` (default): no server starts until the directory is moved, the settings
+        are set back, or ``ansible-bootstrap accept NAME`` lets the user begin anew. ``warn``: one line in the log.
+        """,
+    ).tag(config=True)
+
     place = Union(
         [Callable(), Unicode(), Dict()],
         default_value=None,
@@ -253,18 +266,9 @@ class AnsibleBootstrap(SingletonConfigurable):
 
     def summary(self) -> str:
         """Return what will be done and how, in one line for the log."""
-        how = "as the hub's own account" if self.embedded else f"through {self.apply_command[0]}"
-        given = self.apply_settings()
-        roles = [role if isinstance(role, str) else role.get("role") for role in self.roles]
-        what = (
-            f"storage root {given.get('storage_root')}, roles {', '.join(map(str, roles))}; "
-            if self.embedded
-            else ""
-        )
-        place = "from c.AnsibleBootstrap.place" if self.place is not None else "asked of the spawner"
-        return (
-            f"{what if self.embedded else ''}places {place}; the apply program runs {how}; mode {self.mode}"
-        )
+        roles = ", ".join(str(role if isinstance(role, str) else role.get("role")) for role in self.roles)
+        what = f"storage root {self.storage_root}, roles {roles}, as the hub's own account"
+        return f"{what if self.embedded else f'through {self.apply_command[0]}'}, mode {self.mode}"
 
     def place_digest(self) -> str:
         """A digest of all settings that say where a user's storage is: the spawners' and ours."""
@@ -280,22 +284,30 @@ class AnsibleBootstrap(SingletonConfigurable):
         Raises:
             SettingsError: naming the setting and the way out.
         """
+        for problem in self.problems():
+            raise SettingsError(problem)
+
+    def problems(self) -> Iterator[str]:
+        """Yield a sentence for each setting that cannot be used: the setting, and the way out."""
         for name in self.config.get("AnsibleBootstrap", {}):
             if not self.has_trait(name):
                 near = difflib.get_close_matches(name, self.trait_names(config=True), n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise SettingsError(f"c.AnsibleBootstrap.{name} is not a setting{hint}")
+                yield f"c.AnsibleBootstrap.{name} is not a setting{hint}"
         given = self.apply_settings()
         if given and not self.embedded:
             names = ", ".join(f"c.AnsibleBootstrap.{name}" for name in sorted(given))
-            raise SettingsError(
+            yield (
                 f"{names}: with an apply_command of your own the apply program reads {SYSTEM_FILE} "
                 "and nothing from the hub; move them there"
             )
         if self.embedded and "storage_root" not in given:
-            raise SettingsError("c.AnsibleBootstrap.storage_root is not set: where are users' directories?")
-        if self.embedded:
-            make_settings(given, "c.AnsibleBootstrap")
+            yield "c.AnsibleBootstrap.storage_root is not set: where are users' directories?"
+        elif self.embedded:
+            try:
+                make_settings(given, "c.AnsibleBootstrap")
+            except SettingsError as error:
+                yield error.details
 
     def spare_wanted(self) -> tuple[str, bool]:
         """What a spare program is made for: the settings, and that the file it reads them from is there and private."""

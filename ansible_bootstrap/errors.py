@@ -96,3 +96,9 @@ BY_REASON: Final[dict[str, type[AnsibleBootstrapError]]] = {
     cls.reason: cls for cls in AnsibleBootstrapError.__subclasses__()
 }
 """The class that stands for each reason of an outcome."""
+
+
+def reason_for_log(error: Exception) -> str:
+    """Return what an admin should read of it."""
+    details = error.details if isinstance(error, AnsibleBootstrapError) else ""
+    return details or f"{type(error).__name__}: {error}"

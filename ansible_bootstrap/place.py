@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass, field
 
 from pydantic import ValidationError
 
@@ -44,6 +45,19 @@ class Place:
             others = {text.rstrip("/") or text for text in self.also}
             object.__setattr__(self, "also", tuple(sorted(others - {self.directory})))
         self._user()
+
+    def to_json(self) -> str:
+        """Return it as text, for :meth:`from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Place | None:
+        """Return the place of a text; None if the text is not that of an acceptable place."""
+        try:
+            said = json.loads(text)
+            return cls(**{**said, "groups": tuple(said["groups"]), "also": tuple(said["also"])})
+        except (ValueError, TypeError, KeyError, RefusedError):
+            return None
 
     @property
     def job_key(self) -> tuple[str, str]:

@@ -4,8 +4,8 @@ Rejected: ``asyncio.to_thread`` and every ``ThreadPoolExecutor``. The interprete
 at exit, so one hung LDAP lookup would keep the hub from stopping. And a thread per call: a hung
 directory server would leave one for each student who tries.
 
-Looking at users' directories has threads of its own (``state/probe.py``): an NFS server that hangs takes all of them,
-and must not take those that everything else needs.
+Probes of users' directories have threads of their own (``state/probe.py``): a hung NFS server must not take the
+threads that everything else needs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final, TypeVar
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ class Pool:
 
     Args:
         name: of the threads.
-        size: most calls at work at once; others queue until their own timeout.
+        size: most jobs at work at once; others queue.
     """
 
     def __init__(self, name: str, size: int) -> None:
@@ -40,7 +41,7 @@ class Pool:
         self._busy = 0
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Have the job done; it must not raise.
+        """Have a thread do the job, which must not raise.
 
         Raises:
             RuntimeError: no thread could be made for it.
@@ -66,8 +67,13 @@ class Pool:
 _POOL: Final = Pool("work", MAX_THREADS)
 
 
-async def in_thread(func: Callable[[], T], *, timeout: float) -> T:  # noqa: ASYNC109 - a bound is the point
-    """Call ``func`` in a daemon thread and return what it returns.
+async def in_thread(
+    func: Callable[[], T],
+    *,
+    timeout: float,  # noqa: ASYNC109 - a bound is the point
+    pool: Pool | None = None,
+) -> T:
+    """Call ``func`` in a daemon thread, of a pool that all share if none is given, and return what it returns.
 
     Raises:
         TimeoutError: no answer within ``timeout`` seconds. The call itself cannot be stopped; what it
@@ -78,33 +84,38 @@ async def in_thread(func: Callable[[], T], *, timeout: float) -> T:  # noqa: ASY
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
 
-    def deliver(value: T | None, error: Exception | None) -> None:
-        if answer.done():
-            return
-        if error is not None:
-            answer.set_exception(error)
-        else:
-            answer.set_result(value)  # type: ignore[arg-type]
-
     def job() -> None:
-        if answer.done():  # Nobody waits any more: do not start late.
-            return
-        value, error = None, None
-        try:
-            value = func()
-        except Exception as problem:
-            error = problem
-        with contextlib.suppress(RuntimeError):  # The loop has closed in the meantime.
-            loop.call_soon_threadsafe(deliver, value, error)
+        if not answer.done():  # Else nobody waits any more: do not start late.
+            result = call(func, answer)
+            with contextlib.suppress(RuntimeError):  # The loop has closed in the meantime.
+                loop.call_soon_threadsafe(result)
+
+    (pool or _POOL).submit(job)
+    return await within(timeout, answer)
+
+
+def call(func: Callable[[], T], answer: asyncio.Future[T]) -> Callable[[], None]:
+    """Call ``func``, and return what gives its result to the answer, on its loop, if that still waits for one."""
+    try:
+        give: Callable[[], None] = partial(answer.set_result, func())
+    except Exception as error:
+        give = partial(answer.set_exception, error)
+    return lambda: None if answer.done() else give()
+
+
+async def within(seconds: float, answer: asyncio.Future[T]) -> T:
+    """Return the answer, or raise ``TimeoutError`` after so many seconds; a later one is dropped.
+
+    Not ``asyncio.timeout``: in a turn of the loop that took longer, that drops an answer that has come.
+    """
 
     def expire() -> None:
-        deliver(None, TimeoutError(f"no answer within {timeout:g} s"))
+        if not answer.done():
+            answer.set_exception(TimeoutError(f"no answer within {seconds:g} s"))
 
-    _POOL.submit(job)
-    # Not asyncio.timeout: in a turn of the loop that took longer it would drop an answer that has come.
-    expiry = loop.call_later(timeout, expire)
+    expiry = asyncio.get_running_loop().call_later(seconds, expire)
     try:
         return await answer
     finally:
         expiry.cancel()
-        answer.cancel()  # Without effect on one that has come; of a later one nobody would take what it raises.
+        answer.cancel()  # Without effect on one that has come; else what it raises later would be nobody's.

@@ -47,7 +47,8 @@ from ansible_bootstrap.apply.caller import (
 from ansible_bootstrap.apply.descendants import descendants, end_descendants, reap_orphans
 from ansible_bootstrap.apply.inherited import replace_limits, replace_share, unfit_descriptors
 from ansible_bootstrap.apply.keeper import keep
-from ansible_bootstrap.apply.outcomes import EXIT_OK, Batch, Tail, last_words
+from ansible_bootstrap.apply.outcomes import EXIT_OK, Batch, Tail, inventory_errors, last_words
+from ansible_bootstrap.apply.probing import Probing
 from ansible_bootstrap.apply.run_directory import run_directory
 from ansible_bootstrap.apply.slots import take_slot
 from ansible_bootstrap.errors import AnsibleBootstrapError, RefusedError
@@ -207,7 +208,9 @@ def _serve(settings: ApplySettings, request: Request, ahead: _Ahead | None, end:
         return EXIT_OK
     users, refused = parse_users(request.users)
     storage_host = _only_host(users)
-    run = f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
+    if request.operation == "probe":
+        return _probe(settings, storage_host, request.check, end)
+    run = _run_id()
     roles = settings.cleanup_roles
     fingerprints: tuple[RoleFingerprint, ...] = ()
     if request.operation == "bootstrap":
@@ -244,6 +247,21 @@ def _serve(settings: ApplySettings, request: Request, ahead: _Ahead | None, end:
     return status
 
 
+def _probe(settings: ApplySettings, storage_host: str, check: bool, end: Callable[[], None]) -> int:
+    """Probe a storage host; what prevents that is a finding, too."""
+    probing = Probing(storage_host)
+    with run_directory(_run_id()) as directory:
+        run = runner.PlaybookRun(settings, "probe", directory, storage_host=storage_host, check=check)
+        _run(run, probing, end)
+        emit(probing.answer)
+        run.join(_RUNNER_GRACE)  # it writes into the directory that is to be removed
+    return EXIT_OK
+
+
+def _run_id() -> str:
+    return f"{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex[:8]}"
+
+
 def _left(
     roles: Sequence[RoleSetting], fingerprints: Sequence[RoleFingerprint], done: Mapping[str, str]
 ) -> tuple[RoleSetting, ...]:
@@ -255,7 +273,7 @@ def _left(
     )
 
 
-def _run(run: runner.PlaybookRun, batch: Batch, end: Callable[[], None]) -> None:
+def _run(run: runner.PlaybookRun, batch: Batch | Probing, end: Callable[[], None]) -> None:
     """Let the run do what it was given; meanwhile pass its outcomes on and watch for the stop."""
     lines = Tail(runner.outcomes_file(run.directory))
     try:
@@ -281,7 +299,7 @@ def _run(run: runner.PlaybookRun, batch: Batch, end: Callable[[], None]) -> None
     if run.fault:
         batch.give_up(f"ansible-runner: {run.fault}")
     elif batch.waiting:
-        batch.give_up(last_words(run.directory))
+        batch.give_up(last_words(run.directory), inventory_errors(run.directory))
 
 
 def _only_host(users: list[User]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ from typing import Any, Final
 from ansible_bootstrap.apply.caller import emit, log
 from ansible_bootstrap.errors import Reason
 from ansible_bootstrap.protocol import End, Fetched, Outcome, OutcomeEvent, RoleStarted, User
+from ansible_bootstrap.storage._errors import printable
 
 EXIT_OK: Final = 0
 EXIT_SOME_FAILED: Final = 1
@@ -69,9 +71,16 @@ class Batch:
         """All users have every role already."""
         self._finish_all(status="ok")
 
-    def give_up(self, message: str) -> None:
-        """Fail all users who have no outcome: silence is never success."""
+    def give_up(self, message: str, inventory: str = "") -> None:
+        """Fail all users who have no outcome: silence is never success.
+
+        Args:
+            message: why, if nothing that the playbook said tells it.
+            inventory: what Ansible said about the inventory, see :func:`inventory_errors`.
+        """
         reason, message = self.lost or ("apply_failed", message)
+        if reason == "settings" and inventory:
+            message = f"{message}; {inventory}"
         self._finish_all(status="failed", reason=reason, message=message)
 
     def _finish_all(self, **what: Any) -> None:
@@ -112,11 +121,30 @@ class Tail:
 
 def last_words(directory: Path) -> str:
     """Return the end of Ansible's own output, for the admin, where no outcome says more."""
-    try:
-        text = (directory / "artifacts" / "run" / "stdout").read_text("utf-8", "replace")
-    except OSError:
-        text = ""
+    text = _printed(directory)
     lines = [line for line in text.splitlines() if "ERROR" in line or "fatal" in line] or text.splitlines()
     return (
         f"Ansible ended early: {' | '.join(lines[-3:])[-1500:]}" if lines else "Ansible ended without a word"
     )
+
+
+def inventory_errors(directory: Path) -> str:
+    """Return what Ansible said about an inventory that it could not read, for it only warns of that, and goes on."""
+    said = re.findall(
+        r"^\[WARNING\]: (Failed to parse inventory with '\w+' plugin: .*?)(?=^\[WARNING\]|^PLAY|\Z)",
+        _printed(directory),
+        re.MULTILINE | re.DOTALL,
+    )
+    text = ""
+    # Of the plugins that Ansible tries in turn the first is the right one; "ini", the last, takes any text.
+    for line in said[0].splitlines() if said else ():
+        if line.strip(" .") not in text and "caused by" not in line:
+            text += f" {line.strip()}"
+    return printable(text[1:1000])
+
+
+def _printed(directory: Path) -> str:
+    try:
+        return (directory / "artifacts" / "run" / "stdout").read_text("utf-8", "replace")
+    except OSError:
+        return ""

@@ -31,6 +31,7 @@ from ansible_bootstrap.settings import ApplySettings, RoleSetting
 PLAYBOOKS: Final[dict[Operation, str]] = {
     "bootstrap": "ansible_bootstrap.jupyterhub.bootstrap",
     "cleanup": "ansible_bootstrap.jupyterhub.cleanup",
+    "probe": "ansible_bootstrap.jupyterhub.probe",
 }
 
 _LOCALHOST: Final = {
@@ -81,7 +82,7 @@ class PlaybookRun:
 
     Args:
         settings: the admin's.
-        operation: ``bootstrap`` or ``cleanup``.
+        operation: ``bootstrap``, ``cleanup`` or ``probe``.
         directory: the run's own, mode 0700; holds everything that Ansible writes here.
         storage_host: a host of the inventory.
         check: predict only.

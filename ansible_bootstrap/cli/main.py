@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ansible_bootstrap import __version__
+from ansible_bootstrap.cli.init import add_arguments, init
 from ansible_bootstrap.cli.roster import Record, Roster, distinct, shown
 from ansible_bootstrap.errors import AnsibleBootstrapError, RefusedError, SettingsError
 from ansible_bootstrap.storage._errors import printable
@@ -88,26 +89,27 @@ def make_parser() -> argparse.ArgumentParser:
         help="a list of users: one username a line, or CSV whose first line names the columns: name, and any of "
         "directory, uid, gid, storage_host, groups (separated by ;), key",
     )
-
-    run = commands.add_parser(
-        "run",
-        parents=[users, common],
-        help="bootstrap users now",
-        description="Create and fill users' directories now, as the hub would before their servers start. Users who "
-        "are complete are skipped, so the same command continues after an interruption. Exit status: 0 if all users "
-        "are ready, 1 if any failed, 2 on wrong usage or settings, 130 if interrupted.",
-    )
-    run.add_argument(
+    everybody = argparse.ArgumentParser(add_help=False)
+    everybody.add_argument(
         "--hub",
         action="store_true",
         help="all users of the running hub; needs a token of its API in the environment variable "
         "JUPYTERHUB_API_TOKEN, with the scope list:users, and with read:users:groups to know users' groups",
     )
-    run.add_argument(
+    everybody.add_argument(
         "--hub-url",
         metavar="URL",
         help="the URL of the hub's API (default: JUPYTERHUB_API_URL, else what the configuration says, usually "
         "http://127.0.0.1:8081/hub/api)",
+    )
+
+    run = commands.add_parser(
+        "run",
+        parents=[users, everybody, common],
+        help="bootstrap users now",
+        description="Create and fill users' directories now, as the hub would before their servers start. Users who "
+        "are complete are skipped, so the same command continues after an interruption. Exit status: 0 if all users "
+        "are ready, 1 if any failed, 2 on wrong usage or settings, 130 if interrupted.",
     )
     run.add_argument("--again", action="store_true", help="do not skip users who are complete")
     run.add_argument(
@@ -131,6 +133,18 @@ def make_parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="print the same as JSON")
     status.set_defaults(function=_status)
 
+    doctor = commands.add_parser(
+        "doctor",
+        parents=[users, everybody, common],
+        help="say what is wrong with the configuration, the storage and the users' places",
+        description="Check the configuration, the hook, versions, roles, timeouts, the apply program, the storage "
+        "hosts, and where the storage of users would be: of those who are named, else of some whom the ledger knows. "
+        "Each finding has the command or the setting that mends it. Nothing is bootstrapped. Exit status: 0 if there "
+        "is nothing to say, 1 if there are only warnings, 2 if there are errors, and on wrong usage.",
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object: findings, users, about")
+    doctor.set_defaults(function=_doctor, quiet=False)
+
     forget = commands.add_parser(
         "forget",
         parents=[users, common],
@@ -144,13 +158,23 @@ def make_parser() -> argparse.ArgumentParser:
     accept = commands.add_parser(
         "accept",
         parents=[common],
-        help="let users who were deleted in the hub and made again use their old directories",
-        description="Confirm that these users may use the directories of their names. A user who was deleted in the "
-        "hub and made again, or has a name that another user had, gets no server before that. Confirm it if they are "
-        "the same persons, or if the old directories have been moved away.",
+        help="let users be new persons, or have new directories",
+        description="Confirm that these users may use the directories that they would get now. A user who was deleted "
+        "in the hub and made again, or has a name that another user had, gets no server before that: confirm it if "
+        "they are the same persons, or if the old directories have been moved away. So does a user who would get an "
+        "empty directory beside an old one: confirm it if that is meant.",
     )
     accept.add_argument("names", metavar="NAME", nargs="+", help="a username, as in the hub")
     accept.set_defaults(function=_accept)
+
+    begin = commands.add_parser(
+        "init",
+        help="write a configuration to begin with",
+        description="Write a commented jupyterhub_config.py (and what a hub behind sudo needs). What is not given is "
+        "asked at a terminal. Nothing is overwritten without --force.",
+    )
+    add_arguments(begin)
+    begin.set_defaults(function=init, verbose=False)
 
     demo = commands.add_parser(
         "demo",
@@ -248,6 +272,15 @@ def _of_hub(args: argparse.Namespace, settings: AnsibleBootstrap) -> Iterator[Re
         yield from hub_users(url, progress.reach)
 
 
+def _doctor(args: argparse.Namespace) -> int:
+    from ansible_bootstrap.cli.doctor import examine  # noqa: PLC0415
+
+    def users(settings: AnsibleBootstrap) -> list[Record]:
+        return list(distinct(_records(args, _of_hub(args, settings) if args.hub else ())))
+
+    return examine(lambda: _load_config(args.config), users, as_json=args.json)
+
+
 def _forget(args: argparse.Namespace) -> int:
     names = _checked({str(record["name"]) for record in _records(args) if record.get("name")})
     if args.all == bool(names):
@@ -263,7 +296,7 @@ def _accept(args: argparse.Namespace) -> int:
     names = _checked(set(args.names))
     with _hubs_ledger(args) as ledger:
         known = ledger.accept(names)
-    print(f"Accepted {len(names)} users; {known} of the names had belonged to somebody.")
+    print(f"Accepted {len(names)} users; {known} had a record.")
     return EXIT_OK
 
 
@@ -310,6 +343,7 @@ def _hubs_ledger(args: argparse.Namespace) -> Iterator[Ledger]:
 def _status(args: argparse.Namespace) -> int:
     from ansible_bootstrap.cli.status import print_past, print_status  # noqa: PLC0415
     from ansible_bootstrap.state.history import FILE, History  # noqa: PLC0415
+    from ansible_bootstrap.state.ledger import Ledger  # noqa: PLC0415
     from ansible_bootstrap.state.lookback import look_back  # noqa: PLC0415
 
     _checked({args.name or ""})
@@ -319,11 +353,12 @@ def _status(args: argparse.Namespace) -> int:
         print(f"ansible-bootstrap: no history in {printable(state_dir)}", file=sys.stderr)
     try:
         past = history.outcomes(args.name, LAST_OUTCOMES) if args.name else []
+        places = Ledger(state_dir).places(args.name) if args.name else []
         runs, all_of_it = history.runs(LAST_RUNS), look_back(history)
     except (OSError, ValueError, sqlite3.Error) as error:
         raise SettingsError(f"the history in {state_dir} cannot be read: {error}; move it away") from None
     if args.name:
-        print_past(args.name, past, as_json=args.json)
+        print_past(args.name, past, places, as_json=args.json)
     else:
         print_status(runs, all_of_it, as_json=args.json)
     return EXIT_OK

@@ -32,14 +32,15 @@ from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.dispatch.dispatcher import Dispatcher
 from ansible_bootstrap.dispatch.job import JobKey
 from ansible_bootstrap.dispatch.observer import Observer
-from ansible_bootstrap.errors import AnsibleBootstrapError
+from ansible_bootstrap.errors import AnsibleBootstrapError, RefusedError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 from ansible_bootstrap.run_record import RunRecord
 from ansible_bootstrap.state.bookkeeper import SEEN_SECONDS, Bookkeeper
 from ansible_bootstrap.state.history import History
 from ansible_bootstrap.state.ledger import Entry, Ledger
-from ansible_bootstrap.state.probe import Looks
+from ansible_bootstrap.state.moves import check_move
+from ansible_bootstrap.state.probe import Probes
 from ansible_bootstrap.threads import in_thread
 
 RUN_LIMIT: Final = 3600.0
@@ -110,7 +111,7 @@ class _Bulk(Observer):
         self.books = Bookkeeper(self._ledger, _LOG)
         self._under = settings.place_digest()
         self._fingerprints: asyncio.Task[Sequence[RoleFingerprint]] | None = None
-        self._looks = Looks()
+        self._probes = Probes()
         self._interrupted = False
         self._complained: set[str] = set()
         _RUNS.setLevel(logging.WARNING)
@@ -209,6 +210,8 @@ class _Bulk(Observer):
             for entry, known in zip(taken, await self._look(taken), strict=True):
                 if known is not None and (wanted := await self._wanted()) and known.has(wanted):
                     self._tell(_outcome(entry, status="ok", directory=known.directory), True)
+                elif known is None and (why := await self._moved(entry.place)):
+                    self._tell(_outcome(entry, status="failed", reason="refused", message=why), False)
                 elif host.begin(entry):
                     batch.append((entry, known))
         return batch
@@ -232,8 +235,21 @@ class _Bulk(Observer):
             for number, entry in enumerate(known)
             if entry is not None
         ]
-        intact = set(await self._looks.at_all(calls, SEEN_SECONDS, LOOK_SECONDS))
+        intact = set(await self._probes.run_all(calls, SEEN_SECONDS, LOOK_SECONDS))
         return [entry if number in intact else None for number, entry in enumerate(known)]
+
+    async def _moved(self, place: Place) -> str:
+        """Say why the user is not to get this new place, if so; ``on_move = "warn"`` makes it a line of the log."""
+        last = self.books.elsewhere(place)
+        if last is None:
+            return ""
+        try:
+            await in_thread(partial(check_move, last, place), timeout=LOOK_SECONDS)
+        except RefusedError as error:
+            if self._settings.on_move == "refuse":
+                return error.details
+            _LOG.warning("on_move: %s", error.details)
+        return ""
 
     def _settle(self, host: _Host, entry: RosterEntry, answer: Outcome | AnsibleBootstrapError) -> None:
         """Tell what became of a user."""

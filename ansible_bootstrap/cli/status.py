@@ -11,8 +11,10 @@ from rich.table import Table
 
 from ansible_bootstrap.cli.report import print_json, print_outcome, safe
 from ansible_bootstrap.cli.roster import shown
+from ansible_bootstrap.place import Place
 from ansible_bootstrap.state.history import PastOutcome, RunSummary
 from ansible_bootstrap.state.lookback import Failures, LookBack, Period, RoleTimes
+from ansible_bootstrap.state.moves import where
 
 
 def print_status(runs: Sequence[RunSummary], past: LookBack, *, as_json: bool) -> None:
@@ -40,8 +42,10 @@ def print_status(runs: Sequence[RunSummary], past: LookBack, *, as_json: bool) -
         )
 
 
-def print_past(name: str, past: Sequence[PastOutcome], *, as_json: bool) -> None:
-    """Print what became of one user, the newest first; or a JSON list."""
+def print_past(
+    name: str, past: Sequence[PastOutcome], places: Sequence[Place] = (), *, as_json: bool
+) -> None:
+    """Print where the servers of one user last had their storage, and what became of the user; or that, as JSON."""
     if as_json:
         print_json(
             [
@@ -52,10 +56,13 @@ def print_past(name: str, past: Sequence[PastOutcome], *, as_json: bool) -> None
         )
         return
     console = Console(highlight=False, soft_wrap=True)
+    for place in places:
+        server = f"server {safe(place.server_name)}" if place.server_name else "the default server"
+        console.print(f"storage of {server}: {safe(where(place))}")
     for item in past:
         console.print(f"{_when(item.started)}  {item.operation}{' (check)' if item.check else ''}")
         print_outcome(console, item.outcome, check=item.check)
-    if not past:
+    if not (past or places):
         console.print(f"Nothing is known of {safe(shown(name))}.")
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from ansible_bootstrap.dispatch.spare import Spare, SpareLostError
 from ansible_bootstrap.errors import BY_REASON, AnsibleBootstrapError, ApplyError, DeadlineError
-from ansible_bootstrap.protocol import SPARE, Described, End, Event, Refused, Request, parse_event
+from ansible_bootstrap.protocol import SPARE, Described, End, Event, Probed, Refused, Request, parse_event
 
 TERM_SECONDS: Final = 4.0
 """From SIGTERM and the end of stdin to SIGKILL; the apply program needs about one second, and up to three where
@@ -102,8 +102,8 @@ class ApplyClient:
             ApplyError: the program could not be started; the details say what to do.
             SettingsError: the command line could not be made.
         """
-        # A description needs no run of Ansible; the one that was started ahead is for users who wait.
-        spare = self._spare if request.operation != "describe" else None
+        # The run that was started ahead is for users who wait.
+        spare = self._spare if request.operation in ("bootstrap", "cleanup") else None
         # A hub in a storm takes a tenth of a second for each turn of its loop: with a spare, nothing is awaited here.
         run = await spare.take() if spare and not cold else None
         if run is not None:
@@ -291,7 +291,7 @@ class ApplyRun(asyncio.SubprocessProtocol):
         self.lost = ApplyError
         if isinstance(event, Refused):
             self._failure = BY_REASON[event.reason](f"the apply program refused: {_escape(event.message)}")
-        self._ended = isinstance(event, End | Described)
+        self._ended = isinstance(event, End | Described | Probed)
         if self._ended or isinstance(event, Refused):  # It is the last line.
             self._deaf = True
             self._later(EXIT_SECONDS, lambda: self.stop(ApplyError("the apply program did not exit")))

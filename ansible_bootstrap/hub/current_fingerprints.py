@@ -1,9 +1,8 @@
-"""What a complete user must have: the fingerprints of all roles, as the hub knows them.
+"""The fingerprints of all roles that a complete user must have, as the hub knows them.
 
-They are made once and renewed beside the logins, never by each: younger than :data:`FRESH_SECONDS` they are taken as
-they are; older, they are taken and renewed in the background; older than :data:`STALE_SECONDS` (a hub where nobody came
-for a while) the one who comes waits for new ones, which is 10 ms embedded and one start of the apply program otherwise.
-Every run brings the newest for nothing.
+They are described once and renewed beside the logins. Younger than :data:`FRESH_SECONDS` they are taken as they are.
+Older ones are taken, and renewed in the background. Older than :data:`STALE_SECONDS`, the login waits for new ones:
+10 ms embedded, one start of the apply program otherwise. Every run brings the newest as well.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from ansible_bootstrap.errors import AnsibleBootstrapError
+from ansible_bootstrap.errors import reason_for_log
 from ansible_bootstrap.protocol import RoleFingerprint
 
 Fingerprints = tuple[RoleFingerprint, ...]
@@ -22,10 +21,10 @@ Fingerprints = tuple[RoleFingerprint, ...]
 FRESH_SECONDS: Final = 60.0
 STALE_SECONDS: Final = 600.0
 WAIT_SECONDS: Final = 15.0
-"""Longest that somebody waits for them; then everybody is bootstrapped as if unknown."""
+"""Longest that a login waits for them; then its user is bootstrapped as if unknown."""
 
 RETRY_SECONDS: Final = 10.0
-"""Between two attempts while describing fails; nobody waits in between."""
+"""Between two attempts while describing fails; no login waits in between."""
 
 
 class CurrentFingerprints:
@@ -33,7 +32,7 @@ class CurrentFingerprints:
 
     Args:
         describe: asks the apply side.
-        log: told when it cannot say.
+        log: told when it fails.
         clock: seconds that only go forward.
     """
 
@@ -52,18 +51,18 @@ class CurrentFingerprints:
         self._task: asyncio.Task[None] | None = None
 
     def renewed(self, fingerprints: Fingerprints, age: float = 0.0) -> None:
-        """Take up what a run has said.
+        """Take the fingerprints of a run, unless newer ones are known.
 
         Args:
             fingerprints: of all roles.
-            age: seconds since it said so. A run that began before the settings were changed may last long after.
+            age: of them, in seconds. A run that began before the settings were changed may last long after.
         """
         at = self._clock() - age
         if fingerprints and (self._known is None or at >= self._at):
             self._known, self._at = fingerprints, at
 
     async def current(self) -> Fingerprints | None:
-        """Return them; None if the apply side cannot say at the moment."""
+        """Return the fingerprints; None if the apply side cannot say at the moment."""
         age = self._clock() - self._at
         if self._known is None or age > FRESH_SECONDS:
             task = self._renew()
@@ -87,11 +86,7 @@ class CurrentFingerprints:
             self.renewed(fingerprints, self._clock() - began)
         except Exception as error:
             self._failed = self._clock()
-            why = (
-                error.details
-                if isinstance(error, AnsibleBootstrapError)
-                else f"{type(error).__name__}: {error}"
-            )
             self._log.warning(
-                "ansible_bootstrap: who is complete cannot be told, so every login is a run: %s", why
+                "ansible_bootstrap: the roles' fingerprints cannot be made, so every login is a run: %s",
+                reason_for_log(error),
             )

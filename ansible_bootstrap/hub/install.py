@@ -24,6 +24,7 @@ from ansible_bootstrap.errors import SettingsError
 from ansible_bootstrap.hub.core import UP_SECONDS, when_up
 from ansible_bootstrap.hub.failure import why
 from ansible_bootstrap.hub.mixin import BootstrappedSpawner, bootstrapped, prepared_at_login
+from ansible_bootstrap.places.resolve import is_known
 from ansible_bootstrap.state.directory import hold_state_dir
 
 
@@ -40,8 +41,9 @@ def setup(c: Config, then: Callable[[Any], Any] | None = None) -> None:
         then: called with the spawner once the storage is ready; may be async.
     """
     app = _running_hub()
-    if app is None:
-        return  # Something else reads the configuration, such as ``ansible-bootstrap run``.
+    if app is None:  # Something else reads the configuration, such as ``ansible-bootstrap run``.
+        AnsibleBootstrap.set_up = True
+        return
     app.observe(partial(_configured, then=then), names="session_factory")
     with contextlib.suppress(RuntimeError):  # No loop: a command such as ``jupyterhub token``.
         loop = asyncio.get_running_loop()
@@ -76,4 +78,14 @@ def _check(app: Any) -> None:
             return
         app.log.critical("ansible_bootstrap: the hub does not start: %s", said)
         app.exit(1)
-    app.log.info("ansible_bootstrap %s: %s", ansible_bootstrap.__version__, config.summary())
+    spawner = next(cls for cls in app.spawner_class.__mro__ if not issubclass(cls, BootstrappedSpawner))
+    where = "c.AnsibleBootstrap.place" if config.place is not None else spawner.__qualname__
+    app.log.info(
+        "ansible_bootstrap %s: %s, places from %s", ansible_bootstrap.__version__, config.summary(), where
+    )
+    if config.place is None and not is_known(spawner):
+        app.log.error(
+            "ansible_bootstrap: %s is a spawner of an unknown class, so no server will start: set "
+            "c.AnsibleBootstrap.place (docs/places.md)",
+            spawner.__qualname__,
+        )

@@ -67,6 +67,7 @@ async def _prepare(core: Core, handler: Any, name: str) -> None:
         if known:
             return
         if not _site_decides(spawner) if last is None else replace(last, groups=place.groups) == place:
+            await core.check_move(place)
             core.dispatcher.prepare(place, done)
             core.metrics.login()
     except AnsibleBootstrapError as error:

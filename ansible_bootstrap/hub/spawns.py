@@ -24,6 +24,7 @@ from ansible_bootstrap.hub.progress import ProgressLog
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.resolve import resolve
 from ansible_bootstrap.protocol import Outcome
+from ansible_bootstrap.state.moves import where
 
 POST_STOP_SECONDS: Final = 2.0
 """A post_stop_hook that hangs locks the user out and keeps the hub from stopping."""
@@ -101,6 +102,7 @@ async def _make_ready(spawner: Any, core: Core, spawn: Spawn) -> str:
     if known and core.dispatcher.claim_untouched(place):
         core.books.note_place(place)
         return "known"
+    await core.check_move(place)
     _tell(spawner, spawn, await _wait(core, place, spawn.progress, deadline, done))
     core.books.note_place(place)
     return "run"
@@ -145,7 +147,7 @@ async def check_mounted(spawner: Any) -> None:
         raise shown(
             spawner,
             UnresolvedError(
-                f"{_where(spawn.place)} was prepared, and the server has {_where(moved)}: the start of "
+                f"{where(spawn.place)} was prepared, and the server has {where(moved)}: the start of "
                 f"{type(spawner).__name__} sets it. Set it in c.Spawner.pre_spawn_hook, or say it with "
                 "c.AnsibleBootstrap.place"
             ),
@@ -157,11 +159,6 @@ async def _moved(spawner: Any, place: Place) -> Place | None:
     now = await resolve(spawner, core_of(spawner).config)
     same = (now.job_key, now.uid, now.gid) == (place.job_key, place.uid, place.gid)
     return None if same else now
-
-
-def _where(place: Place) -> str:
-    owner = "" if place.uid is None else f" (uid {place.uid})"
-    return f"{place.directory or place.name!r} on {place.storage_host}{owner}"
 
 
 async def _resolved(spawner: Any, core: Core, deadline: float) -> Place:
@@ -202,7 +199,9 @@ async def _observe(spawner: Any, core: Core) -> None:
     deadline = asyncio.get_running_loop().time() + core.config.timeout
     try:
         check_person(core, spawner.user)
-        outcome = await _wait(core, await _resolved(spawner, core, deadline), ProgressLog(), deadline, {})
+        place = await _resolved(spawner, core, deadline)
+        await core.check_move(place)
+        outcome = await _wait(core, place, ProgressLog(), deadline, {})
     except AnsibleBootstrapError as error:
         spawner.log.warning(
             "ansible_bootstrap: observed %s: would fail (%s): %s", name, error.reason, why(error)

@@ -108,6 +108,11 @@ class Detached:
         """Whether the configuration says nothing of a spawner, so that a user may be no more than a name."""
         return "spawner_class" not in self._hub and self._settings.place is None
 
+    @property
+    def spawner_class(self) -> Any:
+        """The hub's spawner class; raises whatever its import does."""
+        return self._made("spawner_class")
+
     async def place(
         self,
         name: str,

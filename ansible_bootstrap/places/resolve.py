@@ -217,8 +217,17 @@ async def _unknown(spawner: Any, storage: Storage) -> list[str]:
 UNKNOWN: Final = Family(where=_unknown)
 
 
+def is_known(spawner_class: type) -> bool:
+    """Whether spawners of this class can be asked."""
+    return _family_of(spawner_class) is not UNKNOWN
+
+
 def _family(spawner: Any) -> Family:
-    names = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(spawner).__mro__)
+    return _family_of(type(spawner))
+
+
+def _family_of(spawner_class: type) -> Family:
+    names = (f"{cls.__module__}.{cls.__qualname__}" for cls in spawner_class.__mro__)
     return next((FAMILIES[name] for name in names if name in FAMILIES), UNKNOWN)
 
 

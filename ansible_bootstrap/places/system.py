@@ -77,8 +77,8 @@ def _tljh_account(spawner: Any) -> tuple[str, str]:
         sys.modules[cls.__module__] for cls in type(spawner).__mro__ if cls.__module__.startswith("tljh.")
     )
     return str(module.generate_system_username("jupyter-" + spawner.user.name)), (
-        "The Littlest JupyterHub makes it when the server starts, which is later than this; let a hook that is there "
-        "before setup(c) make it (docs/places.md has the lines)"
+        "The Littlest JupyterHub makes it when the server starts, which is later than this; let "
+        "c.Spawner.pre_spawn_hook make it (docs/places.md has the lines)"
     )
 
 

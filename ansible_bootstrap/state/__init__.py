@@ -1,1 +1,1 @@
-"""What is kept on the disk between runs: who is complete, what was, what is to be cleaned up."""
+"""What is kept on the disk between runs: what each user has, past runs, clean-ups that wait."""

@@ -1,41 +1,35 @@
-"""The ledger for a hub: bounded, and never an error for a spawn.
+"""The ledger for a hub: every call is bounded, and none is an error for a spawn.
 
-Looking a user up is what every login pays for, so it has 200 ms: no answer means that nothing is known of the user,
-who is then bootstrapped as if new. What is noted is gathered and written by one task at a time. A ledger that cannot
-be read or written is one warning in the log; spawns go on without it. Only who a user is must be told from it.
+Every login looks its user up, so that has 200 ms: without an answer the user counts as unknown, and is bootstrapped as
+if new. A ledger that cannot be read or written is one warning in the log, and spawns go on without it; only
+:meth:`Bookkeeper.person` must have an answer.
 
 The file is read in the event loop, which takes tens of microseconds: in a storm a thread would wait longer for the
-interpreter's lock, and the loop for the thread. Directories are looked at, and the file is written, in threads.
-
-A directory that hangs may cost its user the quick way, not the others theirs, and such a user's notes are dropped, not
-those that were to be written with them.
+interpreter's lock, and the loop for the thread. Directories are probed, and the file is written, in threads. A user
+whose directory hangs counts as unknown, and the notes of this user alone are dropped.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
+from ansible_bootstrap.errors import ApplyError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 from ansible_bootstrap.state.ledger import Entry, Ledger, completed, looked_at
-from ansible_bootstrap.state.probe import Looks
-from ansible_bootstrap.threads import in_thread
+from ansible_bootstrap.state.probe import Probes
+from ansible_bootstrap.state.writer import DISK_SECONDS, Writer
 
 LOOK_SECONDS: Final = 0.2
-"""For one look at a directory; on a file system that works it takes one millisecond."""
-
-DISK_SECONDS: Final = 10.0
-"""For one change of the ledger."""
+"""For one probe of a directory; on a file system that works it takes one millisecond."""
 
 SEEN_SECONDS: Final = 2.0
-"""For a look at a directory that is to be noted; at many, as long as it gets on."""
+"""For a probe of a directory that is to be noted; for many, as long as one of them returns."""
 
 MAX_WAITING: Final = 50_000
 """Most notes that wait to be written; beyond, they are dropped."""
@@ -48,7 +42,7 @@ class _Question:
     """Whether the user has been made unknown since it began."""
 
 
-class Bookkeeper:
+class Bookkeeper(Writer):
     """Looks users up and notes what became of them. All methods are called on one event loop.
 
     Args:
@@ -58,20 +52,23 @@ class Bookkeeper:
     """
 
     def __init__(self, ledger: Ledger, log: logging.Logger, under: str = "") -> None:
+        super().__init__(
+            "ledger",
+            log,
+            "the ledger in c.AnsibleBootstrap.state_dir does not work, so every login is a run",
+        )
         self._ledger = ledger
         self._log = log
         self._under = under
         self._completed: list[Entry] = []
-        self._looks = Looks()
+        self._probes = Probes()
         self._asked: set[_Question] = set()
-        """Who is just being looked up."""
+        """Users who are being looked up."""
         self._lost: dict[str, float] = {}
         """Users who could not be forgotten on disk, and since when (as ``time.monotonic``) they are."""
         self._places: list[Place] = []
         self._persons: dict[str, tuple[str, str]] = {}
         self._noted: dict[tuple[str, str], Place] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._complained = False
 
     async def look(self, place: Place) -> Entry | None:
         """Return what the user has at this place, None if that is not known."""
@@ -83,7 +80,7 @@ class Bookkeeper:
             entry = self._ledger.recorded(place)
             if entry is None:
                 return None
-            intact = await self._looks.at(
+            intact = await self._probes.run(
                 place.name, entry.directory, partial(self._ledger.holds, entry), LOOK_SECONDS
             )
         except TimeoutError:
@@ -102,7 +99,7 @@ class Bookkeeper:
         return None
 
     def noted(self, place: Place) -> Entry | None:
-        """Return what is noted of the user at this place, if it is to be trusted, without a look at the directory."""
+        """Return what is noted of the user at this place, if it is to be trusted, without a probe of the directory."""
         if place.name in self._lost:
             return None
         try:
@@ -120,6 +117,14 @@ class Bookkeeper:
             self._complain(error)
             return None
         return next((place for place in places if not place.server_name), None)
+
+    def elsewhere(self, place: Place) -> Place | None:
+        """Return where the user's server last had its storage, as :meth:`Ledger.elsewhere`."""
+        try:
+            return self._ledger.elsewhere(place)
+        except Exception as error:
+            self._complain(error)
+            return None
 
     def complete(
         self,
@@ -147,7 +152,7 @@ class Bookkeeper:
             self._write_soon()
 
     def person(self, name: str) -> str | None:
-        """Return who the user of that name is, as :meth:`Ledger.person`.
+        """Return the person of a username, as :meth:`Ledger.person`.
 
         Raises:
             ApplyError: that cannot be told now.
@@ -162,7 +167,7 @@ class Bookkeeper:
             ) from None
 
     def note_person(self, name: str, person: str, instead: str = "") -> None:
-        """Note who the user of that name is, as :meth:`Ledger.note_persons`; returns at once."""
+        """Note the person of a username, as :meth:`Ledger.note_persons`; returns at once."""
         if len(self._persons) < MAX_WAITING:
             self._persons.setdefault(name, (person, instead))
             self._write_soon()
@@ -173,23 +178,19 @@ class Bookkeeper:
         now = time.monotonic()
         if len(self._lost) < MAX_WAITING:
             self._lost[name] = now
-        await in_thread(partial(self._ledger.forget, [name]), timeout=DISK_SECONDS)
+        await self._on_disk(partial(self._ledger.forget, [name]))
         if self._lost.get(name) == now:
             del self._lost[name]
 
     async def doubt(self, places: Sequence[Place], seconds: float) -> str:
-        """Make the users of these places unknown, on disk, before returning; return the token for their clean-up's end.
-
-        Args:
-            places: that are to be cleaned up.
-            seconds: as :meth:`Ledger.doubt`.
+        """A clean-up begins, as :meth:`Ledger.doubt`: make its users unknown, on disk, before returning.
 
         Raises:
-            TimeoutError, sqlite3.Error, OSError, SettingsError: they may still be known.
+            TimeoutError, sqlite3.Error, OSError, SettingsError: the users may still be known.
         """
         names = {place.name for place in places}
         self._overtake(names)
-        token = await in_thread(partial(self._ledger.doubt, list(places), seconds), timeout=DISK_SECONDS)
+        token = await self._on_disk(partial(self._ledger.doubt, list(places), seconds))
         self._overtake(names)  # Also those that have begun meanwhile.
         return token
 
@@ -200,30 +201,14 @@ class Bookkeeper:
         changed: Sequence[tuple[str, str]],
         at: float,
     ) -> None:
-        """A clean-up has ended: believe what is known of users it left unchanged, and of nobody else.
-
-        Args:
-            token: of :meth:`doubt`.
-            unchanged: storage hosts and names.
-            changed: storage hosts and names.
-            at: when it ended, as ``time.monotonic``.
-        """
+        """A clean-up has ended, as :meth:`Ledger.cleaned`; an error is a warning."""
         await self._try(partial(self._ledger.cleaned, token, unchanged, changed, at))
-
-    async def written(self) -> None:
-        """Return when all that has been noted is on disk, or could not be."""
-        while self._task is not None and not self._task.done():
-            await asyncio.wait({self._task})  # Bounded: each write is.
 
     def _overtake(self, names: Collection[str]) -> None:
         for question in self._asked:
             question.overtaken = question.overtaken or question.name in names
 
     # -- inner --------------------------------------------------------------------------------
-
-    def _write_soon(self) -> None:
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._write())
 
     async def _write(self) -> None:
         while self._completed or self._places or self._persons:
@@ -234,7 +219,7 @@ class Bookkeeper:
                 await self._try(partial(self._ledger.note_persons, persons))
             if entries:
                 try:
-                    seen = await self._looks.at_all(
+                    seen = await self._probes.run_all(
                         [(entry.place.name, entry.directory, partial(looked_at, entry)) for entry in entries],
                         SEEN_SECONDS,
                         DISK_SECONDS,
@@ -248,21 +233,3 @@ class Bookkeeper:
                 if len(self._noted) >= MAX_WAITING:  # Whoever may name servers must not fill the memory.
                     self._noted.clear()
                 self._noted.update({(place.name, place.server_name): place for place in places})
-
-    async def _try(self, call: Callable[[], None]) -> bool:
-        try:
-            await in_thread(call, timeout=DISK_SECONDS)
-        except Exception as error:
-            self._complain(error)
-            return False
-        return True
-
-    def _complain(self, error: Exception) -> None:
-        if not self._complained:
-            self._complained = True
-            why = error.details if isinstance(error, AnsibleBootstrapError) else ""
-            self._log.warning(
-                "ansible_bootstrap: the ledger in c.AnsibleBootstrap.state_dir does not work, so every login is a "
-                "run: %s",
-                why or f"{type(error).__name__}: {error}",
-            )

@@ -1,8 +1,7 @@
 """Past runs and the outcome of each user: one SQLite file for ``ansible-bootstrap status``.
 
-It is for people to look at; nothing is decided by it. The hub hands records to a daemon thread, so a slow
-or full disk delays no spawn, and a history that cannot be written is one warning in the log. A file that another
-version has written is begun anew: what is lost is a look back.
+It is for people to look at; nothing is decided by it. A daemon thread writes it, so a slow disk delays no spawn. A file
+that another version has written is begun anew.
 
 Each record drops what is too old, a few runs at a time, and gives the space back to the file system.
 """
@@ -11,18 +10,19 @@ from __future__ import annotations
 
 import logging
 import os
-import queue
 import sqlite3
 import threading
 import time
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from ansible_bootstrap.errors import AnsibleBootstrapError
 from ansible_bootstrap.protocol import Outcome
 from ansible_bootstrap.run_record import RunOutcome, RunRecord
-from ansible_bootstrap.state.sqlite_file import SqliteFile, many_rows
+from ansible_bootstrap.state.sqlite_file import SqliteFile, execute_rows
+from ansible_bootstrap.state.writer import WarnOnce
+from ansible_bootstrap.threads import Pool
 
 FILE: Final = "history.sqlite"
 """Below ``state_dir``, mode 0600."""
@@ -139,32 +139,19 @@ class History:
             sqlite3.Error, OSError, SettingsError: it cannot be written.
         """
         with self._file.writing() as database:
+            values = {name: getattr(run, name) for name in _SUMMARY}
+            values |= {"seconds": round(run.seconds, 3), "error": run.why[:MAX_MESSAGE]}
             number = database.execute(
-                f"INSERT INTO runs ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
-                (
-                    run.run,
-                    run.operation,
-                    run.storage_host,
-                    run.started,
-                    round(run.seconds, 3),
-                    run.users,
-                    run.failed,
-                    run.check,
-                    run.outcome,
-                    run.fetched,
-                    run.way,
-                    run.why[:MAX_MESSAGE],
-                ),
+                f"INSERT INTO runs ({COLUMNS}) VALUES ({', '.join('?' * len(values))})",  # noqa: S608
+                list(values.values()),
             ).lastrowid
             outcomes = [
                 (number, outcome.name, outcome.reason or "", _shortened(outcome).model_dump_json())
                 for outcome in run.outcomes
             ]
-            for values, bound in many_rows(outcomes):
-                database.execute(f"INSERT INTO outcomes (number, name, reason, outcome) {values}", bound)
+            execute_rows(database, "INSERT INTO outcomes (number, name, reason, outcome) {values}", outcomes)
             roles = [(number, role, round(seconds, 3)) for role, seconds in run.roles.items()]
-            for values, bound in many_rows(roles):
-                database.execute(f"INSERT INTO roles (number, role, seconds) {values}", bound)
+            execute_rows(database, "INSERT INTO roles (number, role, seconds) {values}", roles)
             self._drop(database)
             # Each step frees one page; ``execute`` would make only the first.
             database.executescript(f"PRAGMA incremental_vacuum({MAX_PAGES})")
@@ -213,35 +200,28 @@ class Recorder:
 
     def __init__(self, history: History, log: logging.Logger) -> None:
         self._history = history
-        self._log = log
-        self._queue: queue.Queue[RunRecord] = queue.Queue(MAX_QUEUED)
-        self._thread: threading.Thread | None = None
-        self._complained = False
+        self._pool = Pool("history", 1)
+        self._room = threading.Semaphore(MAX_QUEUED)
+        self._complain = WarnOnce(log, "the history cannot be written, runs go on")
 
     def record(self, run: RunRecord) -> None:
         """Hand a run to the thread."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="ansible-bootstrap-history", daemon=True)
-            self._thread.start()
+        if not self._room.acquire(blocking=False):
+            self._complain(TimeoutError("the disk does not keep up"))
+            return
         try:
-            self._queue.put_nowait(run)
-        except queue.Full:
-            self._complain("the disk does not keep up")
+            self._pool.submit(partial(self._write, run))
+        except RuntimeError as error:  # No thread could be made.
+            self._room.release()
+            self._complain(error)
 
-    def _work(self) -> None:
-        while True:
-            run = self._queue.get()
-            try:
-                self._history.record(run)
-            except AnsibleBootstrapError as error:
-                self._complain(error.details)
-            except Exception as error:
-                self._complain(f"{type(error).__name__}: {error}")
-
-    def _complain(self, why: str) -> None:
-        if not self._complained:
-            self._complained = True
-            self._log.warning("ansible_bootstrap: the history cannot be written, runs go on: %s", why)
+    def _write(self, run: RunRecord) -> None:
+        try:
+            self._history.record(run)
+        except Exception as error:
+            self._complain(error)
+        finally:
+            self._room.release()
 
 
 def _shortened(outcome: Outcome) -> Outcome:

@@ -1,7 +1,7 @@
-"""Who is complete: what every user has been given, by fingerprint, and what the hub saw of it.
+"""What each user has been given, by the fingerprints of the roles, and what the hub saw of the directory.
 
-A user whose entry still holds costs nothing: no Ansible, no process, no look at a storage host. So an entry is
-believed only while everything it was made under is as it was:
+A user whose entry still holds needs no Ansible, no process, and no connection to a storage host. So an entry is
+believed only while everything that it rests on is as it was:
 
 * **place**: name, storage host, path, uid and gid. The user's groups count where a site role could have seen them.
 * **roles**: the fingerprint of each (``fingerprints.py``); one that differs is one role to apply, not all.
@@ -10,14 +10,14 @@ believed only while everything it was made under is as it was:
   may show this machine another directory under the same path, so there, and where this machine sees none at all, an
   entry is good for ``trust_for`` seconds only.
 
-Several hands write it (a hub, a command line beside it), so no entry depends on who writes first. Each says since when
-what it rests on is known, by a clock that nobody sets and that begins with each boot. Whoever makes a user unknown
-leaves a tombstone: a run that was under way by then notes nothing. A clean-up only doubts its users' entries, each
-clean-up with a token of its own, and believes them again if it has changed nothing; whom somebody else has forgotten or
-doubted meanwhile stays unknown. While it is under way nothing is noted of them, by nobody.
+A hub and a command beside it write at the same time, so no entry depends on which writes first. Each entry says since
+when its facts are known, by a clock that nobody sets and that begins with each boot. :meth:`Ledger.forget` deletes a
+user's entries and records when it did so: a run that began before that notes nothing. :meth:`Ledger.doubt` hides the
+entries of a clean-up's users under a token of that clean-up, and until it ends nothing is noted of these users. An
+entry that the clean-up has not changed is believed again, unless it was forgotten or doubted once more meanwhile.
 
-The ledger may be deleted at any time: whoever is unknown is bootstrapped again, which changes nothing that is right.
-So what cannot be read is unknown, and a file that is broken is moved aside.
+The ledger may be deleted at any time: a user without an entry is bootstrapped again, which changes nothing that is
+right. So an entry that cannot be read counts as none, and a file that is broken is moved aside.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from ansible_bootstrap.errors import RefusedError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import RoleFingerprint
-from ansible_bootstrap.state.sqlite_file import SqliteFile, many_rows
+from ansible_bootstrap.state.sqlite_file import SqliteFile, execute_rows
 from ansible_bootstrap.storage._plan import BUILT_IN_ROLES
 
 FILE: Final = "ledger.sqlite"
@@ -46,18 +45,18 @@ CLOCK_SECONDS: Final = 60.0
 """An entry from further in the future than this was made by a clock that has been set back."""
 
 DAY: Final = 86400.0
-"""Longest that a run may rest on what was known before it; older tombstones are dropped."""
+"""Longest that a run may rest on what was known before it; older rows of ``forgotten`` are dropped."""
 
 MAX_PLACES: Final = 100
-"""Most places of one user that are kept: whoever may name servers could fill the disk with them."""
+"""Most places of one user that are kept: a user who may name servers could fill the disk with them."""
 
 _EVERYBODY: Final = ""
-"""Stands for a name in a tombstone."""
+"""In place of a name in ``forgotten``."""
 
 _UNDER_WAY: Final = (
     "SELECT 1 FROM cleaning WHERE storage_host = {host} AND name = {name} AND until > ? AND boot = ?"
 )
-"""Whether a user's clean-up is."""
+"""Whether a clean-up of a user is under way."""
 
 _NOTE: Final = f"""
 WITH entry (storage_host, work, name, place, directory, roles, seen, at, since) AS ({{values}})
@@ -81,7 +80,7 @@ class Entry:
     seen: str
     at: float
     since: float
-    """By ``time.monotonic``, when what it rests on was known: whoever was forgotten later is not complete."""
+    """By ``time.monotonic``, when what it rests on was known; it does not hold for a user who was forgotten later."""
 
     def has(self, fingerprints: Sequence[RoleFingerprint]) -> bool:
         """Whether nothing is left to do of these roles."""
@@ -135,7 +134,7 @@ CREATE TABLE forgotten (
     boot TEXT NOT NULL
 );
 CREATE TABLE cleaning (
-    token TEXT NOT NULL,        -- of a clean-up that is under way
+    token TEXT NOT NULL,        -- of a clean-up that has begun
     storage_host TEXT NOT NULL,
     name TEXT NOT NULL,
     until REAL NOT NULL,        -- it ends by then even if its hub is killed, in seconds of that boot
@@ -171,29 +170,20 @@ class Ledger:
         )
         self._trust_for = trust_for
 
-    # -- who is complete ----------------------------------------------------------------------
-
-    def look(self, place: Place) -> Entry | None:
-        """Return what the user has, if the directory is as it was; None if that is not known.
-
-        Raises:
-            sqlite3.Error, OSError: the file cannot be read, which must be taken for not known.
-        """
-        entry = self.recorded(place)
-        return entry if entry is not None and self.holds(entry) else None
+    # -- what users have ----------------------------------------------------------------------
 
     def recorded(self, place: Place) -> Entry | None:
         """Return what is noted of the user at this place, whatever has become of the directory.
 
         Raises:
-            sqlite3.Error, OSError: as :meth:`look`.
+            sqlite3.Error, OSError: the file cannot be read, which must be taken for not known.
         """
         entry = self._entry(place)
         return entry if entry is not None and _same(entry.place, place, entry.roles) else None
 
     def holds(self, entry: Entry) -> bool:
         """Look whether the directory is as it was; blocks as long as its file system does."""
-        # Also if there was nothing to be seen then, and is now.
+        # Not equal either if there was nothing to be seen then, and is now.
         return self.trusts(entry) and entry.seen == _seen(entry)
 
     def trusts(self, entry: Entry) -> bool:
@@ -201,20 +191,8 @@ class Ledger:
         ours = bool(entry.seen) and entry.place.storage_host in ("", "localhost")
         return ours or -CLOCK_SECONDS <= time.time() - entry.at <= self._trust_for
 
-    def complete(self, entries: Sequence[Entry], *, until: float | None = None) -> None:
-        """Note that these users have what their entries say, and what their directories look like now.
-
-        Args:
-            entries: made by :func:`completed`.
-            until: as for :meth:`note`.
-
-        Raises:
-            sqlite3.Error, OSError, SettingsError: it cannot be written.
-        """
-        self.note([looked_at(entry) for entry in entries], until=until)
-
     def note(self, entries: Iterable[Entry], *, until: float | None = None) -> None:
-        """Note entries as they are, but for users who have been forgotten since.
+        """Note entries as they are, except of users who have been forgotten since.
 
         Args:
             entries: with what was seen of the directories.
@@ -227,15 +205,8 @@ class Ledger:
         with self._file.writing() as database:
             if until is not None and time.monotonic() >= until:
                 return
-            rows = [
-                _row(entry)
-                for entry in entries
-                if _is_text(entry.directory) and _is_text(*entry.place.job_key)
-            ]
-            for values, bound in many_rows(rows, beside=4):
-                database.execute(
-                    _NOTE.format(values=values), [*bound, _boot(), _boot(), time.monotonic(), _boot()]
-                )
+            rows = [_row(entry) for entry in entries if _is_text(entry.directory, *entry.place.job_key)]
+            execute_rows(database, _NOTE, rows, _boot(), _boot(), time.monotonic(), _boot())
 
     def forget(self, names: Iterable[str]) -> int:
         """Make users unknown, wherever they are, and return how many places that were.
@@ -250,17 +221,17 @@ class Ledger:
         return self._forget_names([_EVERYBODY], "? = ''")
 
     def doubt(self, places: Iterable[Place], seconds: float) -> str:
-        """A clean-up of these users begins: make them unknown on their storage hosts, wherever their directories are.
+        """A clean-up of these users begins: hide their entries on their storage hosts, of all their directories.
 
-        Until :meth:`cleaned` nothing is noted of them either, by whatever process: the clean-up may yet take away what
-        a bootstrap beside it gives. If the hub is killed meanwhile, that ends by itself.
+        Until :meth:`cleaned` no process notes anything of these users: the clean-up may yet take away what a bootstrap
+        beside it gives. If the hub is killed meanwhile, that ends by itself.
 
         By name, not by directory: a path may be known under two names (that of before a setting was made, a link), and
         a site's clean-up may reach beyond the directory that it was asked for.
 
         Args:
             places: of the users.
-            seconds: after which the clean-up has ended even if nobody says so, a day at most.
+            seconds: after which the clean-up counts as ended without :meth:`cleaned`; a day at most.
 
         Returns:
             A token for :meth:`cleaned`.
@@ -269,19 +240,19 @@ class Ledger:
             sqlite3.Error, OSError, SettingsError: it cannot be written.
         """
         token = uuid.uuid4().hex
-        whose = _whose(places)
+        users = list(dict.fromkeys((place.storage_host, place.name) for place in places))
         with self._file.writing() as database:
             now = time.monotonic()
             database.executemany(
                 "UPDATE complete SET doubt = ? WHERE storage_host = ? AND name = ?",
-                [(token, *who) for who in whose],
+                [(token, *user) for user in users],
             )
             database.execute("DELETE FROM cleaning WHERE until <= ? OR boot <> ?", (now, _boot()))
             database.executemany(
                 "INSERT INTO cleaning VALUES (?, ?, ?, ?, ?)",
-                [(token, *who, now + min(seconds, DAY), _boot()) for who in whose],
+                [(token, *user, now + min(seconds, DAY), _boot()) for user in users],
             )
-            _note_forgotten(database, (name for _, name in whose), now)
+            _note_forgotten(database, (name for _, name in users), now)
         return token
 
     def cleaned(
@@ -291,16 +262,16 @@ class Ledger:
         changed: Iterable[tuple[str, str]],
         at: float,
     ) -> None:
-        """A clean-up has ended: believe again what is known of users it left unchanged, forget users it has changed.
+        """A clean-up has ended: believe the entries of unchanged users again, and forget changed users.
 
         Args:
-            token: what :meth:`doubt` has returned; entries that somebody else has doubted since stay doubted.
-            unchanged: storage host and name of each of them.
-            changed: storage host and name of each of them: what rests on earlier is known no more.
+            token: of :meth:`doubt`; an entry that was doubted again since, under another token, stays hidden.
+            unchanged: storage host and name of each user that the clean-up left unchanged.
+            changed: storage host and name of each user that it changed: their entries from before ``at`` are deleted.
             at: when it ended, as ``time.monotonic``.
 
         Raises:
-            sqlite3.Error, OSError, SettingsError: it cannot be written; its users stay unknown for the ``seconds`` of
+            sqlite3.Error, OSError, SettingsError: it cannot be written; the users stay unknown for the ``seconds`` of
                 :meth:`doubt`.
         """
         changed = list(changed)
@@ -308,15 +279,15 @@ class Ledger:
             database.execute("DELETE FROM cleaning WHERE token = ?", (token,))
             database.executemany(
                 "DELETE FROM complete WHERE storage_host = ? AND name = ? AND (since < ? OR boot <> ?)",
-                [(*who, at, _boot()) for who in changed],
+                [(*user, at, _boot()) for user in changed],
             )
             _note_forgotten(database, (name for _, name in changed), at)
             database.executemany(
                 "UPDATE complete SET doubt = '' WHERE storage_host = ? AND name = ? AND doubt = ?",
-                [(*who, token) for who in unchanged],
+                [(*user, token) for user in unchanged],
             )
 
-    # -- where they were ----------------------------------------------------------------------
+    # -- where servers were ----------------------------------------------------------------------
 
     def note_places(self, places: Iterable[Place], under: str) -> None:
         """Note where users' servers had their storage.
@@ -325,10 +296,9 @@ class Ledger:
             places: one for each server that starts.
             under: :func:`digest` of the settings that made it so; under others they mean nothing.
         """
-        rows = [(place.name, place.server_name, json.dumps(asdict(place)), under) for place in places]
+        rows = [(place.name, place.server_name, place.to_json(), under) for place in places]
         with self._file.writing() as database:
-            for values, bound in many_rows(rows):
-                database.execute(f"INSERT OR REPLACE INTO places {values}", bound)
+            execute_rows(database, "INSERT OR REPLACE INTO places {values}", rows)
             database.executemany(
                 "DELETE FROM places WHERE name = ? AND server_name <> '' AND rowid NOT IN"
                 " (SELECT rowid FROM places WHERE name = ? ORDER BY rowid DESC LIMIT ?)",
@@ -338,17 +308,38 @@ class Ledger:
                 ],
             )
 
-    def places(self, name: str, under: str) -> list[Place]:
-        """Return where a user's servers last had their storage under these settings, the default server's first."""
+    def places(self, name: str, under: str | None = None) -> list[Place]:
+        """Return where a user's servers last had their storage (under these settings), the default server's first."""
         rows = self._file.select(
-            "SELECT place FROM places WHERE name = ? AND under = ? ORDER BY server_name", (name, under)
+            "SELECT place FROM places WHERE name = ? AND under = coalesce(?, under) ORDER BY server_name",
+            (name, under),
         )
-        return [place for (text,) in rows if (place := _place(text)) is not None]
+        return [place for (text,) in rows if (place := Place.from_json(text)) is not None]
 
-    # -- who they are -------------------------------------------------------------------------
+    def last_places(self) -> list[Place]:
+        """Return where the default server of each known user last had its storage, the latest first."""
+        rows = self._file.select("SELECT place FROM places WHERE server_name = '' ORDER BY rowid DESC", ())
+        return [place for (text,) in rows if (place := Place.from_json(text)) is not None]
+
+    def elsewhere(self, place: Place) -> Place | None:
+        """Return where the user's server of that name last had its storage, if that was not this place.
+
+        None for a user who has once been complete at this place: then both are known.
+        """
+        rows = self._file.select(
+            "SELECT place FROM places WHERE name = ? AND server_name = ? AND NOT EXISTS"
+            " (SELECT 1 FROM complete WHERE storage_host = ? AND work = ? AND name = ?)",
+            (place.name, place.server_name, *place.job_key, place.name),
+        )
+        last = Place.from_json(rows[0][0]) if rows else None
+        if last is None or (last.storage_host, last.directory) == (place.storage_host, place.directory):
+            return None
+        return last
+
+    # -- which person has a name -------------------------------------------------------------------------
 
     def person(self, name: str) -> str | None:
-        """Return who the user of that name is, None if nothing is noted.
+        """Return the person noted for a username, None if there is none.
 
         Raises:
             sqlite3.Error, OSError: that cannot be read.
@@ -357,7 +348,11 @@ class Ledger:
         return str(rows[0][0]) if rows else None
 
     def note_persons(self, persons: Mapping[str, tuple[str, str]]) -> None:
-        """Note who the users of these names are, each with who that name is taken from: nobody else is replaced."""
+        """Note the person of each username, in place of a certain earlier one: another than that is not replaced.
+
+        Args:
+            persons: by username, the person and the earlier one.
+        """
         with self._file.writing() as database:
             database.executemany(
                 "INSERT INTO persons VALUES (?, ?) ON CONFLICT (name)"
@@ -366,13 +361,14 @@ class Ledger:
             )
 
     def accept(self, names: Iterable[str]) -> int:
-        """Let whoever has these names now be the person; return how many were somebody."""
+        """Let the users of these names be new persons, at new places; return of how many something was noted."""
+        accepted = 0
         with self._file.writing() as database:
-            return int(
-                database.executemany(
-                    "DELETE FROM persons WHERE name = ?", [(name,) for name in names]
-                ).rowcount
-            )
+            for name in names:
+                persons = database.execute("DELETE FROM persons WHERE name = ?", (name,)).rowcount
+                places = database.execute("DELETE FROM places WHERE name = ?", (name,)).rowcount
+                accepted += bool(persons or places)
+        return accepted
 
     # -- inner --------------------------------------------------------------------------------
 
@@ -384,7 +380,7 @@ class Ledger:
             (*place.job_key, place.name, place.storage_host, place.name, time.monotonic(), _boot()),
         )
         for text, directory, roles, seen, at, since in rows:
-            known = _place(text)
+            known = Place.from_json(text)
             if known is not None:
                 return Entry(known, directory, json.loads(roles), seen, at, since)
         return None
@@ -405,7 +401,7 @@ def _same(known: Place, now: Place, roles: Mapping[str, str]) -> bool:
 
 
 def _is_text(*values: str) -> bool:
-    """Whether SQLite can keep them: a path of other bytes than UTF-8 stays unknown, and costs nobody else the note."""
+    """Whether SQLite can keep them: an entry with a path that is not UTF-8 is left out, and the others are noted."""
     try:
         "".join(values).encode()
     except UnicodeEncodeError:
@@ -413,15 +409,11 @@ def _is_text(*values: str) -> bool:
     return True
 
 
-def _whose(places: Iterable[Place]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((place.storage_host, place.name) for place in places))
-
-
 def _row(entry: Entry) -> tuple[Any, ...]:
     return (
         *entry.place.job_key,
         entry.place.name,
-        json.dumps(asdict(entry.place)),
+        entry.place.to_json(),
         entry.directory,
         json.dumps(dict(entry.roles)),
         entry.seen,
@@ -437,7 +429,7 @@ def _boot() -> str:
 
 
 def _note_forgotten(database: sqlite3.Connection, names: Iterable[str], at: float) -> None:
-    """Set tombstones, and move none back; drop those older than any run under way, and those of another boot."""
+    """Record that users were forgotten, and move no time back; drop rows older than any run, or of another boot."""
     database.execute("DELETE FROM forgotten WHERE ? - at > ? OR boot <> ?", (at, DAY, _boot()))
     database.executemany(
         "INSERT INTO forgotten VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET at = max(at, excluded.at)",
@@ -463,11 +455,3 @@ def _lstat(directory: str) -> str:
     except (OSError, ValueError):
         return ""
     return f"{status.st_ino} {status.st_uid} {status.st_gid} {status.st_mode:o}"
-
-
-def _place(text: str) -> Place | None:
-    try:
-        said = json.loads(text)
-        return Place(**{**said, "groups": tuple(said["groups"])})
-    except (ValueError, TypeError, KeyError, RefusedError):
-        return None

@@ -1,7 +1,7 @@
 """What the history says about the last day and the last weeks: counted by SQLite, so it costs no memory.
 
-Runs that only predicted (``--check``, ``mode = "observe"``) are counted by themselves: nobody was bootstrapped by
-them, and a role that is predicted takes no time.
+Runs that only predicted (``--check``, ``mode = "observe"``) are counted by themselves: they bootstrapped no user,
+and a role that is predicted takes no time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Failures:
 
     users: int
     times: int
-    """Somebody who tries again and again counts each time."""
+    """A user who fails again counts again."""
 
 
 @dataclass(slots=True)

@@ -1,10 +1,10 @@
 """A file of SQLite below ``state_dir``; made, or moved aside and made anew, as need be.
 
-In WAL mode, so that looking somebody up never waits for a hub, a command line or a killed one of either that was
-writing. Every transaction is synced: an entry that was forgotten must not come back after a power cut.
+It is in WAL mode, so that a reader never waits for a hub or a command that writes, or was killed while it wrote.
+Every transaction is synced: an entry that was forgotten must not come back after a power cut.
 
-For reading, one connection is kept, as long as the file is the same. With the last connection SQLite removes the files
-of the WAL, and with the next makes them anew: two files would come and two go for each login, and the commits of a
+One connection for reading is kept as long as the file is the same. With its last connection SQLite removes the files
+of the WAL, and with the next one makes them anew: two files would come and two go for each login, and the commits of a
 hub's database on the same file system wait for that. For writing, each call has a connection of its own.
 """
 
@@ -27,8 +27,7 @@ READ_SECONDS: Final = 0.1
 loop."""
 
 
-_NO_DATABASE: Final = (11, 26)
-"""SQLITE_CORRUPT and SQLITE_NOTADB; sqlite.org/rescode.html."""
+_NO_DATABASE: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 _OTHER_CONTENT: Final = (
     "no such table",
@@ -36,7 +35,7 @@ _OTHER_CONTENT: Final = (
     "has no column named",
     "Could not decode to UTF-8",
 )
-"""What is said where a file of our version does not have our tables, or has bytes in them that are no text."""
+"""SQLite's messages where a file of our version does not have our tables, or has bytes in them that are no text."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -83,10 +82,9 @@ class SqliteFile:
                 return database.execute(query, values).fetchall()
             except BaseException as error:
                 self._let_go()
-                if not self._is_damage(error):
-                    raise
-                self._set_aside(self._file)
-                return []
+                if self._set_aside_if_damaged(self._file, error):
+                    return []
+                raise
 
     def _reading(self) -> sqlite3.Connection | None:
         """Return the connection for reading; None if there is no file."""
@@ -132,8 +130,7 @@ class SqliteFile:
             # A process's connections share what the first has found: a file system that was read-only, say.
             with self._turn:
                 self._let_go()
-            if self._is_damage(error):
-                self._set_aside(file)
+            self._set_aside_if_damaged(file, error)
             raise
 
     def _whole(self) -> sqlite3.Connection:
@@ -142,26 +139,18 @@ class SqliteFile:
         try:
             return self._prepared()
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            if not self._is_damage(error):
+            if not self._set_aside_if_damaged(file, error):
                 raise
-            self._set_aside(file)
             make_private(self._path)
             return self._prepared()
 
-    def _is_damage(self, error: BaseException) -> bool:
-        # The latter where a damaged name is in what SQLite says of it.
-        if isinstance(error, (_OtherVersionError, UnicodeDecodeError)):
-            return True
-        if not isinstance(error, sqlite3.DatabaseError):
+    def _set_aside_if_damaged(self, file: tuple[int, int] | None, error: BaseException) -> bool:
+        """Keep a damaged file under another name, unless another process has done so; return False if it is not."""
+        if not _is_damage(error):
             return False
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        return code in _NO_DATABASE or any(text in str(error) for text in _OTHER_CONTENT)
-
-    def _set_aside(self, file: tuple[int, int] | None) -> None:
-        """Keep a file that is not ours under another name, unless another process has done that already."""
         with contextlib.suppress(OSError):
             if file is None or _identity(self._path) != file:
-                return
+                return True
             broken = self._path.with_suffix(".broken")
             os.replace(self._path, broken)
             for rest in ("-wal", "-shm"):
@@ -172,14 +161,13 @@ class SqliteFile:
                 broken.name,
                 self._lost,
             )
+        return True
 
     def _prepared(self) -> sqlite3.Connection:
         database = sqlite3.connect(self._path, timeout=BUSY_SECONDS)
         try:
             if _version(database) != self._version:
-                database.execute(
-                    "PRAGMA auto_vacuum = INCREMENTAL"
-                )  # only while there is nothing in the file
+                database.execute("PRAGMA auto_vacuum = INCREMENTAL")  # Works on an empty file alone.
                 database.execute("BEGIN EXCLUSIVE")
                 if _version(database) != self._version:  # Not made by another process meanwhile.
                     if database.execute("SELECT 1 FROM sqlite_master").fetchone():
@@ -188,7 +176,8 @@ class SqliteFile:
                         database.execute(statement)
                     database.execute(f"PRAGMA user_version = {self._version}")
                 database.commit()
-            # The file stays so. While others are at it, this fails at once, whatever the timeout: then with the next.
+            # The file keeps the mode. While others are at it, this fails at once, whatever the timeout; the next
+            # connection sets it.
             with contextlib.suppress(sqlite3.OperationalError):
                 database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
@@ -197,6 +186,16 @@ class SqliteFile:
             database.close()
             raise
         return database
+
+
+def _is_damage(error: BaseException) -> bool:
+    # The latter where a damaged name is in SQLite's message.
+    if isinstance(error, (_OtherVersionError, UnicodeDecodeError)):
+        return True
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return isinstance(error, sqlite3.DatabaseError) and (
+        code in _NO_DATABASE or any(text in str(error) for text in _OTHER_CONTENT)
+    )
 
 
 def _version(database: sqlite3.Connection) -> int:
@@ -213,18 +212,22 @@ _MOST_VALUES: Final = 999
 """In one statement; what the oldest SQLite takes that Python does."""
 
 
-def many_rows(rows: Sequence[tuple[Any, ...]], *, beside: int = 0) -> Iterator[tuple[str, list[Any]]]:
-    """Yield ``VALUES (?, ...), ...`` and what is to be bound there, for as many of the rows at once as SQLite takes.
+def execute_rows(
+    database: sqlite3.Connection, query: str, rows: Sequence[tuple[Any, ...]], *more: Any
+) -> None:
+    """Execute a query with as many rows at once as SQLite takes; each step gives the interpreter's lock away.
 
     Args:
+        database: in a transaction.
+        query: with ``{values}`` where ``VALUES (?, ...), ...`` goes, and marks for ``more`` after that.
         rows: of the same length.
-        beside: values that the statement has besides.
+        more: values that the query has besides.
     """
     if not rows:
         return
-    width = len(rows[0])
-    row = f"({', '.join('?' * width)})"
-    size = (_MOST_VALUES - beside) // width
+    size = (_MOST_VALUES - len(more)) // len(rows[0])
     for begin in range(0, len(rows), size):
         some = rows[begin : begin + size]
-        yield f"VALUES {', '.join([row] * len(some))}", [value for values in some for value in values]
+        row = f"({', '.join('?' * len(some[0]))})"
+        values = [value for values in some for value in values]
+        database.execute(query.format(values=f"VALUES {', '.join([row] * len(some))}"), [*values, *more])

@@ -14,6 +14,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _names, _plan, _users
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.plugin_utils.interpreter import explain_failure
 
 _USAGE = (
     "Give the storage root (-e bootstrap_root=/volumes/jupyterhub) and either one user (-e username=alice) "
@@ -74,10 +75,12 @@ class ActionModule(ActionBase):
         if self._connection.transport == "local" and not self._task.become:
             whole, failures = _users.resolve_users(users, _users.Policy(**_as_policy(policy)))
             return {"users": whole, "failures": failures}
-        return self._execute_module(
+        said = self._execute_module(
             module_args={"users": users, **_as_policy(policy)},
             task_vars=task_vars,
         )
+        explain_failure(self, said, task_vars)
+        return said
 
     def _refuse_confusion(self, task_vars: dict[str, Any], args: dict[str, Any]) -> None:
         """Refuse to begin without a storage root or with users given twice, or not at all."""

@@ -56,6 +56,9 @@ _LOADED_AHEAD = (
 )
 """What tasks import. Ansible forks for each task, so what is here already is in all of them."""
 
+_FIRST = ("batch", "probe")
+"""Actions that work for no user yet."""
+
 _NOTHING_SEEN = {
     "reason": "apply_failed",
     "msg": "the run ended before this user was done",
@@ -108,6 +111,8 @@ class CallbackModule(CallbackBase):
             self._begin(data)
         elif ours == "outcome":
             self._account(data)
+        elif ours == "probe":
+            self._write(type="probed", about=data["about"], findings=data["findings"])
         elif ours:
             self._module(result, data)
         elif data.get("changed"):
@@ -120,12 +125,12 @@ class CallbackModule(CallbackBase):
         if ours == "outcome":
             self._account(data)
             return
-        if ours and ours != "batch":
+        if ours and ours not in _FIRST:
             self._module(result, data)
         if not ignore_errors:
             # Where the batch cannot even begin, the admin has to mend something.
             message = self._items.pop((result._host.get_name(), result._task._uuid), None) or _message(data)
-            self._remember(result, "settings" if ours == "batch" else "role_failed", message)
+            self._remember(result, "settings" if ours in _FIRST else "role_failed", message)
 
     def v2_runner_item_on_failed(self, result: Any) -> None:
         """Keep what an item of a loop says; the loop's own message says only that one has failed."""

@@ -28,7 +28,7 @@ from typing import Any
 
 from . import _worker
 from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience, Task
-from ._errors import LateError, StorageError, printable, sentence
+from ._errors import LateError, LeftAloneError, StorageError, printable, sentence
 from ._names import UserRefusedError, below
 from ._report import Report, result
 from ._state import Lock, Record, State, check_owner_name
@@ -80,10 +80,12 @@ class Claim:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Make what fails in the body this claim's failure, and nobody else's."""
+        """Make what fails in the body this claim's failure, and nobody else's; what is left alone, its note."""
         _worker.at(self.place)
         try:
             yield
+        except LeftAloneError as note:
+            self.notes.append(str(note))
         except Exception as error:
             self.error, self.hangs = sentence(error), isinstance(error, LateError)
         finally:

@@ -6,6 +6,7 @@
 
     StorageError        the sentence; it names the cause, and what to do where there is something to do
     ├── LateError       it was stopped because it took too long
+    ├── LeftAloneError  nothing is wrong, and nothing can be done: a note
     └── ArchiveError    an archive or a download is refused (``_archives.py``, ``_download.py``, ``_library.py``)
 
 The text goes into a module's result and the admin's log, so whatever it quotes is made printable.
@@ -41,6 +42,10 @@ class StorageError(Exception):
 
 class LateError(StorageError):
     """Something was stopped because it took too long."""
+
+
+class LeftAloneError(StorageError):
+    """A user's directory that root may not enter: the user does without our work, and starts."""
 
 
 class ArchiveError(StorageError):

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from ._descriptors import NAMES, opened
 from ._errors import StorageError, printable
+from ._mounts import ways_out
 from ._ways import judge, open_directory
 from ._worker import expecting
 
@@ -41,7 +42,7 @@ def open_root(path: str) -> int:
             somebody other than root and the caller could change it or the way to it.
     """
     missing = f"mount it, or create it with `install -d -m 755 {printable(path)}`"
-    return open_directory(path, "storage root", missing=missing)[0]
+    return open_directory(path, "storage root", missing=missing, mend=ways_out)[0]
 
 
 def open_parent(root: int, parts: Sequence[str], *, make: bool) -> int | None:

@@ -162,6 +162,7 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
                     raise _not_the_users(claim.home, 0)
     _repair(storage, repairs, options)
     every, making = making, _left(making)
+    _check_room(storage, making)
     skeleton = _open_skeleton(options.skeleton, making) if making else None
     try:
         if storage.check:
@@ -173,6 +174,18 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
             os.close(skeleton)
         for item in every:
             item.close()
+
+
+def _check_room(storage: Storage, making: list[_Making]) -> None:
+    """Let the homes fail that root would make, if the root takes none; a user's own directory may take some."""
+    roots = [item for item in making if item.top is None]
+    if not roots:
+        return
+    try:
+        storage.check_room()
+    except StorageError as error:
+        fail_all((item.claim for item in roots), error)
+        making[:] = [item for item in making if item.top is not None]
 
 
 def _check_adoption(home: Home, adopt: str) -> None:
@@ -308,7 +321,12 @@ def _stage(storage: Storage, item: _Making) -> None:
     os.mkdir(name, 0o700, dir_fd=stage)
     item.staged = os.open(name, DIRECTORY, dir_fd=stage)
     _acls.drop(item.staged)
-    os.fchown(item.staged, claim.home.uid, claim.home.gid)
+    status = os.fstat(item.staged)
+    if (status.st_uid, status.st_gid) != (
+        claim.home.uid,
+        claim.home.gid,
+    ):  # a squashed file system refuses any chown
+        os.fchown(item.staged, claim.home.uid, claim.home.gid)
 
 
 def _fill(storage: Storage, making: list[_Making], skeleton: int | None, options: Options) -> None:

@@ -38,6 +38,9 @@ _NOT_HOSTS = frozenset({"all", "ungrouped"})
 STATE_DIRECTORY = ".ansible_bootstrap"
 """Below each storage root: stages, locks and records, root-owned, mode 0700."""
 
+PROBE_DIRECTORY = f"{STATE_DIRECTORY}_probe"
+"""Below a storage root while it is probed."""
+
 
 class UserRefusedError(ValueError):
     """This user cannot be worked for; the text names the rule or the setting to make."""
@@ -130,7 +133,7 @@ def check_directory(directory: object) -> str:
         raise NameRefusedError("a directory's path has no '..', no '.', no empty part and no trailing slash")
     if not directory.isprintable():
         raise NameRefusedError("a directory's path has only printable characters")
-    for reserved in (STATE_DIRECTORY, "lost+found"):
+    for reserved in (STATE_DIRECTORY, PROBE_DIRECTORY, "lost+found"):
         if reserved in directory.casefold().split("/"):  # as a file system that folds case has it
             raise NameRefusedError(f"{reserved} is not a user's directory")
     return directory

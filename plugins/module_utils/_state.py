@@ -31,9 +31,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ._descriptors import DIRECTORY
+from ._descriptors import DIRECTORY, held
 from ._errors import StorageError, printable
 from ._files import exists, put_draft, read_small, write_draft
+from ._mounts import kind_by_owner, mount_of, sentence
 from ._names import STATE_DIRECTORY
 from ._trees import discard
 
@@ -82,8 +83,9 @@ class Lock:
 class Records:
     """The records of a storage root, for check mode too: reads what is there and makes nothing."""
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, path: str) -> None:
         self._open: list[int] = []
+        self._path = path
         self.records: int | None = None
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -93,7 +95,7 @@ class Records:
             raise
 
     def _enter(self, parent: int, name: str) -> int:
-        directory = _open_private(parent, name)
+        directory = open_private(parent, name, self._path)
         self._open.append(directory)
         return directory
 
@@ -127,8 +129,9 @@ class State(Records):
 
     records: int
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, path: str) -> None:
         self._open = []
+        self._path = path
         try:
             state = self._enter(root, STATE_DIRECTORY)
             self.stage, self.locks, self.records, self.cache = (
@@ -141,10 +144,17 @@ class State(Records):
     def _enter(self, parent: int, name: str) -> int:
         # To make a name in the storage root waits for everybody who lists that. Nobody lists what is ours, and there
         # the attempt finds out at once whether the disk takes writes at all.
+        made = False
         if name != STATE_DIRECTORY or not exists(parent, name):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=parent)
-        return super()._enter(parent, name)
+                made = True
+        try:
+            return super()._enter(parent, name)
+        except StorageError:
+            if made:  # and is not ours: this file system does not obey root
+                os.rmdir(name, dir_fd=parent)
+            raise
 
     def lock(self, name: str) -> Lock:
         """Return the lock of that name, not yet taken."""
@@ -205,7 +215,8 @@ def check_owner_name(record: Record, name: str, record_id: str) -> None:
         )
 
 
-def _open_private(parent: int, name: str) -> int:
+def open_private(parent: int, name: str, path: str) -> int:
+    """Open a directory that must be this process's alone, below the storage root at ``path``."""
     try:
         directory = os.open(name, DIRECTORY, dir_fd=parent)
     except NotADirectoryError:
@@ -214,9 +225,13 @@ def _open_private(parent: int, name: str) -> int:
         ) from None
     status = os.fstat(directory)
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        os.close(directory)
+        with held(directory):
+            mount = mount_of(directory)
+        kind = kind_by_owner(status, mount) if mount and (mount.is_remote or not mount.has_owners) else None
         raise StorageError(
-            f"{name}, below the storage root, must belong to uid {os.geteuid()} with mode 0700 (it has uid "
+            sentence(kind, path, mount, status)
+            if kind
+            else f"{name}, below the storage root, must belong to uid {os.geteuid()} with mode 0700 (it has uid "
             f"{status.st_uid}, mode {status.st_mode & 0o7777:04o}): it holds the state of ansible_bootstrap"
         )
     return directory

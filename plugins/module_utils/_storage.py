@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from ._as_user import NO_LIMIT, Answer, Patience, Task, run_all
 from ._descriptors import DIRECTORY, NAMES, held
-from ._errors import StorageError, printable
+from ._errors import LeftAloneError, StorageError, printable
 from ._files import enter, kind, open_parent, open_root
+from ._mounts import is_of_user, refuse_what_takes_no_records, refuse_what_takes_nothing
 from ._names import carries
 from ._state import Records, State, identity
 from ._ways import judge
@@ -63,9 +64,11 @@ class Storage:
         self.check = check
         self.patience = patience
         self.fetched = 0
+        self.path = root
         self.root = open_root(root)
         try:
-            self.records = Records(self.root) if check else State(self.root)
+            refuse_what_takes_no_records(self.root, root)
+            self.records = Records(self.root, root) if check else State(self.root, root)
         except BaseException:
             os.close(self.root)
             raise
@@ -77,10 +80,15 @@ class Storage:
             raise TypeError("check mode writes nothing")
         return self.records
 
+    def check_room(self) -> None:
+        """Refuse (StorageError) to make homes in a root that takes none; our records may be on a mount of their own."""
+        refuse_what_takes_nothing(self.root, self.path)
+
     def open_home(self, home: Home) -> int | None:
         """Open the directory in a home's place, whosever it is; None if there is nothing.
 
         Raises:
+            LeftAloneError: the user's own directory is there, and root may not enter it.
             StorageError: something else is there.
         """
         own = self.own_above(home)
@@ -98,6 +106,12 @@ class Storage:
                 return os.open(name, DIRECTORY, dir_fd=parent)
             except FileNotFoundError:
                 return None
+            except PermissionError:
+                if os.geteuid() == 0 and is_of_user(parent, name, home.uid):
+                    raise LeftAloneError(
+                        f"{shown} is the user's, and root may not enter it: left alone"
+                    ) from None
+                raise
             except OSError as error:
                 if error.errno not in (errno.ENOTDIR, errno.ELOOP):
                     raise

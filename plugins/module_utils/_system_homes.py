@@ -28,7 +28,6 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-import pwd
 import secrets
 import time
 from functools import partial
@@ -41,11 +40,11 @@ from ._descriptors import DIRECTORY, held, opened
 from ._errors import StorageError, printable
 from ._files import open_parent, rename_directory, sync
 from ._mkhomedir_helper import Options, find_helper, open_skeleton, run_helper
-from ._names import STATE_DIRECTORY
+from ._names import STATE_DIRECTORY, UserRefusedError
 from ._partial_homes import is_partial, lacks_only_its_owner, other_than_skeleton
 from ._report import Report
 from ._storage import Home, Storage
-from ._users import SYSTEM_NAME
+from ._users import system_user
 
 SETTLED = 60.0
 """Seconds of silence after which a partial home that is not ours counts as given up."""
@@ -134,16 +133,14 @@ def _began(claim: Claim) -> bool:
 
 def _check_account(home: Home) -> None:
     """Refuse whoever the helper would not know, or know otherwise than we do."""
-    if not SYSTEM_NAME.match(home.name):
-        raise StorageError(
-            "cannot be a system user's name: it has lower-case letters, digits and _ . - and begins with a letter or _"
-        )
     try:
-        account = pwd.getpwnam(home.name)
-    except KeyError:
+        account = system_user(home.name)
+    except UserRefusedError as error:
+        raise StorageError(str(error)) from None
+    if account is None:
         raise StorageError(
-            f"is not a system user of the storage host: make the account (`getent passwd {home.name}` must know it)"
-        ) from None
+            f"is not a system user of the storage host: make the account (`getent passwd {home.name!a}` must know it)"
+        )
     if posixpath.normpath(account.pw_dir) != home.directory:
         raise StorageError(
             f"the system's home of this user is {printable(account.pw_dir)}, not {printable(home.directory)}: "

@@ -33,8 +33,8 @@ MAX_ALSO = 8
 
 Failure = dict[str, Any]
 
-SYSTEM_NAME = re.compile(r"[a-z_][a-z0-9_.-]{0,30}\Z")
-"""What a system user's name may be; the name service is asked for no other."""
+_PLAIN_NAME = re.compile(r"[a-z_][a-z0-9_.-]{0,30}\Z")
+"""A system user's name as Debian's ``adduser`` has it; the name service may know it by a longer one (``alice@uni``)."""
 
 _NOBODY = 65534
 """The account ``nobody``; ``_as_user.py`` gives it the work on strangers' data."""
@@ -101,7 +101,7 @@ def _owner(user: dict[str, Any], policy: Policy) -> tuple[int, int, str | None]:
         if policy.gid not in (None, "nss", "request", gid) or user["gid"] not in (None, gid):
             raise UserRefusedError(f"to work for another gid than {gid} needs root")
         return uid, gid, None
-    entry = _entry(user["name"]) if "nss" in (policy.uid, policy.gid or policy.uid) else None
+    entry = system_user(user["name"]) if "nss" in (policy.uid, policy.gid or policy.uid) else None
     uid = _choose("uid", policy.uid, user["uid"], entry and entry.pw_uid)
     if not policy.uid_min <= uid <= policy.uid_max:
         raise UserRefusedError(f"uid {uid} is outside uid_min {policy.uid_min} and uid_max {policy.uid_max}")
@@ -134,14 +134,25 @@ def _choose(what: str, policy: int | str, asked: int | None, known: int | None) 
     return value
 
 
-def _entry(name: str) -> pwd.struct_passwd | None:
-    """Ask the name service, and only for names a system user can have: ``0`` is no name."""
-    if not SYSTEM_NAME.match(name):
-        return None
+def system_user(name: str) -> pwd.struct_passwd | None:
+    """Return what the name service knows of an account; None if it knows none.
+
+    Any name of the policy may be an account's. Some services take ``Alice`` for ``alice``, and ``1000`` for a uid: two
+    users of the hub would be one account.
+
+    Raises:
+        UserRefusedError: the account has another name.
+    """
     try:
-        return pwd.getpwnam(name)
+        entry = pwd.getpwnam(name)
     except KeyError:
         return None
+    if entry.pw_name != name and not _PLAIN_NAME.match(name):
+        raise UserRefusedError(
+            f"the system's name of this account is {entry.pw_name!a}: let the hub call the user so "
+            "(c.Authenticator.username_map), or set uid and gid"
+        )
+    return entry
 
 
 def _default_directory(name: str, home: str | None, root: str) -> str:

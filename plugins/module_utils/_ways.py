@@ -126,11 +126,21 @@ def _open(name: str, directory: int, path: str, *, make: bool) -> int:
         raise
 
 
-def open_way(path: str, what: str, *, missing: str = "", make: bool = False) -> tuple[int, str]:
+Mend = Callable[[str, os.stat_result, str], str]
+"""Is called with the path and the status of a step that is not trusted, and the command that mends it as a rule."""
+
+
+def _mend(_path: str, _status: os.stat_result, command: str) -> str:
+    return f"`{command}`"
+
+
+def open_way(
+    path: str, what: str, *, missing: str = "", make: bool = False, mend: Mend = _mend
+) -> tuple[int, str]:
     """Go to a path that root trusts, as :func:`walk` does.
 
     StorageError says that ``what`` does not exist (and, ``missing``, what to do then), or that somebody else could
-    change what the path leads to.
+    change what the path leads to (and, ``mend``, what to do then).
     """
     shown = f"{what} {printable(path)}"
     if not path.startswith("/") or "\0" in path:
@@ -139,7 +149,7 @@ def open_way(path: str, what: str, *, missing: str = "", make: bool = False) -> 
     def refuse(place: str, status: os.stat_result, passed: bool) -> None:
         for fault in judge(place, status, passed=passed):
             at = shown if place == path else f"{shown}: {printable(place)}"
-            raise StorageError(f"{at} {fault.why}: `{fault.mend}`")
+            raise StorageError(f"{at} {fault.why}: {mend(place, status, fault.mend)}")
 
     try:
         return walk(path, refuse, make=make)
@@ -156,9 +166,11 @@ def open_way(path: str, what: str, *, missing: str = "", make: bool = False) -> 
         raise StorageError(f"{explain(error, where)}{advice}") from None
 
 
-def open_directory(path: str, what: str, *, missing: str = "", make: bool = False) -> tuple[int, str]:
+def open_directory(
+    path: str, what: str, *, missing: str = "", make: bool = False, mend: Mend = _mend
+) -> tuple[int, str]:
     """Open a directory for reading as :func:`open_way` does; StorageError, too, if it is something else."""
-    end, real = open_way(path, what, missing=missing, make=make)
+    end, real = open_way(path, what, missing=missing, make=make, mend=mend)
     try:
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=end), real
     except OSError as error:

@@ -24,6 +24,7 @@ from typing import Any
 
 from ansible.plugins.action.normal import ActionModule as NormalAction
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._priority import keep_back
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.plugin_utils.interpreter import explain_failure
 
 
 class RoleAction(NormalAction):
@@ -34,7 +35,9 @@ class RoleAction(NormalAction):
         keep_back()  # A worker has a session of its own.
         result: dict[str, Any] = super(NormalAction, self).run(tmp, task_vars)
         if not self._is_here(task_vars or {}):
-            return dict(super().run(tmp, task_vars))
+            result = dict(super().run(tmp, task_vars))
+            explain_failure(self, result, task_vars or {})
+            return result
         module = importlib.import_module(
             type(self).__module__.replace(".plugins.action.", ".plugins.modules.")
         )

@@ -23,7 +23,7 @@ ESCAPE = "\x1b[31mX"
 def config(tmp_path: Path) -> str:
     path = tmp_path / "config.py"
     path.write_text(f"c.AnsibleBootstrap.state_dir = {str(tmp_path / 'state')!r}\n")
-    Ledger(tmp_path / "state").complete([completed(Place("alice"), "", ())])
+    Ledger(tmp_path / "state").note([completed(Place("alice"), "", ())])
     return str(path)
 
 

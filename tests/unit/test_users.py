@@ -21,6 +21,11 @@ from ansible_bootstrap.storage._users import (
 ROOT = "/volumes"
 PEOPLE = {
     "alice": pwd.struct_passwd(("alice", "x", 1500, 1600, "", f"{ROOT}/home/alice", "/bin/sh")),
+    "AliceW": pwd.struct_passwd(("AliceW", "x", 1502, 100, "", f"{ROOT}/AliceW", "/bin/sh")),
+    "jane.doe@uni.example": pwd.struct_passwd(
+        ("jane.doe@uni.example", "x", 1503, 100, "", "/home/jane", "/bin/sh")
+    ),
+    "carl": pwd.struct_passwd(("carl@uni.example", "x", 1504, 100, "", "/home/carl", "/bin/sh")),
     "bob": pwd.struct_passwd(("bob", "x", 1501, 100, "", "/home/bob", "/bin/sh")),
     "daemon": pwd.struct_passwd(("daemon", "x", 2, 2, "", "/", "/bin/sh")),
     "toor": pwd.struct_passwd(("toor", "x", 0, 0, "", "/root", "/bin/sh")),
@@ -30,8 +35,7 @@ PEOPLE = {
 @pytest.fixture(autouse=True)
 def as_root_among_people(monkeypatch):
     def getpwnam(name: str) -> pwd.struct_passwd:
-        assert name[0] in "abcdefghijklmnopqrstuvwxyz_", "asked the name service for no name"
-        return PEOPLE[name]
+        return PEOPLE[{"1500": "alice", "ALICE": "alice"}.get(name, name)]
 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(pwd, "getpwnam", getpwnam)
@@ -74,9 +78,20 @@ def test_the_system_user_of_that_name():
     assert whole["directory"] == f"{ROOT}/bob", "a home elsewhere is not used"
 
 
-@pytest.mark.parametrize("name", ["carol", "0", "1500", "Alice", "a b"])
+@pytest.mark.parametrize("name", ["carol", "0", "1600", "Alice", "a b"])
 def test_nobody_of_that_name(name):
     with pytest.raises(UserRefusedError, match="not a system user"):
+        resolve_user(user(name), Policy(ROOT))
+
+
+@pytest.mark.parametrize(("name", "uid"), [("AliceW", 1502), ("jane.doe@uni.example", 1503), ("carl", 1504)])
+def test_a_name_that_the_system_knows_is_good(name, uid):
+    assert resolve_user(user(name), Policy(ROOT))["uid"] == uid
+
+
+@pytest.mark.parametrize("name", ["1500", "ALICE"])
+def test_a_name_service_that_takes_one_name_for_another_makes_no_two_users_one(name):
+    with pytest.raises(UserRefusedError, match=r"account is 'alice'.*username_map"):
         resolve_user(user(name), Policy(ROOT))
 
 

@@ -44,4 +44,4 @@ c.JupyterHub.load_roles = [
 ]
 c.Spawner.cmd = [sys.executable, test["server"]]
 c.AnsibleBootstrap.state_dir = test["state"]
-c.AnsibleBootstrap.place = lambda spawner: {}
+c.AnsibleBootstrap.place = test["place"]

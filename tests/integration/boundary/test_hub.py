@@ -44,6 +44,7 @@ class Hub:
             "token": self.token,
             "server": f"{self.directory}/server.py",
             "state": str(self.state),
+            "place": {"directory": f"{machine.volumes}/{{username}}", "uid": OWNER, "gid": GROUP},
         }
         (inside / "test.json").write_text(json.dumps(test))
         machine.root("install", "-d", "-o", HUB, f"{self.directory}/own")

@@ -52,9 +52,14 @@ def home(hub: RunningHub, name: str) -> Path:
 
 def noted(hub: RunningHub, *, believed: bool = False) -> set[str]:
     """Whom the hub has written down; those in doubt too, unless only believed ones count."""
-    with contextlib.closing(sqlite3.connect(hub.path / "state" / FILE)) as database:
+    file = f"file:{hub.path}/state/{FILE}?mode=ro"
+    with (
+        contextlib.suppress(sqlite3.OperationalError),  # There is none yet.
+        contextlib.closing(sqlite3.connect(file, uri=True)) as database,
+    ):
         rows = database.execute("SELECT name FROM complete WHERE doubt = '' OR NOT ?", (believed,))
         return {name for (name,) in rows}
+    return set()
 
 
 def cleaned(apply: FakeApply) -> set[str]:
@@ -198,7 +203,16 @@ async def test_who_is_back_before_the_clean_up_began_withdraws_it(
         await stop(api, "hanna")
 
 
-async def test_the_work_begins_at_login_and_start_finds_it_done(hub: RunningHub, apply: FakeApply) -> None:
+NO_HOOKS = (
+    "c.Spawner.pre_spawn_hook = c.SimpleLocalProcessSpawner.pre_spawn_hook = c.Spawner.auth_state_hook = None"
+)
+
+
+async def test_the_work_begins_at_login_and_start_finds_it_done(
+    start_hub: Callable[..., RunningHub], tmp_path: Path
+) -> None:
+    apply = FakeApply(tmp_path)
+    hub = start_hub(apply_command=apply.command, more=NO_HOOKS)
     do(apply)
     home(hub, "irma").mkdir()
     async with httpx.AsyncClient(follow_redirects=True, timeout=30) as browser:

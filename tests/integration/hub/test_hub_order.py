@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,10 @@ LATE = ORDER.replace("class Own", "class Unused").replace(
     "c.JupyterHub.spawner_class = Own\nc.Own.pre_spawn_hook = broken",
     "c.SimpleLocalProcessSpawner.pre_spawn_hook = moves",
 )
+UNKNOWN = """
+from jupyterhub.spawner import Spawner
+c.JupyterHub.spawner_class = type("Own", (Spawner,), dict.fromkeys(("start", "stop", "poll"), lambda self: None))
+"""
 FILE = """
 c.JupyterHub.spawner_class = "simple"
 (path / "part.py").write_text("from ansible_bootstrap import setup\\nc = get_config()\\nsetup(c)")
@@ -134,7 +139,13 @@ async def test_a_hub_that_only_observes_starts_all_the_same(
     assert "did you mean 'storage_root'?" in hub.log
 
 
-async def test_one_line_says_what_will_be_done(begin: Callable[..., RunningHub], own: FakeApply) -> None:
+async def test_one_line_says_what_will_be_done(begin: Callable[..., RunningHub]) -> None:
     hub = begin()
     (line,) = [line for line in hub.log.splitlines() if "ansible_bootstrap 0." in line]
-    assert "asked of the spawner" in line and "mode enforce" in line
+    assert "mode enforce, places from SimpleLocalProcessSpawner" in line and sys.executable in line
+    assert "unknown class" not in hub.log
+
+
+async def test_a_spawner_of_an_unknown_class_is_named_at_the_start(begin: Callable[..., RunningHub]) -> None:
+    hub = begin(more=UNKNOWN)
+    assert "Own is a spawner of an unknown class, so no server will start" in hub.log

@@ -10,9 +10,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from ansible_bootstrap.place import Place
+from ansible_bootstrap.state.ledger import Entry, Ledger, looked_at
 
 FAKE = Path(__file__).with_name("fake_apply.py")
 
@@ -102,3 +105,16 @@ class Lines(logging.Handler):
     @property
     def lines(self) -> list[str]:
         return [record.getMessage() for record in self.records]
+
+
+class SeeingLedger(Ledger):
+    """The ledger, and the looks at directories that the hub makes in threads."""
+
+    def look(self, place: Place) -> Entry | None:
+        """Return what the user has, if the directory is as it was."""
+        entry = self.recorded(place)
+        return entry if entry is not None and self.holds(entry) else None
+
+    def complete(self, entries: Sequence[Entry], *, until: float | None = None) -> None:
+        """Note these entries with what their directories look like now."""
+        self.note([looked_at(entry) for entry in entries], until=until)

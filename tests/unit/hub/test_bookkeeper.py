@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 from hub_fakes import Lines, until
+from hub_fakes import SeeingLedger as Ledger
 
 from ansible_bootstrap.errors import ApplyError
 from ansible_bootstrap.hub.current_fingerprints import CurrentFingerprints, Fingerprints
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
-from ansible_bootstrap.state import bookkeeper
-from ansible_bootstrap.state import probe as looks
+from ansible_bootstrap.state import bookkeeper, probe
 from ansible_bootstrap.state.bookkeeper import Bookkeeper
-from ansible_bootstrap.state.ledger import FILE, Entry, Ledger, completed
+from ansible_bootstrap.state.ledger import FILE, Entry, completed
 from ansible_bootstrap.state.probe import Mounts
 
 FINGERPRINTS = (RoleFingerprint(role="user_dir", fingerprint="u1", revised=True),)
@@ -125,6 +125,12 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     released.set()
 
 
+def under_way(books: Bookkeeper, user: str) -> bool:
+    """Whether a probe for this user waits, or is made."""
+    made = [probe for _, probe in list(books._probes._threads.values()) if probe]
+    return any(probe.user == user for probe in [*books._probes._waiting, *made])
+
+
 async def test_one_user_whose_directory_hangs_takes_the_quick_way_from_nobody_else(
     books: Bookkeeper, ledger: Ledger, hanging: threading.Event
 ) -> None:
@@ -156,9 +162,9 @@ async def test_a_whole_class_is_noted_by_one_thread(
     books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[object] = []
-    submit = looks.THREADS.submit
-    monkeypatch.setattr(looks.THREADS, "submit", lambda job: (threads.append(job), submit(job)))
-    monkeypatch.setattr(looks, "HANG_SECONDS", 1.0)
+    submit = probe.THREADS.submit
+    monkeypatch.setattr(probe.THREADS, "submit", lambda job: (threads.append(job), submit(job)))
+    monkeypatch.setattr(probe, "HANG_SECONDS", 1.0)
     for number in range(300):
         books.complete(place(f"u{number}"), ok(f"u{number}"), FINGERPRINTS)
     await books.written()
@@ -171,7 +177,7 @@ async def test_whose_directory_is_just_looked_at_is_noted_after_that(
 ) -> None:
     ledger.note([completed(place("mallory"), "", OTHERS)])
     look = asyncio.ensure_future(books.look(place("mallory")))
-    await until(lambda: books._looks.under_way("mallory"))
+    await until(lambda: under_way(books, "mallory"))
     books.complete(place("mallory"), ok("mallory"), FINGERPRINTS)
     await asyncio.sleep(0.05)
     began = time.monotonic()
@@ -189,20 +195,20 @@ async def test_a_user_who_is_being_looked_at_holds_no_second_thread(
     monkeypatch.setattr(bookkeeper, "SEEN_SECONDS", 0.3)
     ledger.note([completed(place("mallory"), "", OTHERS)])
     look = asyncio.ensure_future(books.look(place("mallory")))
-    await until(lambda: books._looks.under_way("mallory"))
+    await until(lambda: under_way(books, "mallory"))
     more: list[object] = []
-    monkeypatch.setattr(looks.THREADS, "submit", more.append)
+    monkeypatch.setattr(probe.THREADS, "submit", more.append)
     books.complete(place("mallory"), ok("mallory"), FINGERPRINTS)
     await books.written()
     assert await look is None and not more
     hanging.set()
-    await until(lambda: not books._looks.under_way("mallory"))
+    await until(lambda: not under_way(books, "mallory"))
 
 
 async def test_directories_that_hang_take_no_more_threads_than_there_are(
     books: Bookkeeper, ledger: Ledger, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looks, "HANG_SECONDS", 0.02)
+    monkeypatch.setattr(probe, "HANG_SECONDS", 0.02)
     monkeypatch.setattr(Mounts, "mount_of", lambda mounts, path: path)
     names = [name for number in range(5) for name in (f"mallory{number}", f"u{number}")]
     for name in names:
@@ -223,11 +229,10 @@ async def test_who_was_looked_at_beside_a_directory_that_hangs_is_free_again_soo
     ledger.note([completed(place(name), "", OTHERS) for name in ("alice", "bob")])
     for name in ("alice", "mallory", "bob"):
         books.complete(place(name), ok(name), FINGERPRINTS)
-    await until(lambda: books._looks.under_way("mallory"))
+    await until(lambda: under_way(books, "mallory"))
     others = ("alice", "bob")
-    await until(
-        lambda: not any(map(books._looks.under_way, others)), 1
-    )  # Sooner than mallory's time is over.
+    # Sooner than mallory's time is over.
+    await until(lambda: not any(under_way(books, name) for name in others), 1)
     assert await books.look(place()) and await books.look(place("bob"))
     hanging.set()
     await books.written()
@@ -262,7 +267,7 @@ async def test_a_look_that_fails_costs_its_own_note_only(
         books.complete(place(name), ok(name), FINGERPRINTS)
     await books.written()
     assert ledger.recorded(place()) and ledger.recorded(place("bob"))
-    assert not books._looks.under_way("mallory")
+    assert not under_way(books, "mallory")
     assert ledger.recorded(place("mallory")) is None
 
 
@@ -273,7 +278,7 @@ async def test_without_a_thread_nothing_is_noted_and_the_next_is(
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(looks.THREADS, "submit", no_thread)
+        patch.setattr(probe.THREADS, "submit", no_thread)
         books.complete(place(), ok(), FINGERPRINTS)
         await books.written()
     assert ledger.recorded(place()) is None and "can't start new thread" in log.lines[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_fakes import until
+from hub_fakes import SeeingLedger, until
 from traitlets.config import Config
 
 from ansible_bootstrap.cli.run import TRIES, bootstrap_all
@@ -108,6 +108,7 @@ async def test_a_directory_is_where_the_spawner_will_have_it(evening: Evening) -
 
 
 async def test_the_columns_of_a_roster_win(evening: Evening) -> None:
+    evening.settings["on_move"] = "warn"
     evening.ledger.note_places(
         [Place("alice", "/last/alice", 7, 7, "two", also=("/last/work",))], evening.config.place_digest()
     )
@@ -132,7 +133,8 @@ async def test_all_places_of_a_users_last_servers_are_bootstrapped_each_by_itsel
 
 
 async def test_places_recorded_under_other_settings_mean_nothing(evening: Evening) -> None:
-    evening.ledger.note_places([Place("alice", "/last/alice", storage_host="localhost")], "others")
+    last = Place("alice", f"{evening.path}/moved-away", storage_host="localhost")
+    evening.ledger.note_places([last], "others")
     assert (await evening.runs("alice"))["alice"].directory == f"{evening.path}/homes/alice"
 
 
@@ -443,7 +445,7 @@ def noted(evening: Evening) -> int:
         Place(f"u{number:03}", f"{evening.path}/homes/u{number:03}", os.getuid(), os.getgid(), "localhost")
         for number in range(100)
     ]
-    ledger = Ledger(config.state_dir)
+    ledger = SeeingLedger(config.state_dir)
     return sum(ledger.look(place) is not None for place in places)
 
 

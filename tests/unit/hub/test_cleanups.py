@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from fake_runs import Hub, cancel, never
 from hub_fakes import Lines, until
+from hub_fakes import SeeingLedger as Ledger
 
 from ansible_bootstrap.dispatch import cleanups
 from ansible_bootstrap.dispatch.cleanups import Cleanups
@@ -18,7 +19,7 @@ from ansible_bootstrap.errors import ApplyError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import RoleFingerprint
 from ansible_bootstrap.state.bookkeeper import Bookkeeper
-from ansible_bootstrap.state.ledger import Ledger, completed
+from ansible_bootstrap.state.ledger import completed
 
 ALICE = Place("alice", storage_host="s1")
 FINGERPRINTS = (RoleFingerprint(role="user_dir", fingerprint="u1", revised=True),)

@@ -21,6 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 from hub_fakes import Lines
+from hub_fakes import SeeingLedger as Ledger
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from traitlets.config import Config
@@ -42,7 +43,7 @@ from ansible_bootstrap.protocol import (
     RoleFingerprint,
 )
 from ansible_bootstrap.state import bookkeeper, ledger
-from ansible_bootstrap.state.ledger import Entry, Ledger, completed
+from ansible_bootstrap.state.ledger import Entry, completed
 
 ROLES = ("user_dir", "tutorials")
 NAMES = ("alice", "bob")

@@ -16,11 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hub_fakes import SeeingLedger as Ledger
 
 from ansible_bootstrap.config import digest
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import RoleFingerprint
-from ansible_bootstrap.state.ledger import FILE, MAX_PLACES, Ledger, completed
+from ansible_bootstrap.state.ledger import FILE, MAX_PLACES, completed
 
 
 def fingerprints(**roles: str) -> tuple[RoleFingerprint, ...]:
@@ -427,6 +428,8 @@ def test_whoever_may_name_servers_does_not_fill_the_file(ledger: Ledger, alice: 
 def test_nothing_is_noted_once_looking_has_taken_too_long(ledger: Ledger, alice: Place) -> None:
     ledger.complete([completed(alice, "", FINGERPRINTS)], until=time.monotonic() - 1)
     assert ledger.look(alice) is None
+    ledger.complete([completed(alice, "", FINGERPRINTS)], until=time.monotonic() + 60)
+    assert ledger.look(alice)
 
 
 def test_where_a_user_was_is_remembered_for_each_server(ledger: Ledger, alice: Place) -> None:
@@ -630,3 +633,14 @@ def test_a_path_that_is_no_text_costs_nobody_else_the_note(ledger: Ledger, alice
     assert ledger.recorded(alice) is not None
     ledger.note([completed(alice, "/homes/\udcff", FINGERPRINTS)])
     assert len(ledger._file.select("SELECT name FROM complete", ())) == 1
+
+
+def test_a_name_is_another_persons_only_in_place_of_the_one_who_is_named(ledger: Ledger) -> None:
+    assert ledger.person("alice") is None
+    ledger.note_persons({"alice": ("first", ""), "bob": ("b", "")})
+    ledger.note_persons({"alice": ("second", "")})
+    assert (ledger.person("alice"), ledger.person("bob")) == ("first", "b")
+    ledger.note_persons({"alice": ("second", "first")})
+    assert ledger.person("alice") == "second"
+    assert ledger.accept(["alice", "carol"]) == 1
+    assert (ledger.person("alice"), ledger.person("bob")) == (None, "b")

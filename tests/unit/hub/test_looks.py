@@ -1,4 +1,4 @@
-"""Looks at directories, and calls in threads: bounded whatever hangs, few threads as long as nothing does."""
+"""Probes at directories, and calls in threads: bounded whatever hangs, few threads as long as nothing does."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import pytest
 from hub_fakes import until
 
 from ansible_bootstrap import threads
-from ansible_bootstrap.state import probe as looks_module
-from ansible_bootstrap.state import probe as mounts_module
-from ansible_bootstrap.state.probe import MOST_HUNG, Looks, Mounts
+from ansible_bootstrap.state import probe
+from ansible_bootstrap.state.probe import MOST_PER_MOUNT, Mounts, Probes
 from ansible_bootstrap.threads import MAX_THREADS, Pool, in_thread
 
 LONG = 30.0
@@ -25,8 +24,8 @@ LONG = 30.0
 
 
 @pytest.fixture
-def looks() -> Looks:
-    return Looks()
+def probes() -> Probes:
+    return Probes()
 
 
 class Hang:
@@ -53,25 +52,25 @@ def hang() -> Iterator[Hang]:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
     """What threads have been asked to do."""
     jobs: list[Callable[[], None]] = []
-    submit = looks_module.THREADS.submit
-    monkeypatch.setattr(looks_module.THREADS, "submit", lambda job: (jobs.append(job), submit(job)))
+    submit = probe.THREADS.submit
+    monkeypatch.setattr(probe.THREADS, "submit", lambda job: (jobs.append(job), submit(job)))
     return jobs
 
 
-async def quiet(looks: Looks) -> None:
-    await until(lambda: not looks._users and not looks._threads)
+async def quiet(probes: Probes) -> None:
+    await until(lambda: not probes._waiting and not probes._threads)
 
 
-async def test_what_is_seen_is_returned_and_what_is_raised_is_raised(looks: Looks) -> None:
-    assert await looks.at("alice", "/", lambda: 42, LONG) == 42
+async def test_what_is_seen_is_returned_and_what_is_raised_is_raised(probes: Probes) -> None:
+    assert await probes.run("alice", "/", lambda: 42, LONG) == 42
     with pytest.raises(ZeroDivisionError):
-        await looks.at("alice", "/", lambda: 1 / 0, LONG)
-    await quiet(looks)
+        await probes.run("alice", "/", lambda: 1 / 0, LONG)
+    await quiet(probes)
 
 
-async def test_an_answer_counts_although_the_loop_was_busy_until_it_was_too_late(looks: Looks) -> None:
+async def test_an_answer_counts_although_the_loop_was_busy_until_it_was_too_late(probes: Probes) -> None:
     """In a storm, one turn of the hub's loop takes longer than a look may."""
-    look = asyncio.create_task(looks.at("alice", "/", lambda: 42, 0.1))
+    look = asyncio.create_task(probes.run("alice", "/", lambda: 42, 0.1))
     call = asyncio.create_task(in_thread(lambda: 42, timeout=0.1))
     await asyncio.sleep(0)
     time.sleep(0.3)
@@ -79,55 +78,62 @@ async def test_an_answer_counts_although_the_loop_was_busy_until_it_was_too_late
 
 
 async def test_all_that_come_up_together_are_one_threads_work_and_one_message(
-    looks: Looks, started: list[Any], monkeypatch: pytest.MonkeyPatch
+    probes: Probes, started: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(looks_module, "HANG_SECONDS", 5.0)
+    monkeypatch.setattr(probe, "HANG_SECONDS", 5.0)
     loop = asyncio.get_running_loop()
     told: list[Any] = []
     tell = loop.call_soon_threadsafe
     monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: (told.append(args), tell(*args)))
-    together = [asyncio.create_task(looks.at(f"u{number}", "/", lambda: 1, LONG)) for number in range(200)]
+    together = [asyncio.create_task(probes.run(f"u{number}", "/", lambda: 1, LONG)) for number in range(200)]
     await asyncio.sleep(0)
     time.sleep(0.3)
     assert sum(await asyncio.gather(*together)) == 200
     assert len(started) == 1 and len(told) <= 3
-    await quiet(looks)
+    await quiet(probes)
 
 
 async def test_a_directory_that_hangs_holds_up_the_next_for_a_moment_and_nobody_after_that(
-    looks: Looks, hang: Hang
+    probes: Probes, hang: Hang
 ) -> None:
-    hanging = asyncio.create_task(looks.at("mallory", "/", hang, LONG))
-    assert await looks.at("alice", "/", lambda: 1, 1.0) == 1
+    hanging = asyncio.create_task(probes.run("mallory", "/", hang, LONG))
+    assert await probes.run("alice", "/", lambda: 1, 1.0) == 1
     for _ in range(20):
         began = time.monotonic()
-        assert await looks.at("alice", "/", lambda: 1, 1.0) == 1
+        assert await probes.run("alice", "/", lambda: 1, 1.0) == 1
     assert time.monotonic() - began < 1
     hang.released.set()
     assert await hanging == "late"
-    await quiet(looks)
+    await quiet(probes)
 
 
-async def test_one_user_has_one_look_at_a_time_in_turn(looks: Looks, hang: Hang) -> None:
+async def test_one_user_has_one_look_at_a_time_in_turn(probes: Probes, hang: Hang) -> None:
     seen: list[int] = []
-    first = asyncio.create_task(looks.at("mallory", "/", hang, LONG))
+    first = asyncio.create_task(probes.run("mallory", "/", hang, LONG))
     others = [
-        asyncio.create_task(looks.at("mallory", "/", lambda number=number: seen.append(number), LONG))
+        asyncio.create_task(probes.run("mallory", "/", lambda number=number: seen.append(number), LONG))
         for number in range(5)
     ]
     await until(lambda: hang.begun)
     await asyncio.sleep(0.2)
-    assert not seen and len(looks._threads) == 1
+    assert not seen and len(probes._threads) == 1
     hang.released.set()
     await asyncio.gather(first, *others)
     assert seen == [0, 1, 2, 3, 4]
 
 
 @pytest.fixture
-def mounts(monkeypatch: pytest.MonkeyPatch) -> None:
+def mounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Each directory below ``/m`` is on a mount of the first part of its name, all others on ``/``."""
-    table = {f"/m/{number}" for number in range(100)} | {"/", "/m/nfs"}
-    monkeypatch.setattr(mounts_module, "_points", lambda: frozenset(table))
+    table(monkeypatch, tmp_path, "/", "/m/nfs", *(f"/m/{number}" for number in range(100)))
+
+
+def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *points: str) -> Path:
+    """Have these mounts and no others."""
+    file = tmp_path / "mountinfo"
+    file.write_text("".join(f"36 35 98:0 / {point} rw master:1 - ext3 /dev/root rw\n" for point in points))
+    monkeypatch.setattr(probe, "MOUNTS", file)
+    return file
 
 
 async def answers(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
@@ -135,98 +141,95 @@ async def answers(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
 
 
 @pytest.mark.usefixtures("mounts")
-async def test_a_mount_that_hangs_costs_nobody_elsewhere_their_look(looks: Looks, hang: Hang) -> None:
+async def test_a_mount_that_hangs_costs_nobody_elsewhere_their_look(probes: Probes, hang: Hang) -> None:
     """However many have their directories there, and however often they try."""
     for _ in range(3):
-        there = [looks.at(f"mallory{n}", f"/m/nfs/{n}", hang, 0.3) for n in range(2 * MAX_THREADS)]
-        elsewhere = [looks.at(f"u{n}", f"/m/{n}/home", lambda: 1, 1.0) for n in range(20)]
+        there = [probes.run(f"mallory{n}", f"/m/nfs/{n}", hang, 0.3) for n in range(2 * MAX_THREADS)]
+        elsewhere = [probes.run(f"u{n}", f"/m/{n}/home", lambda: 1, 1.0) for n in range(20)]
         trying, seen = await asyncio.gather(answers(there), answers(elsewhere))
         assert all(isinstance(answer, TimeoutError) for answer in trying)
         assert seen == [1] * 20
-    assert hang.begun == MOST_HUNG
+    assert hang.begun == MOST_PER_MOUNT
     hang.released.set()
-    await until(lambda: not looks._held)
-    assert await answers(looks.at(f"mallory{n}", f"/m/nfs/{n}", lambda: 2, LONG) for n in range(9)) == [2] * 9
-    await quiet(looks)
+    assert (
+        await answers(probes.run(f"mallory{n}", f"/m/nfs/{n}", lambda: 2, LONG) for n in range(9)) == [2] * 9
+    )
+    await quiet(probes)
 
 
 @pytest.mark.usefixtures("mounts")
-async def test_one_look_that_hangs_for_long_is_enough_until_another_has_come_back(
-    looks: Looks, hang: Hang, monkeypatch: pytest.MonkeyPatch
+async def test_two_probes_that_hang_hold_up_their_mount_until_one_has_come_back(
+    probes: Probes, hang: Hang
 ) -> None:
-    monkeypatch.setattr(looks_module, "LONG_SECONDS", 0.2)
     forever = Hang()
-    first = asyncio.create_task(looks.at("mallory", "/m/nfs/1", forever, LONG))
-    second = asyncio.create_task(looks.at("bob", "/m/nfs/2", hang, LONG))
+    first = asyncio.create_task(probes.run("mallory", "/m/nfs/1", forever, LONG))
+    second = asyncio.create_task(probes.run("bob", "/m/nfs/2", hang, LONG))
     await until(lambda: forever.begun and hang.begun)
-    held = asyncio.create_task(looks.at("alice", "/m/nfs/3", lambda: 1, LONG))
-    await until(lambda: looks._held)
+    held = asyncio.create_task(probes.run("alice", "/m/nfs/3", lambda: 1, LONG))
+    await asyncio.sleep(0.3)
     assert not held.done()
     hang.released.set()
     assert (await second, await held) == ("late", 1)
-    assert await looks.at("alice", "/m/nfs/3", lambda: 1, LONG) == 1, "it is mallory's directory that hangs"
+    assert await probes.run("alice", "/m/nfs/3", lambda: 1, LONG) == 1, "it is mallory's directory that hangs"
     forever.released.set()
     await first
-    await quiet(looks)
+    await quiet(probes)
 
 
 @pytest.mark.usefixtures("mounts")
 async def test_mounts_of_their_own_that_hang_take_no_threads_from_the_others(
-    looks: Looks, hang: Hang, started: list[Any], monkeypatch: pytest.MonkeyPatch
+    probes: Probes, hang: Hang, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As each student's own FUSE mount; but there is a most of all threads."""
-    monkeypatch.setattr(looks_module, "STUCK_SECONDS", 0.1)
-    monkeypatch.setattr(looks_module, "ALL_THREADS", 3 * MAX_THREADS)
+    monkeypatch.setattr(probe, "ALL_THREADS", 3 * MAX_THREADS)
     hanging = [
-        asyncio.create_task(looks.at(f"mallory{n}", f"/m/{n}", hang, LONG)) for n in range(2 * MAX_THREADS)
+        asyncio.create_task(probes.run(f"mallory{n}", f"/m/{n}", hang, LONG)) for n in range(2 * MAX_THREADS)
     ]
     await until(lambda: hang.begun == len(hanging))
-    assert await looks.at("alice", "/home/alice", lambda: 1, LONG) == 1
+    assert await probes.run("alice", "/home/alice", lambda: 1, LONG) == 1
     hanging += [
-        asyncio.create_task(looks.at(f"m{n}", f"/m/{50 + n}", hang, LONG)) for n in range(2 * MAX_THREADS)
+        asyncio.create_task(probes.run(f"m{n}", f"/m/{50 + n}", hang, LONG)) for n in range(2 * MAX_THREADS)
     ]
     await until(lambda: hang.begun == 3 * MAX_THREADS)
     await asyncio.sleep(0.3)
-    assert hang.begun == len(looks._threads) == 3 * MAX_THREADS
+    assert hang.begun == len(probes._threads) == 3 * MAX_THREADS
     hang.released.set()
     assert await asyncio.gather(*hanging) == ["late"] * len(hanging)
-    await quiet(looks)
+    await quiet(probes)
 
 
 def test_a_mount_is_the_longest_that_a_path_begins_with(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    table = tmp_path / "mountinfo"
-    line = "36 35 98:0 / {} rw,noatime master:1 - ext3 /dev/root rw\n"
-    table.write_text("".join(line.format(point) for point in ("/", "/home", "/home/a\\040b")))
-    monkeypatch.setattr(mounts_module, "MOUNTS", table)
+    file = table(monkeypatch, tmp_path, "/", "/home", "/home/a\\040b")
     mounts = Mounts()
     paths = ("/home/a b/c", "/home/a", "/home", "/homes/a", "/", "", "relative/path")
     assert [mounts.mount_of(path) for path in paths] == ["/home/a b", "/home", "/home", "/", "/", "/", "/"]
-    table.unlink()
-    monkeypatch.setattr(mounts_module, "FRESH_SECONDS", 0.0)
-    assert mounts.mount_of("/home/a") == "/"
+    file.unlink()
+    assert Mounts().mount_of("/home/a") == "/"
 
 
-async def test_who_no_longer_waits_leaves_nothing_behind(looks: Looks, hang: Hang) -> None:
+async def test_who_no_longer_waits_leaves_nothing_behind(probes: Probes, hang: Hang) -> None:
     """A student may try for as long as the directory hangs."""
     with pytest.raises(TimeoutError):
-        await looks.at("mallory", "/", hang, 0.05)
+        await probes.run("mallory", "/", hang, 0.05)
     for _ in range(50):
         with pytest.raises(TimeoutError):
-            await looks.at("mallory", "/", lambda: 1, 0.001)
-    waiting = asyncio.create_task(looks.at("mallory", "/", lambda: 1, LONG))
+            await probes.run("mallory", "/", lambda: 1, 0.001)
+    waiting = asyncio.create_task(probes.run("mallory", "/", lambda: 1, LONG))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert list(looks._users) == ["mallory"] and not looks._users["mallory"] and not looks._waiting
+    assert not probes._waiting and len(probes._threads) == 1
     hang.released.set()
-    await quiet(looks)
-    assert looks._watch is None or looks._watch.cancelled()
+    await quiet(probes)
+    await until(lambda: probes._watch is None)
 
 
-async def test_many_are_returned_in_order_without_those_that_failed_or_hang(looks: Looks, hang: Hang) -> None:
+async def test_many_are_returned_in_order_without_those_that_failed_or_hang(
+    probes: Probes, hang: Hang
+) -> None:
     def fails() -> int:
         raise OSError
 
@@ -238,45 +241,45 @@ async def test_many_are_returned_in_order_without_those_that_failed_or_hang(look
         ("mallory", "/", lambda: 3),
         ("carol", "/", lambda: 4),
     ]
-    assert await looks.at_all(calls, 0.3, LONG) == [1, 2, 4]
-    assert await looks.at_all([], 0.3, LONG) == []
+    assert await probes.run_all(calls, 0.3, LONG) == [1, 2, 4]
+    assert await probes.run_all([], 0.3, LONG) == []
     hang.released.set()
-    await quiet(looks)
+    await quiet(probes)
 
 
 async def test_many_slow_ones_are_waited_for_as_long_as_it_gets_on_and_no_longer_than_the_limit(
-    looks: Looks,
+    probes: Probes,
 ) -> None:
     calls = [(f"u{number}", "/", lambda: time.sleep(0.03)) for number in range(20)]
-    assert len(await looks.at_all(calls, 0.3, LONG)) == 20
-    assert 0 < len(await looks.at_all(calls, LONG, 0.3)) < 20
-    await quiet(looks)
+    assert len(await probes.run_all(calls, 0.3, LONG)) == 20
+    assert 0 < len(await probes.run_all(calls, LONG, 0.3)) < 20
+    await quiet(probes)
 
 
 async def test_without_a_thread_it_is_said_at_once_and_the_next_look_works(
-    looks: Looks, monkeypatch: pytest.MonkeyPatch
+    probes: Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_thread(job: object) -> None:
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(looks_module.THREADS, "submit", no_thread)
+        patch.setattr(probe.THREADS, "submit", no_thread)
         with pytest.raises(RuntimeError):
-            await looks.at("alice", "/", lambda: 1, LONG)
+            await probes.run("alice", "/", lambda: 1, LONG)
         with pytest.raises(RuntimeError):
-            await looks.at_all([("alice", "/", lambda: 1), ("bob", "/", lambda: 1)], LONG, LONG)
-        assert not looks._users and not looks._threads
-    assert await looks.at("alice", "/", lambda: 1, LONG) == 1
+            await probes.run_all([("alice", "/", lambda: 1), ("bob", "/", lambda: 1)], LONG, LONG)
+        assert not probes._waiting and not probes._threads
+    assert await probes.run("alice", "/", lambda: 1, LONG) == 1
 
 
-async def test_in_any_order_each_gets_its_own_answer(looks: Looks, started: list[Any]) -> None:
+async def test_in_any_order_each_gets_its_own_answer(probes: Probes, started: list[Any]) -> None:
     """Threads that end just as the next look comes, users who come twice, some who give up."""
     chance = random.Random(5)
 
     async def ask(number: int) -> None:
         await asyncio.sleep(chance.random() * 0.5)
         name, pause = f"u{chance.randrange(50)}", chance.choice([0, 0, 0, 0.001])
-        call = asyncio.create_task(looks.at(name, "/", lambda: (time.sleep(pause), number)[1], LONG))
+        call = asyncio.create_task(probes.run(name, "/", lambda: (time.sleep(pause), number)[1], LONG))
         if chance.random() < 0.2:
             await asyncio.sleep(chance.random() * 0.01)
             call.cancel()
@@ -284,7 +287,7 @@ async def test_in_any_order_each_gets_its_own_answer(looks: Looks, started: list
         assert answer == number or isinstance(answer, asyncio.CancelledError)
 
     await asyncio.wait_for(asyncio.gather(*map(ask, range(1000))), LONG)
-    await quiet(looks)
+    await quiet(probes)
 
 
 async def test_a_call_that_does_not_return_is_not_waited_for(hang: Hang) -> None:
@@ -304,12 +307,14 @@ async def test_a_call_that_has_waited_too_long_for_a_thread_does_not_begin(
     assert await in_thread(lambda: 42, timeout=LONG) == 42 and not begun
 
 
-async def test_what_is_raised_for_one_who_was_cancelled_is_nobodys_trouble(looks: Looks, hang: Hang) -> None:
+async def test_what_is_raised_for_one_who_was_cancelled_is_nobodys_trouble(
+    probes: Probes, hang: Hang
+) -> None:
     troubles: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: troubles.append(context))
     calls: list[Any] = [("alice", "/", lambda: 1 / 0), ("mallory", "/", hang)]
     waiting = [
-        asyncio.create_task(looks.at_all(calls, LONG, LONG)),
+        asyncio.create_task(probes.run_all(calls, LONG, LONG)),
         asyncio.create_task(in_thread(lambda: 1 / 0, timeout=LONG)),
     ]
     await asyncio.sleep(0)

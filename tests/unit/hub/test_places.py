@@ -121,6 +121,12 @@ async def test_an_empty_storage_host_of_a_place_is_that_of_the_settings() -> Non
         assert (await resolve(spawner(Spawner), config)).storage_host == "store1"
 
 
+def test_a_place_is_the_same_when_it_has_been_written_down() -> None:
+    place = Place("alice", f"{ROOT}/a", 7, 8, "nas", ("staff",), "gpu", "acc", (f"{ROOT}/b",))
+    assert Place.from_json(place.to_json()) == place
+    assert Place.from_json("{}") is None
+
+
 async def test_a_place_without_groups_keeps_those_of_the_hub() -> None:
     asked = spawner(Spawner, "alice", "staff")
     said = Place("alice", directory=f"{ROOT}/a")

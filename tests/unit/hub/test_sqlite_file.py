@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_fakes import SeeingLedger as Ledger
 
 from ansible_bootstrap.cli import main as cli
 from ansible_bootstrap.place import Place
@@ -23,7 +24,7 @@ from ansible_bootstrap.run_record import RunRecord
 from ansible_bootstrap.state import history, ledger
 from ansible_bootstrap.state import pending_cleanups as pending
 from ansible_bootstrap.state.history import History
-from ansible_bootstrap.state.ledger import Ledger, completed
+from ansible_bootstrap.state.ledger import completed
 from ansible_bootstrap.state.pending_cleanups import CleanupFile
 
 ALICE = Place("alice", "/volumes/alice", 1000, 100, "storage1")

@@ -16,7 +16,7 @@ from hub_fakes import FakeApply, until
 from prometheus_client import REGISTRY
 from traitlets.config import Config
 
-from ansible_bootstrap import AnsibleBootstrap
+from ansible_bootstrap import AnsibleBootstrap, BootstrapError
 from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.hub import core, login, post_stop_hook, pre_spawn_hook
 from ansible_bootstrap.hub.mixin import prepared_at_login
@@ -304,6 +304,24 @@ async def test_storage_that_this_machine_cannot_see_is_trusted_as_long_as_the_ad
     await hub.start()
     await hub.start()
     assert hub.runs == runs
+
+
+async def test_a_known_user_gets_no_empty_directory_beside_the_one_with_files(hub: Hub) -> None:
+    await hub.start()
+    (hub.path / "storage/alice/thesis.ipynb").touch()
+    (hub.path / "other/alice").rmdir()
+    hub.where = "other"
+    hub.config.DemoSpawner.escape = "new"  # Whatever the settings are now.
+    hub.again()
+    hub.apply.do(fingerprints=[V1])
+    assert await hub.log_in() == [], "not at login either, or the spawn would find it made"
+    with pytest.raises(BootstrapError) as caught:
+        await hub.start()
+    assert caught.value.reason == "refused" and hub.runs == 1
+    hub.config.AnsibleBootstrap.on_move = "warn"
+    hub.again()
+    await hub.start()
+    assert hub.runs == 2
 
 
 async def test_each_start_is_counted_by_its_way(hub: Hub) -> None:

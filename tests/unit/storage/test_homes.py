@@ -128,6 +128,14 @@ def test_a_skeleton_with_a_special_file_is_refused_without_waiting(
     assert f"is a {kind}, which is not copied" in result["msg"]
 
 
+def test_without_its_skeleton_no_home_is_made(root: Path, make_user: MakeUser, tmp_path: Path) -> None:
+    options = Options(skeleton=str(tmp_path / "missing"))
+    results = ensure(root, make_user("alice"), make_user("bob"), options=options)
+    assert [result["failed"] for result in results] == [True, True]
+    assert all(f"{tmp_path}/missing" in result["msg"] for result in results)
+    assert not (root / "alice").exists() and not (root / "bob").exists()
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("in_the_way", ["link", "dangling", "file", "FIFO", "other", "root"])
 def test_what_is_in_the_way_is_left_as_it_is(
@@ -152,6 +160,8 @@ def test_what_is_in_the_way_is_left_as_it_is(
         bad, good = ensure(root, make_user("alice"), make_user("bob"), check=check)
         assert bad["failed"]
         assert "left as it is" in bad["msg"]
+        assert ("belongs to uid 20009" in bad["msg"]) == (in_the_way == "other")
+        assert ("belongs to root and is not empty" in bad["msg"]) == (in_the_way == "root")
         assert not good["failed"]
 
     after = place.lstat()
@@ -191,23 +201,24 @@ def test_only_a_directory_that_carries_the_users_name_is_taken_for_theirs(
             assert result["failed"] != (directory in adopted)
         assert (root / directory).stat().st_uid == (user["uid"] if directory in adopted else 0)
         if directory not in adopted:
-            assert "user_dir_adopt_empty" in result["msg"]
+            why = "user_dir_adopt_empty is never" if adopt == "never" else "does not carry the user's name"
+            assert why in result["msg"] and "or set user_dir_adopt_empty" in result["msg"]
 
 
 @pytest.mark.root
 def test_a_mount_point_is_healed_in_place(root: Path, make_user: MakeUser) -> None:
-    (root / "alice").mkdir()
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs", str(root / "alice")], check=True
-    )
+    home = root / "students" / "alice"
+    home.mkdir(parents=True)
+    alice = make_user("alice", directory=str(home))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs", str(home)], check=True)
     try:
-        assert one(root, make_user("alice"))["changed"]
-        status = (root / "alice").stat()
-        assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (make_user("alice")["uid"], 0o755)
+        assert one(root, alice)["changed"]
+        status = home.stat()
+        assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (alice["uid"], 0o755)
         assert os.listdir(root / ".ansible_bootstrap" / "stage") == []
-        assert not one(root, make_user("alice"))["changed"]
+        assert not one(root, alice)["changed"]
     finally:
-        subprocess.run(["umount", str(root / "alice")], check=True)
+        subprocess.run(["umount", str(home)], check=True)
 
 
 @pytest.mark.root

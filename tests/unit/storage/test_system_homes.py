@@ -204,8 +204,14 @@ def test_whoever_the_system_does_not_know_so_is_refused(
             assert text in bad["msg"]
             assert not good["failed"]
         assert not (root / "alice").exists()
-    (bad,) = ensure(make_user("Zoë"))
-    assert "cannot be a system user's name" in bad["msg"]
+
+
+@pytest.mark.parametrize("name", ["AliceW", "jane.doe@uni.example", "Zoë"])
+def test_any_name_that_the_system_knows_gets_a_home(make_user: MakeUser, ensure: Ensure, name: str) -> None:
+    (bad,) = ensure(make_user(name), known=[])
+    assert "is not a system user" in bad["msg"]
+    (good,) = ensure(make_user(name))
+    assert good["changed"] and not good["failed"]
 
 
 @pytest.mark.parametrize(
@@ -616,6 +622,7 @@ def test_a_umask_that_is_none_is_refused(umask: str) -> None:
 
 def test_without_root_it_says_so(root: Path, as_user: Callable[..., Any]) -> None:
     needs(root=True, programs=(HELPER,))
+    os.chown(root, 20001, 20001)
     user = {"name": "alice", "directory": str(root / "alice"), "uid": 20001, "gid": 20001}
     (result,) = as_user(20001, lambda: _system_homes.ensure([user], str(root), 1000, PLAIN, check=True).users)
     assert "needs root" in result["msg"]

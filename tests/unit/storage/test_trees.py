@@ -50,7 +50,7 @@ def test_a_tree_too_deep_to_remove_is_an_error_like_any_other(deep: Path) -> Non
 
 def test_a_stage_that_cannot_be_swept_is_nobody_elses_trouble(deep: Path) -> None:
     directory = os.open(deep, os.O_RDONLY)
-    state = State(directory)
+    state = State(directory, str(deep))
     try:
         stage = deep / ".ansible_bootstrap/stage"
         (deep / "deep").rename(stage / ("a" * 64 + f"-{OWNER}"))

@@ -1,0 +1,59 @@
+"""Whether a user who is known would get an empty directory beside the one with their files.
+
+A path follows from settings and from a spawner's way to escape names. When one of them changes (an upgrade of
+DockerSpawner, a renamed root, another storage host), every user has a new path, and the files are at the old one.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from ansible_bootstrap.errors import RefusedError
+from ansible_bootstrap.place import Place
+
+SEEN_HOSTS: Final = ("", "localhost")
+"""Storage hosts whose directories this machine may see under the same paths."""
+
+
+def check_move(old: Place, new: Place) -> None:
+    """Refuse a new directory for a user whose old one may still have files; blocks as long as its disk does.
+
+    Args:
+        old: where the user's server last had its storage.
+        new: where it would have it now; another directory, or on another storage host.
+
+    Raises:
+        RefusedError: the details name both, and the ways out.
+    """
+    if old.directory is None or new.directory is None:
+        return  # Only the apply side knows the path.
+    here = new.storage_host in SEEN_HOSTS and old.storage_host in SEEN_HOSTS
+    if here and os.path.lexists(new.directory):
+        return
+    files = _has_files(old.directory) if here else None
+    if files is False:
+        return
+    why = "still has files" if files else "may still have files, which cannot be seen from here"
+    raise RefusedError(
+        f"{new.name!a} had the storage in {where(old)}, which {why}, and would get a new directory {where(new)}: move "
+        f"the old directory there, or undo the change of settings; `ansible-bootstrap accept {new.name!a}` lets this "
+        'user begin anew, c.AnsibleBootstrap.on_move = "warn" lets all users'
+    )
+
+
+def where(place: Place) -> str:
+    """Return a place for a line of the log."""
+    owner = "" if place.uid is None else f" (uid {place.uid})"
+    return f"{place.directory or place.name!a} on {place.storage_host or 'localhost'}{owner}"
+
+
+def _has_files(directory: str) -> bool | None:
+    """Return None if it cannot be told from here."""
+    try:
+        with os.scandir(directory) as entries:
+            return next(entries, None) is not None
+    except FileNotFoundError:
+        return False if os.path.isdir(os.path.dirname(directory)) else None
+    except (OSError, ValueError):
+        return None
