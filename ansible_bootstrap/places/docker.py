@@ -116,7 +116,10 @@ async def _all_mounts(spawner: Any) -> list[Mount]:
 
 def _marked(spawner: Any, mounts: list[Mount], templates: Any = None) -> list[Mount]:
     """Mark those that are made of a template with a field of the user's."""
-    sources = [*spawner.volumes, *(mount["source"] for mount in spawner.mounts)]
+    sources = [
+        *spawner.volumes,
+        *(mount.get("source") for mount in spawner.mounts),
+    ]  # Swarm's are made of its volumes
     own = of_the_user(sources, lambda text: str(spawner.format_volume_name(text, spawner)))
     binds = of_the_user(templates, lambda text: _text(_render(spawner, text)))
     own |= {text.partition(":")[0] for text in binds}
