@@ -45,7 +45,8 @@ def check_move(old: Place, new: Place) -> None:
 def where(place: Place) -> str:
     """Return a place for a line of the log."""
     owner = "" if place.uid is None else f" (uid {place.uid})"
-    return f"{place.directory or place.name!a} on {place.storage_host or 'localhost'}{owner}"
+    directories = ", ".join(ascii(text) for text in (place.directory or place.name, *place.also))
+    return f"{directories} on {place.storage_host or 'localhost'}{owner}"
 
 
 def _has_files(directory: str) -> bool | None:
