@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -22,12 +24,21 @@ _MOST_DIGITS: Final = 10
 """Of a number that a uid may be; a longer one stays text, and is refused with its row."""
 _OTHERS: Final = ("key", "directory", "storage_host")
 """What tells two records of one name apart."""
+_SURPLUS: Final = "surplus cell"
+_SAID: Final = ("uid", "gid", "groups")
+"""What two records of one user and place may say differently."""
 
 _MAX_SHOWN: Final = 100
+
+_MAX_WARNINGS: Final = 20
+
+_LOG = logging.getLogger(__name__)
 
 
 class Roster:
     """The records of a file. Each iteration reads them anew, so that a long list is never in memory as a whole.
+
+    A warning names the columns that mean nothing, and the lines that say otherwise of a user than an earlier line.
 
     Args:
         path: UTF-8 text. If its first line has a column ``name`` or ``username`` it is CSV (comma,
@@ -35,7 +46,7 @@ class Roster:
             out.
 
     Raises:
-        RefusedError: the file cannot be read, or has a column that means nothing.
+        RefusedError: the file cannot be read, or has a column that is nearly one of ours.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,6 +55,7 @@ class Roster:
         except (OSError, UnicodeDecodeError) as error:
             raise RefusedError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
         self._path = path
+        self._warned: set[str] = set()
         self._is_csv = _looks_like_csv(self._text)
         if self._is_csv:
             self._rows()
@@ -54,8 +66,21 @@ class Roster:
         if not self._is_csv:
             yield from ({"name": name} for name in _names(self._text))
             return
+        rows = self._rows()
+        first: dict[tuple[str, ...], tuple[int, int]] = {}
         try:
-            yield from (record for record in map(_record, self._rows()) if not _is_empty(record))
+            for row in rows:
+                record = _record(row)
+                if _is_empty(record):
+                    continue
+                rest = hash(tuple(str(record.get(field)) for field in _SAID))
+                line, said = first.setdefault(_identity(record), (rows.line_num, rest))
+                if said != rest:
+                    self._warn(
+                        f"line {rows.line_num}: {shown(str(record.get('name')))!a} stands in line {line} with other "
+                        "columns, and that line counts"
+                    )
+                yield record
         except csv.Error as error:  # A quote that is never closed, say, makes one cell of the rest.
             raise RefusedError(f"{self._path}: not CSV: {error}") from None
 
@@ -64,7 +89,7 @@ class Roster:
         csv.field_size_limit(len(self._text) + 1)  # A cell of any size is its row's trouble.
         rows = csv.DictReader(
             io.StringIO(self._text),
-            restkey="surplus cell",
+            restkey=_SURPLUS,
             delimiter=max(",;\t", key=header.count),
             strict=True,
         )
@@ -74,15 +99,31 @@ class Roster:
             raise RefusedError(f"{self._path}: not CSV: {error}") from None
         fields = ["name" if field == "username" else field for field in fields]
         unknown = [field for field in fields if field not in COLUMNS]
+        for field in unknown:
+            if near := difflib.get_close_matches(field[:_MAX_SHOWN], COLUMNS, n=1, cutoff=0.8):
+                raise RefusedError(
+                    f"{self._path}: column {field!a}: did you mean {near[0]!r}? If not, rename it"
+                )
         if unknown:
-            raise RefusedError(f"{self._path}: column {shown(unknown[0])!r} is none of {', '.join(COLUMNS)}")
-        twice = [field for number, field in enumerate(fields) if field in fields[:number]]
+            names = shown(", ".join(map(ascii, unknown)))
+            self._warn(
+                f"columns that mean nothing here are left out: {names}; those that do are {', '.join(COLUMNS)}"
+            )
+        twice = [
+            field for number, field in enumerate(fields) if field in COLUMNS and field in fields[:number]
+        ]
         # An export with both "Name" and "Username" means people by the one and logins by the other.
         if twice:
             also = " (a column 'username' is one, too)" if twice[0] == "name" else ""
             raise RefusedError(f"{self._path}: two columns are {twice[0]!r}{also}: leave one out")
         rows.fieldnames = fields
         return rows
+
+    def _warn(self, what: str) -> None:
+        """Say it once, however often the records are read."""
+        if what not in self._warned and len(self._warned) < _MAX_WARNINGS:
+            self._warned.add(what)
+            _LOG.warning("%s: %s", self._path, what)
 
     def _refuse_headless(self) -> None:
         names = list(_names(self._text))
@@ -94,15 +135,18 @@ class Roster:
 
 def distinct(records: Iterable[Record]) -> Iterator[Record]:
     """Yield the records without repetitions: of records of the same user and place, the first counts."""
-    seen: set[str | tuple[str, ...]] = set()
+    seen: set[tuple[str, ...]] = set()
     for record in records:
-        other = tuple(str(record.get(field, "")) for field in _OTHERS)
-        name = str(record.get("name"))
-        # Of a plain list, nothing is kept but the names.
-        identity: str | tuple[str, ...] = (name, *other) if any(other) else name
+        identity = _identity(record)
         if identity not in seen:
             seen.add(identity)
             yield record
+
+
+def _identity(record: Record) -> tuple[str, ...]:
+    """What tells a record from others; of a plain list it is the name alone."""
+    others = tuple(str(record.get(field, "")) for field in _OTHERS)
+    return (str(record.get("name")), *(others if any(others) else ()))
 
 
 def shown(cell: str) -> str:
@@ -125,6 +169,8 @@ def _names(text: str) -> Iterator[str]:
 def _record(row: dict[str, Any]) -> Record:
     record: Record = {}
     for field, cell in row.items():
+        if field not in COLUMNS and field != _SURPLUS:
+            continue
         # No text: the row is too short, or too long, and then it is a list.
         text = cell.strip() if isinstance(cell, str) else [one for one in cell or () if one.strip()]
         if field == "groups" and isinstance(text, str):
