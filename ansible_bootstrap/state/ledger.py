@@ -17,7 +17,8 @@ entries of a clean-up's users under a token of that clean-up, and until it ends 
 entry that the clean-up has not changed is believed again, unless it was forgotten or doubted once more meanwhile.
 
 The ledger may be deleted at any time: a user without an entry is bootstrapped again, which changes nothing that is
-right. So an entry that cannot be read counts as none, and a file that is broken is moved aside.
+right. So an entry that cannot be read counts as none, and a file that is damaged is moved aside. The times at which
+users were forgotten are lost with it, so the new file notes no run that began before the file was made.
 """
 
 from __future__ import annotations
@@ -166,7 +167,12 @@ class Ledger:
 
     def __init__(self, state_dir: str | os.PathLike[str], trust_for: float = 86400.0) -> None:
         self._file = SqliteFile(
-            Path(state_dir) / FILE, _SCHEMA, _VERSION, "everybody is bootstrapped once more"
+            Path(state_dir) / FILE,
+            _SCHEMA,
+            _VERSION,
+            "everybody is bootstrapped once more",
+            # A damaged file held the times at which users were forgotten, too.
+            lambda database: _note_forgotten(database, [_EVERYBODY], time.monotonic()),
         )
         self._trust_for = trust_for
 
