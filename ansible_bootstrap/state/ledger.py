@@ -188,7 +188,7 @@ class Ledger:
         return entry if entry is not None and _same(entry.place, place, entry.roles) else None
 
     def holds(self, entry: Entry) -> bool:
-        """Look whether the directory is as it was; blocks as long as its file system does."""
+        """Whether the directory is as it was; blocks as long as its file system does."""
         # Not equal either if there was nothing to be seen then, and is now.
         return self.trusts(entry) and entry.seen == _lstat(entry.directory)
 
@@ -379,7 +379,7 @@ class Ledger:
 
 
 def _same(known: Place, now: Place, roles: Mapping[str, str]) -> bool:
-    if all(role in BUILT_IN_ROLES for role in roles):  # Ours do not look at groups.
+    if all(role in BUILT_IN_ROLES for role in roles):  # Roles of ours do not use groups.
         known, now = replace(known, groups=()), replace(now, groups=())
     return known == now
 
@@ -421,8 +421,8 @@ def _note_forgotten(database: sqlite3.Connection, names: Iterable[str], at: floa
     )
 
 
-def looked_at(entry: Entry) -> Entry:
-    """Return the entry with what its directory looks like now; blocks as long as the file system does."""
+def probed(entry: Entry) -> Entry:
+    """Return the entry with what is seen of its directory now; blocks as long as the file system does."""
     return replace(entry, seen=_lstat(entry.directory))
 
 

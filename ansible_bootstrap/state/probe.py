@@ -53,7 +53,7 @@ class _Probe:
 
 
 class Probes:
-    """Calls that look at a user's directory. All methods are called on one event loop, the calls in threads."""
+    """Calls that probe a user's directory. All methods are called on one event loop, the calls in threads."""
 
     def __init__(self) -> None:
         self._mounts = Mounts()
@@ -123,7 +123,7 @@ class Probes:
         return probe
 
     def _give_up(self, probe: _Probe) -> None:
-        """Nobody waits for it any more; without effect on one that has returned."""
+        """Its caller waits no longer; without effect on one that has returned."""
         probe.answer.cancel()
         with self._lock:
             self._waiting.pop(probe, None)

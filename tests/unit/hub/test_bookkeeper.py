@@ -256,14 +256,14 @@ async def test_slow_directories_are_noted_as_long_as_it_gets_on(
 async def test_a_look_that_fails_costs_its_own_note_only(
     books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked_at = bookkeeper.looked_at
+    real = bookkeeper.probed
 
     def broken(entry: Entry) -> Entry:
         if entry.place.name == "mallory":
             raise MemoryError
-        return looked_at(entry)
+        return real(entry)
 
-    monkeypatch.setattr(bookkeeper, "looked_at", broken)
+    monkeypatch.setattr(bookkeeper, "probed", broken)
     for name in ("alice", "mallory", "bob"):
         books.complete(place(name), ok(name), FINGERPRINTS)
     await books.written()
@@ -386,7 +386,7 @@ async def test_a_look_that_a_clean_up_of_the_user_has_overtaken_knows_nobody(
         go_on.wait(10)
         return holds(entry)
 
-    monkeypatch.setattr(bookkeeper, "LOOK_SECONDS", 10.0)
+    monkeypatch.setattr(bookkeeper, "PROBE_SECONDS", 10.0)
     monkeypatch.setattr(ledger, "holds", slow)
     looking = asyncio.create_task(books.look(place()))
     await until(reached.is_set)

@@ -143,9 +143,11 @@ def test_the_directory_that_only_the_apply_side_knows_is_looked_at_too(
     assert ledger.look(plain) is None
 
 
-def at(monkeypatch: pytest.MonkeyPatch, seconds: float, set_by: float = 0.0) -> float:
+def at(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, set_by: float = 0.0, began: float | None = None
+) -> float:
     """So many seconds later, as ``time.monotonic``, which is returned; and then the clock is set."""
-    now, ticks = time.time(), time.monotonic()
+    now, ticks = time.time(), time.monotonic() if began is None else began
     clock = SimpleNamespace(time=lambda: now + seconds + set_by, monotonic=lambda: ticks + seconds)
     monkeypatch.setattr("ansible_bootstrap.state.ledger.time", clock)
     return ticks + seconds
@@ -181,13 +183,18 @@ def test_a_path_here_is_no_proof_of_one_on_another_host(
     assert ledger.look(far) is None
 
 
-def test_a_clock_that_was_set_back_trusts_nothing(
-    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("seconds", "known"), [(-7200, False), (-61, False), (-60, True), (3600, True)])
+def test_a_clock_that_was_set_back_by_more_than_a_minute_trusts_nothing(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch, seconds: int, known: bool
 ) -> None:
     far = replace(alice, directory="/nowhere/alice", storage_host="nas1")
-    ledger.complete([completed(far, "", FINGERPRINTS)])
-    at(monkeypatch, -7200)
-    assert ledger.look(far) is None
+    entry = replace(completed(far, "", FINGERPRINTS), at=float(int(time.time())))
+    ledger.complete([entry])
+    monkeypatch.setattr(
+        "ansible_bootstrap.state.ledger.time",
+        SimpleNamespace(time=lambda: entry.at + seconds, monotonic=time.monotonic),
+    )
+    assert bool(ledger.look(far)) == known
 
 
 def test_who_is_forgotten_is_unknown_everywhere(ledger: Ledger, alice: Place) -> None:
@@ -318,7 +325,7 @@ def test_a_clean_up_whose_hub_was_killed_ends_by_itself(
     with monkeypatch.context() as context:
         began = at(context, 0.0)
         ledger.doubt([alice], seconds)
-    at(monkeypatch, began + later - time.monotonic())
+    at(monkeypatch, later, began=began)
     ledger.complete([completed(alice, "", FINGERPRINTS)])
     assert bool(ledger.look(alice)) == known
 
