@@ -108,8 +108,7 @@ def mutate(area: str, sample: int, chance: random.Random, seconds: float) -> Non
         outcome, output = run_tests(command, limit)
         mutant.module_path.write_text(source, "utf-8")
         tested += 1
-        killed += outcome == TestOutcome.KILLED
-        late += output == "timeout"
+        killed, late = killed + (outcome == TestOutcome.KILLED), late + (output == "timeout")
         if outcome != TestOutcome.KILLED:
             lines = (text.splitlines() for text in (source, changed))
             diff = difflib.unified_diff(*lines, str(mutant.module_path), n=1, lineterm="")
