@@ -85,8 +85,11 @@ async def test_all_that_come_up_together_are_one_threads_work_and_one_message(
     told: list[Any] = []
     tell = loop.call_soon_threadsafe
     monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: (told.append(args), tell(*args)))
-    together = [asyncio.create_task(probes.run(f"u{number}", "/", lambda: 1, LONG)) for number in range(200)]
+    all_have_come = threading.Event()
+    together = [asyncio.create_task(probes.run("u", "/", lambda: all_have_come.wait(LONG), LONG))]
+    together += [asyncio.create_task(probes.run(f"u{number}", "/", lambda: 1, LONG)) for number in range(199)]
     await asyncio.sleep(0)
+    all_have_come.set()
     time.sleep(0.3)
     assert sum(await asyncio.gather(*together)) == 200
     assert len(started) == 1 and len(told) <= 3
