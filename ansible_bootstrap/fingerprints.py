@@ -5,9 +5,9 @@ content. Each role's fingerprint is over what the role is, the variables it can 
 plugins; so a changed tutorial setting does not run the other roles again.
 
 Left out on purpose: the inventory (where a host is does not change what is done there), and content
-that lies on a storage host or behind a URL. A skeleton, a tutorial and a program that is run once are
-given to a user once, and what comes later is for those who come later. A program that the admin wants
-run each time says ``revised=False``: whoever keeps fingerprints must not take an equal one for done.
+that lies on a storage host or behind a URL. A user gets a skeleton, a tutorial and a program that is run
+once only once, and later content is for later users. A program that the admin wants run each time says
+``revised=False``: an equal fingerprint does not mean that it is done.
 """
 
 from __future__ import annotations

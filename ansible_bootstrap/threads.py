@@ -85,7 +85,7 @@ async def in_thread(
     answer: asyncio.Future[T] = loop.create_future()
 
     def job() -> None:
-        if not answer.done():  # Else nobody waits any more: do not start late.
+        if not answer.done():  # Else the caller waits no longer: the call must not start late.
             result = call(func, answer)
             with contextlib.suppress(RuntimeError):  # The loop has closed in the meantime.
                 loop.call_soon_threadsafe(result)
@@ -118,4 +118,4 @@ async def within(seconds: float, answer: asyncio.Future[T]) -> T:
         return await answer
     finally:
         expiry.cancel()
-        answer.cancel()  # Without effect on one that has come; else what it raises later would be nobody's.
+        answer.cancel()  # Without effect on one that has come; an error that comes later is not logged.

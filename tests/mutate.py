@@ -92,7 +92,7 @@ def mutate(area: str, sample: int, chance: random.Random, seconds: float) -> Non
     mutants = [mutant for mutant in found if not re.search(r"Eq_(Is|Lt|Gt)", mutant.operator_name)]
     mutants.sort(key=lambda mutant: (mutant.module_path, mutant.operator_name, mutant.occurrence))
     chance.shuffle(mutants)
-    killed = tested = 0
+    killed = late = tested = 0
     began = time.monotonic()
     for mutant in mutants:
         if (sample and tested == sample) or time.monotonic() - began > seconds:
@@ -105,15 +105,15 @@ def mutate(area: str, sample: int, chance: random.Random, seconds: float) -> Non
         if number not in (False, "0", "1") or changed is None or tree(changed) in ("", tree(source)):
             continue
         mutant.module_path.write_text(changed, "utf-8")
-        outcome, _ = run_tests(command, limit)
+        outcome, output = run_tests(command, limit)
         mutant.module_path.write_text(source, "utf-8")
         tested += 1
-        killed += outcome == TestOutcome.KILLED
+        killed, late = killed + (outcome == TestOutcome.KILLED), late + (output == "timeout")
         if outcome != TestOutcome.KILLED:
             lines = (text.splitlines() for text in (source, changed))
             diff = difflib.unified_diff(*lines, str(mutant.module_path), n=1, lineterm="")
             print(f"\nSurvivor {tested - killed} of {tested} mutants:", *diff, sep="\n", flush=True)
-    print(f"\n{area}: {killed} of {tested} mutants killed, of {len(mutants)} candidates")
+    print(f"\n{area}: {killed} of {tested} mutants killed ({late} by time), of {len(mutants)} candidates")
 
 
 if __name__ == "__main__":

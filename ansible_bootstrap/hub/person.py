@@ -4,9 +4,9 @@ A directory goes by name. A user who is deleted in the hub and made again may be
 given a name that another had before a rename. The hub's row of the user tells: its id and the time at which it was made
 (both, for SQLite uses an id again).
 
-A hub whose whole database was replaced must refuse nobody. So a note has some rows of other users beside the user's
-own: if one of them is still there, it is the same database. If there was nobody else, it is the same if the user's old
-id is gone from it while later ones are there. No time is compared with a clock's.
+A hub whose whole database was replaced must refuse no user. So a note has some rows of other users beside the user's
+own: if one of these rows is still there, it is the same database. If there was no other user, it is the same if the
+user's old id is gone from it while later ids are there. No time is compared with a clock's.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ OTHERS: Final = 4
 
 
 def check_person(core: Core, user: Any) -> None:
-    """Refuse a user who has the name of an earlier one; note who a new user is.
+    """Refuse a user who has the name of an earlier user; note the row of a new user.
 
     Args:
-        core: knows who the users were.
+        core: knows the rows that were noted.
         user: ``jupyterhub.user.User``.
 
     Raises:
         RefusedError: the details name the two ways out.
-        ApplyError: who the user was cannot be told now.
+        ApplyError: the rows that were noted cannot be read now.
     """
     orm_user = getattr(user, "orm_user", None)
     created = getattr(orm_user, "created", None)

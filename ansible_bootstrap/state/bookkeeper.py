@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from ansible_bootstrap.errors import ApplyError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
-from ansible_bootstrap.state.ledger import Entry, Ledger, completed, looked_at
+from ansible_bootstrap.state.ledger import Entry, Ledger, completed, probed
 from ansible_bootstrap.state.probe import Probes
 from ansible_bootstrap.state.writer import DISK_SECONDS, Writer
 
-LOOK_SECONDS: Final = 0.2
+T = TypeVar("T")
+
+PROBE_SECONDS: Final = 0.2
 """For one probe of a directory; on a file system that works it takes one millisecond."""
 
 SEEN_SECONDS: Final = 2.0
@@ -39,7 +41,7 @@ MAX_WAITING: Final = 50_000
 class _Question:
     name: str
     overtaken: bool = False
-    """Whether the user has been made unknown since it began."""
+    """Whether the user has been made unknown since the probe began."""
 
 
 class Bookkeeper(Writer):
@@ -58,41 +60,38 @@ class Bookkeeper(Writer):
             "the ledger in c.AnsibleBootstrap.state_dir does not work, so every login is a run",
         )
         self._ledger = ledger
-        self._log = log
         self._under = under
         self._completed: list[Entry] = []
         self._probes = Probes()
         self._asked: set[_Question] = set()
         """Users who are being looked up."""
         self._lost: dict[str, float] = {}
-        """Users who could not be forgotten on disk, and since when (as ``time.monotonic``) they are."""
+        """Users who could not be forgotten on disk, and when (as ``time.monotonic``) that was to be done."""
         self._places: list[Place] = []
         self._persons: dict[str, tuple[str, str]] = {}
         self._noted: dict[tuple[str, str], Place] = {}
 
     async def look(self, place: Place) -> Entry | None:
         """Return what the user has at this place, None if that is not known."""
-        if place.name in self._lost:
+        entry = self._recorded(place)
+        if entry is None:
             return None
         question = _Question(place.name)
         self._asked.add(question)
         try:
-            entry = self._ledger.recorded(place)
-            if entry is None:
-                return None
             intact = await self._probes.run(
-                place.name, entry.directory, partial(self._ledger.holds, entry), LOOK_SECONDS
+                place.name, entry.directory, partial(self._ledger.holds, entry), PROBE_SECONDS
             )
         except TimeoutError:
             self._log.warning(
-                "ansible_bootstrap: looking at the directory of %s took more than %g s",
+                "ansible_bootstrap: the probe of the directory of %s took more than %g s",
                 ascii(place.name),
-                LOOK_SECONDS,
+                PROBE_SECONDS,
             )
         except Exception as error:
             self._complain(error)
         else:
-            # A clean-up may have come and gone between the look and now.
+            # A clean-up may have begun and ended since the entry was read.
             return entry if intact and not question.overtaken else None
         finally:
             self._asked.discard(question)
@@ -100,22 +99,12 @@ class Bookkeeper(Writer):
 
     def noted(self, place: Place) -> Entry | None:
         """Return what is noted of the user at this place, if it is to be trusted, without a probe of the directory."""
-        if place.name in self._lost:
-            return None
-        try:
-            entry = self._ledger.recorded(place)
-        except Exception as error:
-            self._complain(error)
-            return None
+        entry = self._recorded(place)
         return entry if entry is not None and self._ledger.trusts(entry) else None
 
     def place_of(self, name: str) -> Place | None:
         """Return where the user's default server last had its storage under the present settings."""
-        try:
-            places = self._ledger.places(name, self._under)
-        except Exception as error:
-            self._complain(error)
-            return None
+        places = self._read(partial(self._ledger.places, name, self._under)) or []
         return next((place for place in places if not place.server_name), None)
 
     def elsewhere(self, place: Place) -> Place | None:
@@ -162,8 +151,8 @@ class Bookkeeper(Writer):
         except Exception as error:
             self._complain(error)
             raise ApplyError(
-                f"the ledger in c.AnsibleBootstrap.state_dir cannot be read ({error}), so nobody can tell whether "
-                f"{name!a} is the person who was given the directory: try again, and mend the ledger if that stays"
+                f"the ledger in c.AnsibleBootstrap.state_dir cannot be read ({error}), so it cannot be checked whether "
+                f"{name!a} is the person who was given the directory: try again; if that does not help, mend the ledger"
             ) from None
 
     def note_person(self, name: str, person: str, instead: str = "") -> None:
@@ -210,6 +199,17 @@ class Bookkeeper(Writer):
 
     # -- inner --------------------------------------------------------------------------------
 
+    def _recorded(self, place: Place) -> Entry | None:
+        return None if place.name in self._lost else self._read(partial(self._ledger.recorded, place))
+
+    def _read(self, call: Callable[[], T]) -> T | None:
+        """Return what the ledger says; None, and a warning, if it cannot be read."""
+        try:
+            return call()
+        except Exception as error:
+            self._complain(error)
+            return None
+
     async def _write(self) -> None:
         while self._completed or self._places or self._persons:
             entries, self._completed = self._completed, []
@@ -220,7 +220,7 @@ class Bookkeeper(Writer):
             if entries:
                 try:
                     seen = await self._probes.run_all(
-                        [(entry.place.name, entry.directory, partial(looked_at, entry)) for entry in entries],
+                        [(entry.place.name, entry.directory, partial(probed, entry)) for entry in entries],
                         SEEN_SECONDS,
                         DISK_SECONDS,
                     )
@@ -230,6 +230,6 @@ class Bookkeeper(Writer):
                 until = time.monotonic() + DISK_SECONDS
                 await self._try(partial(self._ledger.note, seen, until=until))
             if places and await self._try(partial(self._ledger.note_places, places, self._under)):
-                if len(self._noted) >= MAX_WAITING:  # Whoever may name servers must not fill the memory.
+                if len(self._noted) >= MAX_WAITING:  # A user who may name servers must not fill the memory.
                     self._noted.clear()
                 self._noted.update({(place.name, place.server_name): place for place in places})

@@ -1,9 +1,7 @@
 """Past runs and the outcome of each user: one SQLite file for ``ansible-bootstrap status``.
 
-It is for people to look at; nothing is decided by it. A daemon thread writes it, so a slow disk delays no spawn. A file
-that another version has written is begun anew.
-
-Each record drops what is too old, a few runs at a time, and gives the space back to the file system.
+It is for people to read: no decision of the hub depends on it. Each record drops what is too old, a few runs at a time,
+and gives the space back to the file system.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import threading
 import time
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -21,8 +18,7 @@ from typing import Any, Final
 from ansible_bootstrap.protocol import Outcome
 from ansible_bootstrap.run_record import RunOutcome, RunRecord
 from ansible_bootstrap.state.sqlite_file import SqliteFile, execute_rows
-from ansible_bootstrap.state.writer import WarnOnce
-from ansible_bootstrap.threads import Pool
+from ansible_bootstrap.state.writer import Writer
 
 FILE: Final = "history.sqlite"
 """Below ``state_dir``, mode 0600."""
@@ -190,8 +186,8 @@ class History:
         return self._file.select(query, values)
 
 
-class Recorder:
-    """Writes runs into the history from a daemon thread; never blocks, never raises.
+class Recorder(Writer):
+    """Writes runs into the history beside the event loop.
 
     Args:
         history: where to.
@@ -199,29 +195,21 @@ class Recorder:
     """
 
     def __init__(self, history: History, log: logging.Logger) -> None:
+        super().__init__("history", log, "the history cannot be written, runs go on")
         self._history = history
-        self._pool = Pool("history", 1)
-        self._room = threading.Semaphore(MAX_QUEUED)
-        self._complain = WarnOnce(log, "the history cannot be written, runs go on")
+        self._runs: list[RunRecord] = []
 
     def record(self, run: RunRecord) -> None:
-        """Hand a run to the thread."""
-        if not self._room.acquire(blocking=False):
+        """Have a run written. Returns at once; never raises."""
+        if len(self._runs) < MAX_QUEUED:
+            self._runs.append(run)
+            self._write_soon()
+        else:
             self._complain(TimeoutError("the disk does not keep up"))
-            return
-        try:
-            self._pool.submit(partial(self._write, run))
-        except RuntimeError as error:  # No thread could be made.
-            self._room.release()
-            self._complain(error)
 
-    def _write(self, run: RunRecord) -> None:
-        try:
-            self._history.record(run)
-        except Exception as error:
-            self._complain(error)
-        finally:
-            self._room.release()
+    async def _write(self) -> None:
+        while self._runs:
+            await self._try(partial(self._history.record, self._runs.pop(0)))
 
 
 def _shortened(outcome: Outcome) -> Outcome:

@@ -17,7 +17,8 @@ entries of a clean-up's users under a token of that clean-up, and until it ends 
 entry that the clean-up has not changed is believed again, unless it was forgotten or doubted once more meanwhile.
 
 The ledger may be deleted at any time: a user without an entry is bootstrapped again, which changes nothing that is
-right. So an entry that cannot be read counts as none, and a file that is broken is moved aside.
+right. So an entry that cannot be read counts as none, and a file that is damaged is moved aside. The times at which
+users were forgotten are lost with it, so the new file notes no run that began before the file was made.
 """
 
 from __future__ import annotations
@@ -166,7 +167,12 @@ class Ledger:
 
     def __init__(self, state_dir: str | os.PathLike[str], trust_for: float = 86400.0) -> None:
         self._file = SqliteFile(
-            Path(state_dir) / FILE, _SCHEMA, _VERSION, "everybody is bootstrapped once more"
+            Path(state_dir) / FILE,
+            _SCHEMA,
+            _VERSION,
+            "everybody is bootstrapped once more",
+            # A damaged file held the times at which users were forgotten, too.
+            lambda database: _note_forgotten(database, [_EVERYBODY], time.monotonic()),
         )
         self._trust_for = trust_for
 
@@ -182,7 +188,7 @@ class Ledger:
         return entry if entry is not None and _same(entry.place, place, entry.roles) else None
 
     def holds(self, entry: Entry) -> bool:
-        """Look whether the directory is as it was; blocks as long as its file system does."""
+        """Whether the directory is as it was; blocks as long as its file system does."""
         # Not equal either if there was nothing to be seen then, and is now.
         return self.trusts(entry) and entry.seen == _seen(entry)
 
@@ -395,7 +401,7 @@ class Ledger:
 
 
 def _same(known: Place, now: Place, roles: Mapping[str, str]) -> bool:
-    if all(role in BUILT_IN_ROLES for role in roles):  # Ours do not look at groups.
+    if all(role in BUILT_IN_ROLES for role in roles):  # Roles of ours do not use groups.
         known, now = replace(known, groups=()), replace(now, groups=())
     return known == now
 
@@ -437,8 +443,8 @@ def _note_forgotten(database: sqlite3.Connection, names: Iterable[str], at: floa
     )
 
 
-def looked_at(entry: Entry) -> Entry:
-    """Return the entry with what its directory looks like now; blocks as long as the file system does."""
+def probed(entry: Entry) -> Entry:
+    """Return the entry with what is seen of its directories now; blocks as long as the file system does."""
     return replace(entry, seen=_seen(entry))
 
 

@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,7 @@ class _Probe:
 
 
 class Probes:
-    """Calls that look at a user's directory. All methods are called on one event loop, the calls in threads."""
+    """Calls that probe a user's directory. All methods are called on one event loop, the calls in threads."""
 
     def __init__(self) -> None:
         self._mounts = Mounts()
@@ -76,12 +76,8 @@ class Probes:
             RuntimeError: no thread could be made.
             Exception: whatever ``func`` raises.
         """
-        probe = self._add(user, directory, func)
-        try:
-            self._attend()
-            return await within(seconds, probe.answer)
-        finally:
-            self._give_up(probe)
+        with self._begun([(user, directory, func)]) as (answer,):
+            return await within(seconds, answer)
 
     async def run_all(
         self, calls: Sequence[tuple[str, str, Callable[[], T]]], patience: float, limit: float
@@ -98,35 +94,36 @@ class Probes:
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + limit
-        probes = [self._add(*each) for each in calls]
-        try:
-            self._attend()
-            left = {probe.answer for probe in probes}
+        with self._begun(calls) as answers:
+            left = set(answers)
             while left and (now := loop.time()) < end:
                 done, left = await asyncio.wait(left, timeout=min(patience, end - now))
                 if not done:
                     break
-        finally:
-            for probe in probes:
-                self._give_up(probe)
-        answers = (probe.answer for probe in probes)
         return [a.result() for a in answers if not a.cancelled() and a.exception() is None]
 
     # -- on the loop --------------------------------------------------------------------------
 
-    def _add(self, user: str, directory: str, func: Callable[[], Any]) -> _Probe:
-        probe = _Probe(
-            user, self._mounts.mount_of(directory), func, asyncio.get_running_loop().create_future()
-        )
+    @contextlib.contextmanager
+    def _begun(
+        self, calls: Sequence[tuple[str, str, Callable[[], Any]]]
+    ) -> Iterator[list[asyncio.Future[Any]]]:
+        """Have the calls made, and give their answers; afterwards those that no thread has begun are dropped."""
+        loop = asyncio.get_running_loop()
+        probes = [
+            _Probe(user, self._mounts.mount_of(directory), func, loop.create_future())
+            for user, directory, func in calls
+        ]
         with self._lock:
-            self._waiting[probe] = None
-        return probe
-
-    def _give_up(self, probe: _Probe) -> None:
-        """Nobody waits for it any more; without effect on one that has returned."""
-        probe.answer.cancel()
-        with self._lock:
-            self._waiting.pop(probe, None)
+            self._waiting.update(dict.fromkeys(probes))
+        try:
+            self._attend()
+            yield [probe.answer for probe in probes]
+        finally:
+            with self._lock:
+                for probe in probes:
+                    probe.answer.cancel()  # Without effect on one that has come.
+                    self._waiting.pop(probe, None)
 
     def _attend(self) -> None:
         """Start a thread if a probe can begin and all threads hang; do so again in a while if any probe waits.

@@ -15,7 +15,7 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,13 +55,23 @@ class SqliteFile:
         schema: the statements that make its tables.
         version: of the schema; a file of another reads as empty until the next writer has moved it aside.
         lost: what is lost with such a file, for the log.
+        after_loss: called in the transaction that makes the tables, if a file was moved aside before.
     """
 
-    def __init__(self, path: Path, schema: str, version: int, lost: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: str,
+        version: int,
+        lost: str,
+        after_loss: Callable[[sqlite3.Connection], None] = lambda database: None,
+    ) -> None:
         self._path = path
         self._schema = schema
         self._version = version
         self._lost = lost
+        self._after_loss = after_loss
+        self._broken = path.with_suffix(".broken")
         self._turn = threading.Lock()
         """Of the connection for reading."""
         self._reader: sqlite3.Connection | None = None
@@ -151,14 +161,13 @@ class SqliteFile:
         with contextlib.suppress(OSError):
             if file is None or _identity(self._path) != file:
                 return True
-            broken = self._path.with_suffix(".broken")
-            os.replace(self._path, broken)
+            os.replace(self._path, self._broken)
             for rest in ("-wal", "-shm"):
                 self._path.with_name(f"{self._path.name}{rest}").unlink(missing_ok=True)
             _LOG.warning(
                 "ansible_bootstrap: %s was damaged, or of another version, and is kept as %s: %s",
                 self._path,
-                broken.name,
+                self._broken.name,
                 self._lost,
             )
         return True
@@ -175,6 +184,8 @@ class SqliteFile:
                     for statement in self._schema.split(";\n"):
                         database.execute(statement)
                     database.execute(f"PRAGMA user_version = {self._version}")
+                    if self._broken.exists():
+                        self._after_loss(database)
                 database.commit()
             # The file keeps the mode. While others are at it, this fails at once, whatever the timeout; the next
             # connection sets it.

@@ -24,37 +24,20 @@ THREADS: Final = 2
 """For one file. A disk that hangs takes these, and none of those that everything else needs."""
 
 
-class WarnOnce:
-    """Logs the first of many errors.
-
-    Args:
-        log: where to.
-        trouble: what does not work, and what follows from that.
-    """
-
-    def __init__(self, log: logging.Logger, trouble: str) -> None:
-        self._log = log
-        self._trouble = trouble
-        self._warned = False
-
-    def __call__(self, error: Exception) -> None:
-        """Log the error if it is the first."""
-        if not self._warned:
-            self._warned = True
-            self._log.warning("ansible_bootstrap: %s: %s", self._trouble, reason_for_log(error))
-
-
 class Writer(ABC):
     """Base of what keeps notes in one file. All methods are called on one event loop.
 
     Args:
         name: of the threads.
-        log, trouble: as for :class:`WarnOnce`.
+        log: told of the first error.
+        trouble: what does not work then, and what follows from that.
     """
 
     def __init__(self, name: str, log: logging.Logger, trouble: str) -> None:
         self._pool = Pool(name, THREADS)
-        self._complain = WarnOnce(log, trouble)
+        self._log = log
+        self._trouble = trouble
+        self._warned = False
         self._task: asyncio.Task[None] | None = None
 
     @abstractmethod
@@ -69,6 +52,11 @@ class Writer(ABC):
         """Return when all that has been noted is on disk, or could not be, or after that time."""
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=seconds)
+
+    def _complain(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            self._log.warning("ansible_bootstrap: %s: %s", self._trouble, reason_for_log(error))
 
     async def _on_disk(self, call: Callable[[], T]) -> T:
         return await in_thread(call, timeout=DISK_SECONDS, pool=self._pool)

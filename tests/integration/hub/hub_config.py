@@ -87,7 +87,7 @@ async def treacherous_resolve(spawner, config=None):
 
 ansible_bootstrap.hub.spawns.resolve = treacherous_resolve
 # A machine that is busy with other tests is no directory that hangs; that one is in test_bookkeeper.py.
-ansible_bootstrap.state.bookkeeper.LOOK_SECONDS = 5.0
+ansible_bootstrap.state.bookkeeper.PROBE_SECONDS = 5.0
 
 c = get_config()  # noqa: F821
 c.JupyterHub.proxy_class = NoProxy

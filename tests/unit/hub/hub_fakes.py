@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_bootstrap.place import Place
-from ansible_bootstrap.state.ledger import Entry, Ledger, looked_at
+from ansible_bootstrap.state.ledger import Entry, Ledger, probed
 
 FAKE = Path(__file__).with_name("fake_apply.py")
 
@@ -108,7 +108,7 @@ class Lines(logging.Handler):
 
 
 class SeeingLedger(Ledger):
-    """The ledger, and the looks at directories that the hub makes in threads."""
+    """The ledger, and the probes of directories that the hub makes in threads."""
 
     def look(self, place: Place) -> Entry | None:
         """Return what the user has, if the directory is as it was."""
@@ -117,4 +117,4 @@ class SeeingLedger(Ledger):
 
     def complete(self, entries: Sequence[Entry], *, until: float | None = None) -> None:
         """Note these entries with what their directories look like now."""
-        self.note([looked_at(entry) for entry in entries], until=until)
+        self.note([probed(entry) for entry in entries], until=until)

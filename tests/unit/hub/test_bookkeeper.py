@@ -7,9 +7,10 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_fakes import Lines, until
@@ -255,14 +256,14 @@ async def test_slow_directories_are_noted_as_long_as_it_gets_on(
 async def test_a_look_that_fails_costs_its_own_note_only(
     books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked_at = bookkeeper.looked_at
+    real = bookkeeper.probed
 
     def broken(entry: Entry) -> Entry:
         if entry.place.name == "mallory":
             raise MemoryError
-        return looked_at(entry)
+        return real(entry)
 
-    monkeypatch.setattr(bookkeeper, "looked_at", broken)
+    monkeypatch.setattr(bookkeeper, "probed", broken)
     for name in ("alice", "mallory", "bob"):
         books.complete(place(name), ok(name), FINGERPRINTS)
     await books.written()
@@ -333,6 +334,45 @@ async def test_whom_the_disk_would_not_forget_is_unknown_to_this_hub_all_the_sam
     assert await books.look(place())
 
 
+async def test_an_older_forget_that_worked_does_not_end_a_newer_one_that_failed(
+    books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    books.complete(place(), ok(), FINGERPRINTS)
+    await books.written()
+    go_on = threading.Event()
+    begun: list[Sequence[str]] = []
+
+    def forget(names: Sequence[str]) -> None:
+        begun.append(names)
+        if len(begun) > 1:
+            raise OSError
+        go_on.wait(10)  # It was in time for what the ledger had then; the entry is newer.
+
+    monkeypatch.setattr(ledger, "forget", forget)
+    older = asyncio.create_task(books.forget("alice"))
+    await until(lambda: begun)
+    with pytest.raises(OSError):
+        await books.forget("alice")
+    go_on.set()
+    await older
+    assert ledger.look(place()) and await books.look(place()) is None
+
+
+async def test_a_run_that_begins_at_the_moment_of_a_forget_that_failed_is_noted(
+    books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    with monkeypatch.context() as context:
+        context.setattr(bookkeeper, "time", SimpleNamespace(monotonic=lambda: now))
+        context.setattr(ledger, "forget", lambda names: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await books.forget("alice")
+    for since, known in ((now - 0.001, False), (now, True)):
+        books.complete(place(), ok(), FINGERPRINTS, since)
+        await books.written()
+        assert bool(await books.look(place())) == known
+
+
 @pytest.mark.parametrize(("whose", "known"), [("alice", False), ("bob", True)])
 async def test_a_look_that_a_clean_up_of_the_user_has_overtaken_knows_nobody(
     books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, whose: str, known: bool
@@ -346,7 +386,7 @@ async def test_a_look_that_a_clean_up_of_the_user_has_overtaken_knows_nobody(
         go_on.wait(10)
         return holds(entry)
 
-    monkeypatch.setattr(bookkeeper, "LOOK_SECONDS", 10.0)
+    monkeypatch.setattr(bookkeeper, "PROBE_SECONDS", 10.0)
     monkeypatch.setattr(ledger, "holds", slow)
     looking = asyncio.create_task(books.look(place()))
     await until(reached.is_set)

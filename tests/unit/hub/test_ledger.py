@@ -166,11 +166,14 @@ def test_the_directory_that_only_the_apply_side_knows_is_looked_at_too(
     assert ledger.look(plain) is None
 
 
-def at(monkeypatch: pytest.MonkeyPatch, seconds: float, set_by: float = 0.0) -> None:
-    """So many seconds later; and then the clock is set."""
-    now, ticks = time.time(), time.monotonic()
+def at(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, set_by: float = 0.0, began: float | None = None
+) -> float:
+    """So many seconds later, as ``time.monotonic``, which is returned; and then the clock is set."""
+    now, ticks = time.time(), time.monotonic() if began is None else began
     clock = SimpleNamespace(time=lambda: now + seconds + set_by, monotonic=lambda: ticks + seconds)
     monkeypatch.setattr("ansible_bootstrap.state.ledger.time", clock)
+    return ticks + seconds
 
 
 def test_what_this_machine_sees_is_good_for_ever(
@@ -203,13 +206,18 @@ def test_a_path_here_is_no_proof_of_one_on_another_host(
     assert ledger.look(far) is None
 
 
-def test_a_clock_that_was_set_back_trusts_nothing(
-    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("seconds", "known"), [(-7200, False), (-61, False), (-60, True), (3600, True)])
+def test_a_clock_that_was_set_back_by_more_than_a_minute_trusts_nothing(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch, seconds: int, known: bool
 ) -> None:
     far = replace(alice, directory="/nowhere/alice", storage_host="nas1")
-    ledger.complete([completed(far, "", FINGERPRINTS)])
-    at(monkeypatch, -7200)
-    assert ledger.look(far) is None
+    entry = replace(completed(far, "", FINGERPRINTS), at=float(int(time.time())))
+    ledger.complete([entry])
+    monkeypatch.setattr(
+        "ansible_bootstrap.state.ledger.time",
+        SimpleNamespace(time=lambda: entry.at + seconds, monotonic=time.monotonic),
+    )
+    assert bool(ledger.look(far)) == known
 
 
 def test_who_is_forgotten_is_unknown_everywhere(ledger: Ledger, alice: Place) -> None:
@@ -243,8 +251,8 @@ def test_a_clean_up_doubts_the_user_under_all_names_of_the_directory(ledger: Led
 
 
 @pytest.mark.parametrize("meanwhile", ["forgotten", "all forgotten", "cleaned up again"])
-def test_whom_somebody_else_has_made_unknown_meanwhile_is_not_believed_again(
-    ledger: Ledger, alice: Place, meanwhile: str
+def test_a_user_made_unknown_during_a_clean_up_stays_unknown_after_it(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch, meanwhile: str
 ) -> None:
     ledger.complete([completed(alice, "", FINGERPRINTS)])
     token = ledger.doubt([alice], 60)
@@ -255,6 +263,8 @@ def test_whom_somebody_else_has_made_unknown_meanwhile_is_not_believed_again(
     else:
         ledger.doubt([alice], 60)
     ledger.cleaned(token, ALICE, [], time.monotonic())
+    assert ledger.look(alice) is None
+    at(monkeypatch, 61)  # The second clean-up counts as ended, and nobody knows what it has changed.
     assert ledger.look(alice) is None
 
 
@@ -278,6 +288,26 @@ def test_a_run_that_was_in_the_air_when_its_user_was_made_unknown_notes_nothing(
     ledger.complete([completed(alice, "", FINGERPRINTS)])
     assert ledger.look(alice)
     assert bool(ledger.look(bob)) == (how != "forget_all")
+
+
+@pytest.mark.parametrize(("seconds", "known"), [(-0.001, False), (0.0, True)], ids=["before", "then"])
+@pytest.mark.parametrize("how", ["forget", "cleaned, then noted", "noted, then cleaned"])
+def test_a_run_that_begins_at_the_moment_of_forgetting_is_noted_and_an_older_one_is_not(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch, how: str, seconds: float, known: bool
+) -> None:
+    now = at(monkeypatch, 0.0)
+    entry = completed(alice, "", FINGERPRINTS, since=now + seconds)
+    match how:
+        case "forget":
+            ledger.forget(["alice"])
+            ledger.complete([entry])
+        case "cleaned, then noted":
+            ledger.cleaned(ledger.doubt([alice], 60), [], ALICE, now)
+            ledger.complete([entry])
+        case "noted, then cleaned":
+            ledger.complete([entry])
+            ledger.cleaned("token", [], ALICE, now)
+    assert bool(ledger.look(alice)) == known
 
 
 def test_nothing_is_noted_of_a_user_whose_clean_up_is_under_way(
@@ -309,13 +339,16 @@ def test_two_clean_ups_of_a_user_both_have_to_end(ledger: Ledger, alice: Place) 
 
 
 @pytest.mark.parametrize(
-    ("seconds", "later", "known"), [(60, 59, False), (60, 61, True), (10**9, 86_401, True)]
+    ("seconds", "later", "known"),
+    [(60, 59, False), (60, 60, True), (10**9, 86_399, False), (10**9, 86_400, True)],
 )
 def test_a_clean_up_whose_hub_was_killed_ends_by_itself(
     ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch, seconds: float, later: float, known: bool
 ) -> None:
-    ledger.doubt([alice], seconds)
-    at(monkeypatch, later)
+    with monkeypatch.context() as context:
+        began = at(context, 0.0)
+        ledger.doubt([alice], seconds)
+    at(monkeypatch, later, began=began)
     ledger.complete([completed(alice, "", FINGERPRINTS)])
     assert bool(ledger.look(alice)) == known
 
@@ -358,7 +391,7 @@ def test_what_was_before_the_machine_was_booted_holds_nobody_up_and_outlives_no_
         assert ledger.look(alice) is None and ledger.look(bob)
 
 
-def test_no_tombstone_is_moved_back(ledger: Ledger, alice: Place) -> None:
+def test_no_time_of_forgetting_is_moved_back(ledger: Ledger, alice: Place) -> None:
     token = ledger.doubt([alice], 60)
     ended = time.monotonic()
     time.sleep(0.002)
@@ -425,10 +458,13 @@ def test_whoever_may_name_servers_does_not_fill_the_file(ledger: Ledger, alice: 
     assert ledger.places("bob", "d1")
 
 
-def test_nothing_is_noted_once_looking_has_taken_too_long(ledger: Ledger, alice: Place) -> None:
-    ledger.complete([completed(alice, "", FINGERPRINTS)], until=time.monotonic() - 1)
+def test_nothing_is_noted_once_a_probe_has_taken_too_long(
+    ledger: Ledger, alice: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = at(monkeypatch, 0.0)
+    ledger.complete([completed(alice, "", FINGERPRINTS)], until=now)
     assert ledger.look(alice) is None
-    ledger.complete([completed(alice, "", FINGERPRINTS)], until=time.monotonic() + 60)
+    ledger.complete([completed(alice, "", FINGERPRINTS, since=now)], until=now + 0.001)
     assert ledger.look(alice)
 
 
@@ -467,8 +503,26 @@ def test_a_broken_file_knows_nobody_and_is_made_anew(
     else:
         with sqlite3.connect(file) as database:
             database.execute("PRAGMA user_version = 99")
-    with contextlib.suppress(sqlite3.Error):
+    assert ledger.look(alice) is None
+    ledger.complete([])  # The file is made anew.
+    ledger.complete([completed(alice, "", FINGERPRINTS)])
+    assert ledger.look(alice)
+
+
+@pytest.mark.parametrize("finds", ["a reader", "a writer"])
+def test_a_run_older_than_a_ledger_made_anew_is_not_noted(
+    ledger: Ledger, alice: Place, tmp_path: Path, finds: str
+) -> None:
+    """Its user may have been forgotten during the run, and the damaged file alone held that."""
+    before = time.monotonic()
+    time.sleep(0.002)
+    ledger.forget(["alice"])
+    (tmp_path / "state" / FILE).write_bytes(b"this is no database " * 400)
+    ledger = Ledger(tmp_path / "state")
+    if finds == "a reader":
         assert ledger.look(alice) is None
+    ledger.complete([completed(alice, "", FINGERPRINTS, since=before)])
+    assert ledger.look(alice) is None
     ledger.complete([completed(alice, "", FINGERPRINTS)])
     assert ledger.look(alice)
 

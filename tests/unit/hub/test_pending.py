@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,15 @@ def test_the_file_keeps_places_as_they_are(tmp_path: Path) -> None:
     file.write({ALICE.job_key: None, ("s1", "nobody"): None})
     assert list(file.read().values()) == [BOB]
     assert (tmp_path / "state" / FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_one_user_on_two_hosts_has_two_entries(tmp_path: Path) -> None:
+    file = CleanupFile(tmp_path)
+    here, there = BOB, replace(BOB, storage_host="s2")
+    file.write({here.job_key: here, there.job_key: there})
+    assert file.read() == {here.job_key: here, there.job_key: there}
+    file.write({there.job_key: None})
+    assert file.read() == {here.job_key: here}
 
 
 @pytest.mark.parametrize(

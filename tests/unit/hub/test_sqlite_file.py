@@ -8,9 +8,10 @@ import logging
 import os
 import re
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,32 @@ def test_only_the_write_finds_the_damage(kind: str, tmp_path: Path) -> None:
     with contextlib.suppress(sqlite3.DatabaseError):
         file.write()
     file.write()
+    file.write()  # A ledger notes nothing from before it was made anew.
     assert file.read()
+
+
+@pytest.mark.root
+def test_a_file_of_the_same_inode_on_another_disk_is_another_file(tmp_path: Path) -> None:
+    """A disk that was mounted while the hub is up, say; what it reads is not of the disk below."""
+    state = tmp_path / "state"
+    state.mkdir()
+    inodes: set[int] = set()
+    mounted = 0
+    try:
+        for user in ("alice", "bob"):
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=700", "tmpfs", state], check=True)
+            mounted += 1
+            Ledger(state).note([completed(replace(ALICE, name=user), "", ROLES)])
+            inodes.add((state / ledger.FILE).stat().st_ino)
+            if user == "alice":
+                books = Ledger(state)
+                assert books.recorded(ALICE)
+        assert len(inodes) == 1
+        assert books.recorded(ALICE) is None
+        assert books.recorded(replace(ALICE, name="bob"))
+    finally:
+        for _ in range(mounted):
+            subprocess.run(["umount", "--lazy", state], check=True)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -465,13 +465,13 @@ async def test_a_hub_that_is_up_makes_ready_before_the_first_user_comes(
     assert [role.fingerprint for role in made.fingerprints._known or ()] == ["1"]
 
 
-async def test_who_was_looked_at_before_the_roles_were_is_not_known(
+async def test_the_ledger_is_asked_only_after_the_roles_were_described(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What takes long comes first: a clean-up that begins meanwhile makes the user unknown."""
     await hub.start()
     order: list[str] = []
-    current, look = hub.core.fingerprints.current, hub.core.books.look
+    current, look, noted = hub.core.fingerprints.current, hub.core.books.look, hub.core.books.noted
 
     async def describe() -> Any:
         order.append("roles")
@@ -481,9 +481,17 @@ async def test_who_was_looked_at_before_the_roles_were_is_not_known(
         order.append("user")
         return await look(place)
 
+    def read(place: Place) -> Any:
+        order.append("user")
+        return noted(place)
+
     monkeypatch.setattr(hub.core.fingerprints, "current", describe)
     monkeypatch.setattr(hub.core.books, "look", look_up)
+    monkeypatch.setattr(hub.core.books, "noted", read)
     await hub.start()
+    assert order == ["roles", "user"]
+    order.clear()
+    await hub.core.noted(Place("alice", directory=str(hub.path / "storage/alice"), storage_host="localhost"))
     assert order == ["roles", "user"]
 
 

@@ -1,4 +1,4 @@
-"""Probes at directories, and calls in threads: bounded whatever hangs, few threads as long as nothing does."""
+"""Probes of directories, and calls in threads: bounded whatever hangs, few threads as long as nothing does."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def test_what_is_seen_is_returned_and_what_is_raised_is_raised(probes: Pro
 
 
 async def test_an_answer_counts_although_the_loop_was_busy_until_it_was_too_late(probes: Probes) -> None:
-    """In a storm, one turn of the hub's loop takes longer than a look may."""
+    """In a storm, one turn of the hub's loop takes longer than a probe may."""
     look = asyncio.create_task(probes.run("alice", "/", lambda: 42, 0.1))
     call = asyncio.create_task(in_thread(lambda: 42, timeout=0.1))
     await asyncio.sleep(0)
@@ -85,8 +85,11 @@ async def test_all_that_come_up_together_are_one_threads_work_and_one_message(
     told: list[Any] = []
     tell = loop.call_soon_threadsafe
     monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *args: (told.append(args), tell(*args)))
-    together = [asyncio.create_task(probes.run(f"u{number}", "/", lambda: 1, LONG)) for number in range(200)]
+    all_have_come = threading.Event()
+    together = [asyncio.create_task(probes.run("u", "/", lambda: all_have_come.wait(LONG), LONG))]
+    together += [asyncio.create_task(probes.run(f"u{number}", "/", lambda: 1, LONG)) for number in range(199)]
     await asyncio.sleep(0)
+    all_have_come.set()
     time.sleep(0.3)
     assert sum(await asyncio.gather(*together)) == 200
     assert len(started) == 1 and len(told) <= 3
@@ -107,7 +110,7 @@ async def test_a_directory_that_hangs_holds_up_the_next_for_a_moment_and_nobody_
     await quiet(probes)
 
 
-async def test_one_user_has_one_look_at_a_time_in_turn(probes: Probes, hang: Hang) -> None:
+async def test_one_user_has_one_probe_at_a_time_in_turn(probes: Probes, hang: Hang) -> None:
     seen: list[int] = []
     first = asyncio.create_task(probes.run("mallory", "/", hang, LONG))
     others = [
@@ -141,7 +144,7 @@ async def answers(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
 
 
 @pytest.mark.usefixtures("mounts")
-async def test_a_mount_that_hangs_costs_nobody_elsewhere_their_look(probes: Probes, hang: Hang) -> None:
+async def test_a_mount_that_hangs_delays_no_probe_of_another(probes: Probes, hang: Hang) -> None:
     """However many have their directories there, and however often they try."""
     for _ in range(3):
         there = [probes.run(f"mallory{n}", f"/m/nfs/{n}", hang, 0.3) for n in range(2 * MAX_THREADS)]
@@ -256,7 +259,7 @@ async def test_many_slow_ones_are_waited_for_as_long_as_it_gets_on_and_no_longer
     await quiet(probes)
 
 
-async def test_without_a_thread_it_is_said_at_once_and_the_next_look_works(
+async def test_without_a_thread_it_is_said_at_once_and_the_next_probe_works(
     probes: Probes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_thread(job: object) -> None:
@@ -273,7 +276,7 @@ async def test_without_a_thread_it_is_said_at_once_and_the_next_look_works(
 
 
 async def test_in_any_order_each_gets_its_own_answer(probes: Probes, started: list[Any]) -> None:
-    """Threads that end just as the next look comes, users who come twice, some who give up."""
+    """Threads that end just as the next probe comes, users who come twice, some who give up."""
     chance = random.Random(5)
 
     async def ask(number: int) -> None:
