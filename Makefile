@@ -17,7 +17,9 @@ demo: $(VENV)/.installed-demo ## Run a real hub on loopback with the hook (ARGS=
 test: $(VENV)/.installed-test ## Run the tests (WORKERS=1: one after the other, as with ARGS="tests/unit -k names": these)
 ifeq ($(or $(ARGS),$(filter 1,$(WORKERS))),)
 	failed=; \
-	$(PYTEST) -m "not slow and not alone" -n $(WORKERS) || failed=1; \
+	$(PYTEST) -m "not slow and not alone" -n $(WORKERS) || { \
+	  echo "== what has failed beside other tests, once more and alone"; \
+	  $(PYTEST) -m "not slow and not alone" --last-failed --last-failed-no-failures none; } || failed=1; \
 	$(PYTEST) -m "not slow and alone" && [ -z "$$failed" ]
 else
 	$(PYTEST) -m "not slow" $(ARGS)

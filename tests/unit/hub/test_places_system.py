@@ -188,7 +188,7 @@ async def test_the_littlest_jupyterhub_is_asked_for_the_account_that_it_will_mak
     assert (place.name, place.account) == ("b" * 30, "jupyter-" + "b" * 18 + "-00000")
     assert place.directory == f"{ROOT}/of-{place.account}"
     with pytest.raises(
-        UnresolvedError, match=r"no user 'jupyter-carol'.*makes it when the server starts.*before setup\(c\)"
+        UnresolvedError, match=r"no user 'jupyter-carol'.*makes it when the server starts.*pre_spawn_hook"
     ):
         await resolve(spawner(tljh, "carol"), settings())
 
