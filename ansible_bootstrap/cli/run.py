@@ -39,7 +39,6 @@ from ansible_bootstrap.run_record import RunRecord
 from ansible_bootstrap.state.bookkeeper import SEEN_SECONDS, Bookkeeper
 from ansible_bootstrap.state.history import History
 from ansible_bootstrap.state.ledger import Entry, Ledger
-from ansible_bootstrap.state.moves import check_move
 from ansible_bootstrap.state.probe import Probes
 from ansible_bootstrap.threads import in_thread
 
@@ -239,16 +238,11 @@ class _Bulk(Observer):
         return [entry if number in intact else None for number, entry in enumerate(known)]
 
     async def _moved(self, place: Place) -> str:
-        """Say why the user is not to get this new place, if so; ``on_move = "warn"`` makes it a line of the log."""
-        last = self.books.elsewhere(place)
-        if last is None:
-            return ""
+        """Say why the user does not get this new place; nothing if there is no reason."""
         try:
-            await in_thread(partial(check_move, last, place), timeout=LOOK_SECONDS)
+            await self.books.check_move(place, refuse=self._settings.on_move == "refuse")
         except RefusedError as error:
-            if self._settings.on_move == "refuse":
-                return error.details
-            _LOG.warning("on_move: %s", error.details)
+            return error.details
         return ""
 
     def _settle(self, host: _Host, entry: RosterEntry, answer: Outcome | AnsibleBootstrapError) -> None:

@@ -15,8 +15,8 @@ What the hub demands of a hook, and where it says so (jupyterhub 6):
 
 =============  =============================================================================
 ``install``    ``setup(c)``: has the hub use the classes of ``mixin``
-``hooks``      before a server starts, after it stopped
-``login``      at login: the work is begun before anybody presses Start
+``hooks``      the same as hooks, for a configuration that names them itself
+``login``      at login: the work is begun before the user presses Start
 ``spawns``     one start of one server: what the hooks do
 ``page``       what the student sees meanwhile
 ``mixin``      ``bootstrapped``: spawner classes that do so, and look again at what is mounted

@@ -16,7 +16,7 @@ from ansible_bootstrap.describing import ask_fingerprints
 from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.dispatch.dispatcher import Dispatcher
 from ansible_bootstrap.dispatch.observer import Observer
-from ansible_bootstrap.errors import RefusedError, SettingsError
+from ansible_bootstrap.errors import SettingsError
 from ansible_bootstrap.hub.current_fingerprints import CurrentFingerprints
 from ansible_bootstrap.hub.failure import why
 from ansible_bootstrap.hub.metrics import metrics_of
@@ -27,7 +27,6 @@ from ansible_bootstrap.state.bookkeeper import Bookkeeper
 from ansible_bootstrap.state.directory import hold_state_dir
 from ansible_bootstrap.state.history import History, Recorder
 from ansible_bootstrap.state.ledger import Ledger
-from ansible_bootstrap.state.moves import check_move, where
 from ansible_bootstrap.state.pending_cleanups import PendingCleanups
 from ansible_bootstrap.threads import in_thread
 
@@ -36,9 +35,6 @@ UP_SECONDS: Final = 1.0
 
 SETTINGS_SECONDS: Final = 10.0
 """To write the apply program's settings file on the hub's own disk."""
-
-MOVE_SECONDS: Final = 10.0
-"""To look at the directories of a user whose storage has moved."""
 
 DESCRIBE_SECONDS: Final = 10.0
 
@@ -128,27 +124,8 @@ class Core(Observer):
         return entry is not None and fingerprints is not None and entry.has(fingerprints)
 
     async def check_move(self, place: Place) -> None:
-        """Refuse a new place for a known user who has files at the old one, or say so in the log (``on_move``).
-
-        Raises:
-            RefusedError: naming both.
-        """
-        last = self.books.elsewhere(place)
-        if last is None:
-            return
-        try:
-            await in_thread(partial(check_move, last, place), timeout=MOVE_SECONDS)
-        except RefusedError as error:
-            if self.config.on_move == "refuse":
-                raise
-            self.config.log.warning("ansible_bootstrap: on_move: %s", why(error))
-        else:
-            self.config.log.info(
-                "ansible_bootstrap: the storage of %s is %s, and was %s",
-                ascii(place.name),
-                where(place),
-                where(last),
-            )
+        """As :meth:`Bookkeeper.check_move`, by the setting ``on_move``."""
+        await self.books.check_move(place, refuse=self.config.on_move == "refuse")
 
     # -- dispatch.observer.Observer -----------------------------------------------------------
 

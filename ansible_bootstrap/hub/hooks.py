@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ansible_bootstrap.hub.page import show_progress
-from ansible_bootstrap.hub.spawns import bootstrap, stopped
+from ansible_bootstrap.hub.spawns import bootstrap, note_place, stopped
 
 
 async def pre_spawn_hook(spawner: Any) -> None:
@@ -18,6 +18,7 @@ async def pre_spawn_hook(spawner: Any) -> None:
     """
     show_progress(spawner)
     await bootstrap(spawner)
+    note_place(spawner)
 
 
 async def post_stop_hook(spawner: Any) -> None:

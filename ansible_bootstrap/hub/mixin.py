@@ -11,7 +11,7 @@ from ansible_bootstrap.hub.failure import log_name
 from ansible_bootstrap.hub.hooks import post_stop_hook, pre_spawn_hook
 from ansible_bootstrap.hub.login import begin
 from ansible_bootstrap.hub.page import progress
-from ansible_bootstrap.hub.spawns import bootstrap, bootstrap_if_moved, check_mounted, stopped
+from ansible_bootstrap.hub.spawns import bootstrap, bootstrap_if_moved, check_mounted, note_place, stopped
 
 Class = TypeVar("Class", bound=type)
 Then = Callable[[Any], Any]
@@ -33,6 +33,7 @@ class BootstrappedSpawner:
             await maybe_future(hook(spawner))
         if self.bootstrap_then:
             await bootstrap_if_moved(spawner)
+        note_place(spawner)
 
     async def start(self) -> Any:
         """Start the server, and fail if what it mounts is not what was prepared."""
@@ -56,9 +57,8 @@ class BootstrappedSpawner:
         base: Any = super()
 
         def theirs() -> AsyncIterator[Any]:
-            events: AsyncIterator[Any] = (
-                base.progress()
-            )  # Late: WrapSpawner's is a property, and its child's.
+            # Late: WrapSpawner's is a property, and its child's.
+            events: AsyncIterator[Any] = base.progress()
             return events
 
         async for event in progress(self, theirs):

@@ -15,6 +15,7 @@ from ansible_bootstrap.errors import (
     AnsibleBootstrapError,
     ApplyError,
     DeadlineError,
+    RefusedError,
     UnresolvedError,
 )
 from ansible_bootstrap.hub.core import Core, core_of, is_active
@@ -100,12 +101,17 @@ async def _make_ready(spawner: Any, core: Core, spawn: Spawn) -> str:
     place = spawn.place = await _resolved(spawner, core, deadline)
     known, done = await _known(core, place, deadline)
     if known and core.dispatcher.claim_untouched(place):
-        core.books.note_place(place)
         return "known"
     await core.check_move(place)
     _tell(spawner, spawn, await _wait(core, place, spawn.progress, deadline, done))
-    core.books.note_place(place)
     return "run"
+
+
+def note_place(spawner: Any) -> None:
+    """Note where the server will have its storage, when no hook can move it any more."""
+    spawn = spawn_of(spawner)
+    if spawn.place is not None and spawn.ready is not None:
+        core_of(spawner).books.note_place(spawn.place)
 
 
 async def bootstrap_if_moved(spawner: Any) -> None:
@@ -135,7 +141,10 @@ async def check_mounted(spawner: Any) -> None:
     try:
         async with asyncio.timeout(MOUNTED_SECONDS):
             moved = await _moved(spawner, spawn.place)
-    except Exception as error:  # It did tell before the start, so this is no reason to take the server away.
+    except (UnresolvedError, RefusedError) as error:  # Before the start the spawner had another answer.
+        spawn.ready = None
+        raise shown(spawner, error) from None
+    except Exception as error:  # The name service does not answer, say: no reason to take the server away.
         spawner.log.warning(
             "ansible_bootstrap: whether %s has the storage that was prepared cannot be told: %s",
             log_name(spawner),

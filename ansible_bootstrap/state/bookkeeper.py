@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar
 
-from ansible_bootstrap.errors import ApplyError
+from ansible_bootstrap.errors import ApplyError, RefusedError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 from ansible_bootstrap.state.ledger import Entry, Ledger, completed, probed
+from ansible_bootstrap.state.moves import check_move, where
 from ansible_bootstrap.state.probe import Probes
 from ansible_bootstrap.state.writer import DISK_SECONDS, Writer
+from ansible_bootstrap.threads import in_thread
 
 T = TypeVar("T")
 
@@ -107,13 +109,32 @@ class Bookkeeper(Writer):
         places = self._read(partial(self._ledger.places, name, self._under)) or []
         return next((place for place in places if not place.server_name), None)
 
-    def elsewhere(self, place: Place) -> Place | None:
-        """Return where the user's server last had its storage, as :meth:`Ledger.elsewhere`."""
+    async def check_move(self, place: Place, *, refuse: bool) -> None:
+        """Refuse a new place for a known user who has files at the old one, or say so in the log.
+
+        Raises:
+            RefusedError: naming both.
+        """
         try:
-            return self._ledger.elsewhere(place)
+            last = self._ledger.elsewhere(place)
         except Exception as error:
             self._complain(error)
-            return None
+            return
+        if last is None:
+            return
+        try:
+            await in_thread(partial(check_move, last, place), timeout=DISK_SECONDS)
+        except RefusedError as error:
+            if refuse:
+                raise
+            self._log.warning("ansible_bootstrap: on_move: %s", error.details)
+        else:
+            self._log.info(
+                "ansible_bootstrap: the storage of %a is %s, and was %s",
+                place.name,
+                where(place),
+                where(last),
+            )
 
     def complete(
         self,

@@ -18,7 +18,14 @@ from hub_fakes import Lines, until
 from traitlets.config import Config
 
 import ansible_bootstrap
-from ansible_bootstrap import AnsibleBootstrap, BootstrapError, RoleFailedError
+from ansible_bootstrap import (
+    AnsibleBootstrap,
+    BootstrapError,
+    RefusedError,
+    RoleFailedError,
+    UnreachableError,
+    UnresolvedError,
+)
 from ansible_bootstrap.hub import (
     bootstrapped,
     core,
@@ -170,6 +177,7 @@ def order(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for what in ("bootstrap", "bootstrap_if_moved", "check_mounted", "stopped"):
         monkeypatch.setattr(mixin, what, noted(what))
+    monkeypatch.setattr(mixin, "note_place", lambda spawner: done.append("note_place"))
     return done
 
 
@@ -184,7 +192,7 @@ async def test_the_sites_hook_comes_before_and_the_one_for_afterwards_after(orde
     assert await spawner.start() == "http://127.0.0.1:8888"
     await spawner.run_post_stop_hook()
     assert order == [
-        *("site", "bootstrap", "then", "bootstrap_if_moved", "start", "check_mounted"),
+        *("site", "bootstrap", "then", "bootstrap_if_moved", "note_place", "start", "check_mounted"),
         *("stopped", "site"),
     ]
 
@@ -195,7 +203,7 @@ async def test_our_own_hooks_in_the_configuration_do_nothing_twice(order: list[s
     )
     await spawner.run_pre_spawn_hook()
     await spawner.run_post_stop_hook()
-    assert order == ["bootstrap", "stopped"]
+    assert order == ["bootstrap", "note_place", "stopped"]
 
 
 async def test_a_stop_hook_of_the_site_that_fails_is_a_line_in_the_log(order: list[str], log: Lines) -> None:
@@ -233,19 +241,33 @@ async def test_a_server_that_mounts_what_was_not_prepared_does_not_start(
     assert str(other[moved]) in log.lines[0]
 
 
-async def test_a_spawner_that_cannot_tell_after_the_start_keeps_its_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Lines
+@pytest.mark.parametrize(
+    ("answer", "starts"),
+    [
+        (UnreachableError("the name service has not answered"), True),
+        (KeyError("what was it"), True),
+        (UnresolvedError("jupyterhub-alice is a volume that Docker keeps"), False),
+        (RefusedError("not an absolute path"), False),
+    ],
+)
+async def test_a_server_keeps_running_only_if_nothing_contradicts_what_was_said_before_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Lines, answer: Exception, starts: bool
 ) -> None:
     async def resolve(spawner: Any, config: Any) -> Place:
-        raise KeyError("what was it")
+        raise answer
 
     monkeypatch.setattr(spawns, "resolve", resolve)
     monkeypatch.setattr(spawns, "core_of", lambda spawner: SimpleNamespace(config=None))
     spawner = Spawner(tmp_path)
     spawner.log = log.logger
     spawns.spawn_of(spawner).place = Place("alice", "/v/alice")
-    await spawns.check_mounted(spawner)
-    assert "cannot be told" in log.lines[0]
+    if starts:
+        await spawns.check_mounted(spawner)
+        assert "cannot be told" in log.lines[0]
+        return
+    with pytest.raises(BootstrapError):
+        await spawns.check_mounted(spawner)
+    assert "not started" in log.lines[0]
 
 
 # A hostile name, a settings side that hangs
