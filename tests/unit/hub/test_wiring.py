@@ -18,7 +18,7 @@ from traitlets.config import Config
 
 from ansible_bootstrap import AnsibleBootstrap, BootstrapError
 from ansible_bootstrap.dispatch.client import ApplyClient
-from ansible_bootstrap.hub import core, login, post_stop_hook, pre_spawn_hook
+from ansible_bootstrap.hub import core, login, post_stop_hook, pre_spawn_hook, spawns
 from ansible_bootstrap.hub.mixin import prepared_at_login
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome
@@ -322,6 +322,21 @@ async def test_a_known_user_gets_no_empty_directory_beside_the_one_with_files(hu
     hub.again()
     await hub.start()
     assert hub.runs == 2
+
+
+async def test_what_the_first_of_two_runs_has_given_does_not_refuse_the_second(hub: Hub) -> None:
+    """A hook for afterwards moves a new user's storage."""
+    spawner = hub.spawner()
+    await spawns.bootstrap(spawner)
+    await hub.written()
+    (hub.path / "storage/alice/tutorial.ipynb").touch()
+    (hub.path / "other/alice").rmdir()
+    hub.where = "other"
+    await spawns.bootstrap_if_moved(spawner)
+    assert hub.runs == 2
+    spawns.note_place(spawner)
+    await hub.written()
+    assert hub.core.books.place_of("alice") == spawner._ansible_bootstrap.place
 
 
 async def test_each_start_is_counted_by_its_way(hub: Hub) -> None:
