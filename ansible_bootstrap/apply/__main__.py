@@ -209,6 +209,8 @@ def _serve(settings: ApplySettings, request: Request, ahead: _Ahead | None, end:
     users, refused = parse_users(request.users)
     storage_host = _only_host(users)
     if request.operation == "probe":
+        if refused:  # Or another host than the one that was meant would be probed.
+            raise RefusedError(refused[0].message)
         return _probe(settings, storage_host, request.check, end)
     run = _run_id()
     roles = settings.cleanup_roles
@@ -292,7 +294,8 @@ def _run(run: runner.PlaybookRun, batch: Batch | Probing, end: Callable[[], None
         ignore_stops()  # from here on it ends by itself, and at once
         run.cancel()
         end()
-        if run.is_alive() and not batch.over:  # it may have been about to start Ansible
+        # It may have been about to start Ansible; and what Ansible has printed is asked for below.
+        if run.is_alive() and (batch.waiting or not batch.over):
             run.join(_RUNNER_GRACE)
             end()
     batch.take(lines.read())

@@ -236,7 +236,8 @@ def _result(key: str, claims: list[Claim]) -> dict[str, Any]:
     """Return what became of a user: the home, which is the first, and the others."""
 
     def told(claim: Claim, text: str) -> str:
-        return text if claim is claims[0] else f"{printable(claim.home.directory)}: {text}"
+        shown = printable(claim.home.directory)
+        return text if claim is claims[0] or text.startswith(shown) else f"{shown}: {text}"
 
     failed = next((claim for claim in claims if claim.error is not None), claims[0])
     return result(

@@ -43,6 +43,15 @@ def test_nothing_is_said_of_a_root_that_serves_and_nothing_is_left(
     assert list(site.root.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "user", [{"storage_host": "all"}, {"ansible_connection": "ssh"}, {"name": "{{ x }}"}]
+)
+def test_what_the_policy_refuses_is_probed_nowhere(apply_program: ApplyProgram, user: dict[str, str]) -> None:
+    answer = apply_program.start([{"name": "x", **user}], operation="probe").answer()
+    (event,) = answer.events
+    assert (event["event"], event["reason"]) == ("refused", "refused")
+
+
 def test_a_root_that_is_not_there(site: Site, apply_program: ApplyProgram) -> None:
     site.root.rmdir()
     event, said = probe(apply_program)

@@ -214,6 +214,13 @@ class TestInside:
             (root / "alice/a").rmdir()
         assert os.listdir(bob["directory"]) == []
 
+    def test_a_fifo_in_the_place_of_one_is_left_and_named_once(self, root: Path, make_user: MakeUser) -> None:
+        alice = make_user("alice", home=True, also=[str(root / "alice/work")])
+        os.mkfifo(root / "alice/work")
+        msg = one(root, alice)["msg"]
+        assert "is a FIFO, not a directory: left as it is" in msg and msg.count("alice/work") == 1
+        assert (root / "alice/work").is_fifo()
+
     @pytest.mark.parametrize("planted", ["link", "file", "tree"])
     def test_what_is_planted_under_the_name_of_the_stage_goes_and_nothing_else(
         self, root: Path, make_user: MakeUser, victim: Path, planted: str
