@@ -4,6 +4,7 @@
 ``start_hub``    starts a hub and waits until it is up; :class:`RunningHub`
 ``hub``          one such hub for a file, with the fake apply program; reset before each test
 ``apply``        that hub's fake apply program; ``hub_fakes.FakeApply``
+``own``          a fake apply program of the test's own, for a hub that it starts
 ===============  ===============================================================================
 
 There is no proxy and no notebook: see ``hub_config.py`` and ``fake_server.py``.
@@ -62,3 +63,10 @@ def apply(_shared: tuple[RunningHub, FakeApply]) -> FakeApply:
 @pytest.fixture
 def hub(_shared: tuple[RunningHub, FakeApply], apply: FakeApply) -> RunningHub:
     return _shared[0]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[FakeApply]:
+    fake = FakeApply(tmp_path)
+    yield fake
+    fake.clean()

@@ -20,12 +20,6 @@ from ansible_bootstrap.state.history import History
 UID = 20_000
 
 
-@pytest.fixture
-def own(tmp_path: Path) -> FakeApply:
-    """A fake apply program of the test's own: the hub ends in the test."""
-    return FakeApply(tmp_path)
-
-
 @pytest.mark.parametrize("ignore_term", [False, True])
 async def test_sigterm_ends_the_hub_and_the_run_within_2_s(
     start_hub: Callable[..., RunningHub], own: FakeApply, ignore_term: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,6 @@ c.JupyterHub.spawner_class = "simple"
 (path / "part.py").write_text("from ansible_bootstrap import setup\\nc = get_config()\\nsetup(c)")
 load_subconfig(str(path / "part.py"))
 """
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[FakeApply]:
-    fake = FakeApply(tmp_path)
-    yield fake
-    fake.clean()
 
 
 @pytest.fixture

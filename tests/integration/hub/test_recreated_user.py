@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hub_fakes import FakeApply, until
@@ -11,11 +10,6 @@ from hub_process import Api, RunningHub
 
 from ansible_bootstrap.cli import main as cli
 from ansible_bootstrap.state.ledger import Ledger
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> FakeApply:
-    return FakeApply(tmp_path)
 
 
 async def _start(api: Api, name: str) -> int:

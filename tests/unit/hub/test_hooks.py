@@ -185,7 +185,10 @@ async def test_the_sites_hook_comes_before_and_the_one_for_afterwards_after(orde
     async def site(spawner: Any) -> None:
         order.append("site")
 
-    made = bootstrapped(Base, then=lambda spawner: order.append("then"))
+    def then(spawner: Any) -> None:
+        order.append("then")
+
+    made = bootstrapped(bootstrapped(Base, then), then)
     assert bootstrapped(made) is made, "once is enough"
     spawner: Any = made(order=order, pre_spawn_hook=site, post_stop_hook=site)
     await spawner.run_pre_spawn_hook()

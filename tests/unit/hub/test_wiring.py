@@ -232,6 +232,19 @@ async def test_a_first_login_is_left_to_the_spawn_where_a_hook_of_the_site_may_s
     assert len(await hub.log_in()) == 1, "where the last server had it"
 
 
+async def test_a_first_login_is_left_to_the_spawn_where_a_profile_is_still_to_be_chosen(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def choices(spawner: Any) -> list[dict[str, Any]]:
+        return [{"profile": "small"}]
+
+    monkeypatch.setattr(login, "choices", choices)
+    assert await hub.log_in() == []
+    await hub.start()
+    hub.revise(V2)
+    assert len(await hub.log_in()) == 1, "as the last time"
+
+
 async def test_nothing_is_begun_at_login_for_who_has_a_server(hub: Hub) -> None:
     hub.user.active = True
     assert await hub.log_in() == []
