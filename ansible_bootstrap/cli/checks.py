@@ -312,7 +312,7 @@ async def _users(site: Site) -> FoundLater:
 
 
 async def _moved(site: Site) -> FoundLater:
-    """Users whom the ledger knows at another place than the one that they would get now."""
+    """Known users who would get another place than the last one."""
     moved = []
     if (ledger := site.ledger) is None:
         return

@@ -138,7 +138,7 @@ def make_parser() -> argparse.ArgumentParser:
         parents=[users, everybody, common],
         help="say what is wrong with the configuration, the storage and the users' places",
         description="Check the configuration, the hook, versions, roles, timeouts, the apply program, the storage "
-        "hosts, and where the storage of users would be: of those who are named, else of some whom the ledger knows. "
+        "hosts, and where the storage of users would be: the named users, or else some known ones. "
         "Each finding has the command or the setting that mends it. Nothing is bootstrapped. Exit status: 0 if there "
         "is nothing to say, 1 if there are only warnings, 2 if there are errors, and on wrong usage.",
     )
@@ -159,10 +159,10 @@ def make_parser() -> argparse.ArgumentParser:
         "accept",
         parents=[common],
         help="let users be new persons, or have new directories",
-        description="Confirm that these users may use the directories that they would get now. A user who was deleted "
-        "in the hub and made again, or has a name that another user had, gets no server before that: confirm it if "
-        "they are the same persons, or if the old directories have been moved away. So does a user who would get an "
-        "empty directory beside an old one: confirm it if that is meant.",
+        description="Let these users have the directories that they would get now. A user who was deleted in the hub "
+        "and made again, or has the name that another user had, gets no server before: accept the user if it is the "
+        "same person, or once the old directory has been moved away. A known user who would get an empty directory "
+        "beside one with files gets no server before either: accept the user to begin anew.",
     )
     accept.add_argument("names", metavar="NAME", nargs="+", help="a username, as in the hub")
     accept.set_defaults(function=_accept)

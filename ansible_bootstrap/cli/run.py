@@ -278,7 +278,7 @@ class _Bulk(Observer):
 
 
 class _Host:
-    """The users of one storage host: those who wait, and those whom the dispatcher has."""
+    """The users of one storage host: users who wait, and users that the dispatcher has."""
 
     def __init__(self) -> None:
         self.waiting: deque[RosterEntry] = deque()

@@ -61,7 +61,7 @@ async def _prepare(core: Core, handler: Any, name: str) -> None:
         check_person(core, user)
         spawner = user.get_spawner()
         if last is None and await choices(spawner):
-            return  # The spawn page has yet to ask.
+            return  # The user chooses on the spawn page.
         place = await resolve(await with_options(copied(spawner)), core.config)
         known, done = await core.known(place)
         if known:

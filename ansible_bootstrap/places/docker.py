@@ -212,7 +212,7 @@ def _mounts(mounts: Any) -> list[Mount]:
 def _numbers(user: object) -> tuple[int | None, int | None]:
     """The uid and gid of ``user``: ``1000``, ``"1000"`` or ``"1000:100"``; a name says nothing.
 
-    Nor does 0, which is the name root: an image that starts so becomes somebody else, whom the settings name.
+    Nor does 0, which is the name root: such an image changes to another account, which the settings name.
     """
     uid, _, gid = str(user).partition(":")
     return (int(uid) if uid.isdecimal() and int(uid) else None), (int(gid) if gid.isdecimal() else None)
