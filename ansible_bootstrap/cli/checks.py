@@ -39,6 +39,7 @@ from ansible_bootstrap.settings import ApplySettings, make_settings
 from ansible_bootstrap.state.directory import ensure_state_dir
 from ansible_bootstrap.state.ledger import FILE, Ledger
 from ansible_bootstrap.state.moves import where
+from ansible_bootstrap.storage._mounts import mounts
 from ansible_bootstrap.storage._plan import BUILT_IN_ROLES
 from ansible_bootstrap.threads import in_thread
 
@@ -384,10 +385,7 @@ def _in_container() -> bool:
 
 def _mount(path: str) -> tuple[str, str]:
     """Return the mount point that the path is below, and the type of its file system."""
-    real, found = f"{os.path.realpath(path)}/", ("/", "")
-    for line in (SYSTEM / "proc/self/mountinfo").read_text().splitlines():
-        fields, _, kind = line.partition(" - ")
-        point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields.split()[4])
-        if real.startswith(f"{point.rstrip('/')}/") and len(point) >= len(found[0]):
-            found = (point, kind.split()[0])
-    return found
+    real = f"{os.path.realpath(path)}/"
+    above = [mount for mount in reversed(mounts().values()) if real.startswith(f"{mount.point.rstrip('/')}/")]
+    mount = max(above, key=lambda mount: len(mount.point), default=None)  # Of two at one point, the later.
+    return (mount.point, mount.filesystem) if mount else ("/", "")

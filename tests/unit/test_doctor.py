@@ -83,9 +83,14 @@ class Hub:
 
     def mounts(self, *mounts: str) -> None:
         """What the machine has mounted, each as ``<directory> <type>``."""
-        lines = [f"1 0 8:1 / {point} rw - {kind} dev rw" for point, kind in map(str.split, mounts)]
-        (self.directory / "system/proc/self").mkdir(parents=True, exist_ok=True)
-        (self.directory / "system/proc/self/mountinfo").write_text("\n".join(lines) + "\n")
+        lines = [
+            f"{number} 0 8:1 / {point} rw - {kind} dev rw\n"
+            for number, (point, kind) in enumerate(map(str.split, mounts))
+        ]
+        (self.directory / "system/proc").mkdir(parents=True, exist_ok=True)
+        mountinfo = self.directory / "mountinfo"
+        mountinfo.write_text("".join(lines))
+        self.patch.setattr("ansible_bootstrap.storage._mounts.MOUNTINFO", str(mountinfo))
 
     def has(self, *lines: str, **settings: Any) -> None:
         """Add to the configuration."""
