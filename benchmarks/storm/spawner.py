@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from jupyterhub.spawner import Spawner
-from jupyterhub.utils import maybe_future
 from traitlets import Int, Unicode
 
 
@@ -18,20 +17,19 @@ class SharedServerSpawner(Spawner):  # type: ignore[misc, unused-ignore]
     notes = Unicode(help="File that gets a line for each hook: name, begin, end.").tag(config=True)
 
     running = False
+    hooks_began = 0.0
 
-    async def run_pre_spawn_hook(self) -> None:
-        """Note when the hook began and ended, by the clock that all processes share."""
-        begin = time.monotonic()
-        try:
-            await maybe_future(super().run_pre_spawn_hook())  # Not a coroutine in the base class.
-        finally:
-            self._note(begin, time.monotonic())
+    def run_auth_state_hook(self, auth_state: Any) -> Any:
+        """Note when the hooks begin: the hub calls this right before them."""
+        self.hooks_began = time.monotonic()
+        return super().run_auth_state_hook(auth_state)
 
-    def _note(self, begin: float, end: float) -> None:
+    def _note(self) -> None:
         with Path(self.notes).open("a") as notes:
-            notes.write(f"{self.user.name} {begin:.4f} {end:.4f}\n")
+            notes.write(f"{self.user.name} {self.hooks_began:.4f} {time.monotonic():.4f}\n")
 
     async def start(self) -> tuple[str, int]:
+        self._note()
         self.running = True
         return "127.0.0.1", self.port
 
