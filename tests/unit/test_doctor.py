@@ -620,7 +620,7 @@ def test_each_storage_host_of_the_users_is_probed(hub: Hub) -> None:
 
 
 def test_behind_a_boundary_the_command_is_shown_that_can_be_tried(hub: Hub) -> None:
-    sudo_refuses(hub)
+    no_apply_program(hub)
     hub.settings = {"state_dir": str(hub.state), "apply_command": ["/usr/bin/sudo", "-n", "a b"]}
     (finding,) = hub.says_of_itself("alice")["findings"]
     assert "`/usr/bin/sudo -n 'a b' </dev/null`" in finding["mend"]
