@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ansible_bootstrap import __version__
+from ansible_bootstrap.cli.mends import what_mends
 from ansible_bootstrap.cli.report import Progress
 from ansible_bootstrap.cli.roster import Record, shown
 from ansible_bootstrap.cli.roster_places import RosterEntry, RosterPlaces
@@ -35,7 +36,7 @@ from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.offline import Detached
 from ansible_bootstrap.places.resolve import is_known
 from ansible_bootstrap.protocol import Described, Event, Finding, Operation, Outcome, Probed, Request
-from ansible_bootstrap.settings import SYSTEM_FILE, ApplySettings, make_settings
+from ansible_bootstrap.settings import ApplySettings, make_settings
 from ansible_bootstrap.state.directory import ensure_state_dir
 from ansible_bootstrap.state.ledger import FILE, Ledger
 from ansible_bootstrap.state.moves import where
@@ -65,43 +66,6 @@ SYSTEM: Final = Path("/")
 
 _REMOTE: Final = re.compile(r"(nfs4?|cifs|smb3|ceph|lustre|gpfs|afs|9p|fuse\.(?!fuse-overlayfs).*)\Z")
 _CONTAINER: Final = re.compile("docker|containerd|kubepods|libpod")
-
-MENDS: Final = (
-    (r"refused: .*`([^`]+)`", r"\1"),
-    (
-        r"settings\.yml does not exist",
-        "as root, in examples/behind-sudo: install -D -m 600 settings.yml " + str(SYSTEM_FILE),
-    ),
-    (
-        r"no new privileges",
-        "systemctl edit jupyterhub: NoNewPrivileges=no; in a pod: allowPrivilegeEscalation: true",
-    ),
-    (
-        r"sudo: (?!unable to resolve)",
-        "as root, in examples/behind-sudo: visudo -cf ansible-bootstrap.sudoers && "
-        "install -m 440 ansible-bootstrap.sudoers /etc/sudoers.d/ansible-bootstrap",
-    ),
-    (
-        r"host key is known for \[(.+?)\]:(\d+)",
-        r"ssh-keyscan -p \2 \1 >> {known}; compare the key before you trust it",
-    ),
-    (r"host key is known for (\S+)", r"ssh-keyscan \1 >> {known}; compare the key before you trust it"),
-    (
-        r"remove with: \|\s+(ssh-keygen .+?) \|",
-        r"if it is the same host with a new key: \1; then ssh-keyscan",
-    ),
-    (
-        r"Identity file (\S+) not accessible: No such",
-        r"ssh-keygen -t ed25519 -f \1, as examples/behind-ssh says",
-    ),
-    (r'Load key "(\S+)": (?:Permission denied|bad permissions)', r"chown {account} \1 && chmod 600 \1"),
-    (
-        r"Permission denied \(",
-        "on the storage host: cat authorized_keys >> /root/.ssh/authorized_keys, "
-        "that of examples/behind-ssh with the hub's public key in it",
-    ),
-)
-"""What sudo, ssh or the apply program behind them says, and what an admin does about it."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -283,19 +247,7 @@ async def _apply_program(site: Site) -> FoundLater:
     except AnsibleBootstrapError as error:
         site.skipped.add("storage")
         said = error.details.removesuffix(ASK_DOCTOR)
-        yield _error(said, "" if site.settings.embedded else _mend(said, site.settings.apply_command))
-
-
-def _mend(said: str, command: Sequence[str]) -> str:
-    known = [word.partition("=")[2] for word in command if word.startswith("UserKnownHostsFile=")]
-    facts = {"{known}": known[0] if known else "~/.ssh/known_hosts", "{account}": str(os.geteuid())}
-    for sign, mend in MENDS:
-        if found := re.search(sign, said):
-            text = found.expand(mend)
-            for name, value in facts.items():
-                text = text.replace(name, value)
-            return text
-    return f"as the hub's account, `{shlex.join(command)} </dev/null`; docs/boundary.md"
+        yield _error(said, "" if site.settings.embedded else what_mends(said, site.settings.apply_command))
 
 
 async def _storage(site: Site) -> FoundLater:
@@ -322,7 +274,10 @@ def _container(site: Site) -> Found:
     """Servers that run beside the hub's container mount the host's directories, not those in it."""
     settings = site.apply_settings
     names = {f"{cls.__module__}.{cls.__name__}" for cls in getattr(site.spawner_class, "__mro__", ())}
-    inside = "jupyterhub.spawner.LocalProcessSpawner" in names
+    inside = names & {
+        "jupyterhub.spawner.LocalProcessSpawner",
+        "systemdspawner.systemdspawner.SystemdSpawner",
+    }
     if settings is None or site.settings.storage_host != "localhost" or inside or not _in_container():
         return
     if _mount(settings.storage_root)[0] == "/":
