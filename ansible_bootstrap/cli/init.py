@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Collection
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,9 +22,10 @@ from ansible_bootstrap.storage._plan import BUILT_IN_ROLES
 
 
 class Spawner(NamedTuple):
-    """What is written for one spawner, and the defaults of ``--storage-root`` and ``--uid``."""
+    """What is written for one spawner, the package that it is in, the defaults of ``--storage-root`` and ``--uid``."""
 
     lines: str
+    package: str = "jupyterhub"
     root: str = "/home"
     uid: str = "nss"
 
@@ -35,6 +37,7 @@ c.JupyterHub.spawner_class = "docker"
 c.DockerSpawner.volumes = {{"{root}/{{username}}": "/home/jovyan/work"}}
 c.DockerSpawner.notebook_dir = "/home/jovyan/work"
 """,
+        "dockerspawner",
         "/volumes/jupyterhub",
         "1000",
     ),
@@ -45,6 +48,7 @@ c.JupyterHub.spawner_class = "kubespawner.KubeSpawner"
 c.KubeSpawner.volumes = [{{"name": "home", "nfs": {{"server": "nfs.example.org", "path": "{root}"}}}}]
 c.KubeSpawner.volume_mounts = [{{"name": "home", "mountPath": "/home/jovyan", "subPath": "{{username}}"}}]
 """,
+        "jupyterhub-kubespawner",
         "/export/home",
         "1000",
     ),
@@ -53,15 +57,16 @@ c.KubeSpawner.volume_mounts = [{{"name": "home", "mountPath": "/home/jovyan", "s
 c.JupyterHub.spawner_class = "simple"  # all servers run under the hub's own account: to try it out
 c.SimpleLocalProcessSpawner.home_dir_template = "{root}/{{username}}"
 """,
+        "jupyterhub",
         "/volumes/jupyterhub",
         str(os.geteuid() or 1000),
     ),
     "local": Spawner('c.JupyterHub.spawner_class = "jupyterhub.spawner.LocalProcessSpawner"\n'),
-    "sudo": Spawner('c.JupyterHub.spawner_class = "sudospawner.SudoSpawner"\n'),
-    "systemd": Spawner('c.JupyterHub.spawner_class = "systemd"\n'),
-    "slurm": Spawner('c.JupyterHub.spawner_class = "batchspawner.SlurmSpawner"\n'),
+    "sudo": Spawner('c.JupyterHub.spawner_class = "sudospawner.SudoSpawner"\n', "sudospawner"),
+    "systemd": Spawner('c.JupyterHub.spawner_class = "systemd"\n', "jupyterhub-systemdspawner"),
+    "slurm": Spawner('c.JupyterHub.spawner_class = "batchspawner.SlurmSpawner"\n', "batchspawner"),
 }
-"""By what ``--spawner`` may be. ``docs/places.md`` has more."""
+"""By what ``--spawner`` may be. ``docs/places.md`` leads to more."""
 
 BOUNDARIES: Final = ("embedded", "sudo")
 
@@ -179,6 +184,8 @@ def init(args: argparse.Namespace) -> int:
         files["ansible-bootstrap.sudoers"] = SUDOERS
     _write(args.directory, files, force=args.force)
     print(f"Wrote {', '.join(str(args.directory / name) for name in files)}. Next:")
+    if not any(distributions(name=spawner.package)):
+        print(f"  {sys.executable} -m pip install {spawner.package}")
     if not os.path.isdir(root):
         print(f"  # install -d -m 755 {root}")
     if boundary == "sudo":

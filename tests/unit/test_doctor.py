@@ -456,13 +456,26 @@ def test_of_what_init_writes_nothing_is_said(
     options = ["--spawner", spawner, "--storage-root", str(hub.root), "--roles", "user_dir, tutorials"]
     assert cli.main(["init", *options, "--directory", str(hub.directory / "new")]) == 0
     config = hub.directory / "new/jupyterhub_config.py"
-    assert f"ansible-bootstrap doctor --config {config}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"ansible-bootstrap doctor --config {config}" in said
+    assert "pip install" not in said
     config.write_text(f"c.AnsibleBootstrap.state_dir = {str(hub.state)!r}\n{config.read_text()}")
     assert cli.main(["doctor", "--json", "--config", str(config)]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["findings"] == []
     ids = [] if SPAWNERS[spawner].uid == "nss" else [int(SPAWNERS[spawner].uid)]
     assert [user["uid"] for user in answer["users"]] == ids
+
+
+def test_init_says_which_package_is_missing_and_which_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ansible_bootstrap.cli.init.distributions", lambda name: iter(()))
+    options = ["--spawner", "kube", "--storage-root", f"{tmp_path}/homes", "--directory", str(tmp_path)]
+    assert cli.main(["init", *options]) == 0
+    said = capsys.readouterr().out
+    assert f"{sys.executable} -m pip install jupyterhub-kubespawner\n" in said
+    assert f"# install -d -m 755 {tmp_path}/homes\n" in said
 
 
 def test_init_overwrites_nothing_unless_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
