@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from ansible_bootstrap import __version__
+from ansible_bootstrap.cli.mends import what_mends
 from ansible_bootstrap.cli.report import Progress
 from ansible_bootstrap.cli.roster import Record, shown
 from ansible_bootstrap.cli.roster_places import RosterEntry, RosterPlaces
 from ansible_bootstrap.config import AnsibleBootstrap
-from ansible_bootstrap.dispatch.client import ApplyClient
+from ansible_bootstrap.dispatch.client import ASK_DOCTOR, ApplyClient
 from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
 from ansible_bootstrap.fingerprints import short_name
 from ansible_bootstrap.place import Place
@@ -245,8 +246,8 @@ async def _apply_program(site: Site) -> FoundLater:
         await site.ask("describe")
     except AnsibleBootstrapError as error:
         site.skipped.add("storage")
-        by_hand = f"as the hub's account, `{shlex.join(site.settings.apply_command)} </dev/null`"
-        yield _error(error.details, "" if site.settings.embedded else f"{by_hand}; docs/boundary.md")
+        said = error.details.removesuffix(ASK_DOCTOR)
+        yield _error(said, "" if site.settings.embedded else what_mends(said, site.settings.apply_command))
 
 
 async def _storage(site: Site) -> FoundLater:
@@ -273,7 +274,10 @@ def _container(site: Site) -> Found:
     """Servers that run beside the hub's container mount the host's directories, not those in it."""
     settings = site.apply_settings
     names = {f"{cls.__module__}.{cls.__name__}" for cls in getattr(site.spawner_class, "__mro__", ())}
-    inside = "jupyterhub.spawner.LocalProcessSpawner" in names
+    inside = names & {
+        "jupyterhub.spawner.LocalProcessSpawner",
+        "systemdspawner.systemdspawner.SystemdSpawner",
+    }
     if settings is None or site.settings.storage_host != "localhost" or inside or not _in_container():
         return
     if _mount(settings.storage_root)[0] == "/":

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Collection
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,9 +22,10 @@ from ansible_bootstrap.storage._plan import BUILT_IN_ROLES
 
 
 class Spawner(NamedTuple):
-    """What is written for one spawner, and the defaults of ``--storage-root`` and ``--uid``."""
+    """What is written for one spawner, the package that it is in, the defaults of ``--storage-root`` and ``--uid``."""
 
     lines: str
+    package: str = "jupyterhub"
     root: str = "/home"
     uid: str = "nss"
 
@@ -35,6 +37,7 @@ c.JupyterHub.spawner_class = "docker"
 c.DockerSpawner.volumes = {{"{root}/{{username}}": "/home/jovyan/work"}}
 c.DockerSpawner.notebook_dir = "/home/jovyan/work"
 """,
+        "dockerspawner",
         "/volumes/jupyterhub",
         "1000",
     ),
@@ -45,6 +48,7 @@ c.JupyterHub.spawner_class = "kubespawner.KubeSpawner"
 c.KubeSpawner.volumes = [{{"name": "home", "nfs": {{"server": "nfs.example.org", "path": "{root}"}}}}]
 c.KubeSpawner.volume_mounts = [{{"name": "home", "mountPath": "/home/jovyan", "subPath": "{{username}}"}}]
 """,
+        "jupyterhub-kubespawner",
         "/export/home",
         "1000",
     ),
@@ -53,15 +57,16 @@ c.KubeSpawner.volume_mounts = [{{"name": "home", "mountPath": "/home/jovyan", "s
 c.JupyterHub.spawner_class = "simple"  # all servers run under the hub's own account: to try it out
 c.SimpleLocalProcessSpawner.home_dir_template = "{root}/{{username}}"
 """,
+        "jupyterhub",
         "/volumes/jupyterhub",
         str(os.geteuid() or 1000),
     ),
     "local": Spawner('c.JupyterHub.spawner_class = "jupyterhub.spawner.LocalProcessSpawner"\n'),
-    "sudo": Spawner('c.JupyterHub.spawner_class = "sudospawner.SudoSpawner"\n'),
-    "systemd": Spawner('c.JupyterHub.spawner_class = "systemd"\n'),
-    "slurm": Spawner('c.JupyterHub.spawner_class = "batchspawner.SlurmSpawner"\n'),
+    "sudo": Spawner('c.JupyterHub.spawner_class = "sudospawner.SudoSpawner"\n', "sudospawner"),
+    "systemd": Spawner('c.JupyterHub.spawner_class = "systemd"\n', "jupyterhub-systemdspawner"),
+    "slurm": Spawner('c.JupyterHub.spawner_class = "batchspawner.SlurmSpawner"\n', "batchspawner"),
 }
-"""By what ``--spawner`` may be. ``docs/places.md`` has more."""
+"""By what ``--spawner`` may be. ``docs/places.md`` leads to more."""
 
 BOUNDARIES: Final = ("embedded", "sudo")
 
@@ -73,8 +78,9 @@ from ansible_bootstrap import setup
 c = get_config()
 
 c.JupyterHub.authenticator_class = {auth!r}
-# Who may log in: everybody who can, or those in c.Authenticator.allowed_users.
-# c.Authenticator.allow_all = True
+# Nobody may log in until one of these is set:
+# c.Authenticator.allow_all = True  # everybody whom the authenticator knows
+# c.Authenticator.allowed_users = {{"alice", "bob"}}
 
 {spawner}
 {bootstrap}
@@ -96,8 +102,8 @@ c.AnsibleBootstrap.roles = {roles!r}
 """
 
 SUDO: Final = """\
-# The hub is not root. The apply program is, through sudo, and reads /etc/ansible-bootstrap/settings.yml: install
-# settings.yml and ansible-bootstrap.sudoers as examples/behind-sudo says.
+# The hub is not root. The apply program is, through sudo, and reads /etc/ansible-bootstrap/settings.yml, which
+# has storage_root, roles and owners. settings.yml and ansible-bootstrap.sudoers say where they are installed.
 c.AnsibleBootstrap.apply_command = [
     "/usr/bin/sudo", "-n", "/usr/bin/env", "-i",
     "/opt/ansible-bootstrap/bin/python", "-I", "-m", "ansible_bootstrap.apply",
@@ -119,6 +125,13 @@ Cmnd_Alias ANSIBLE_BOOTSTRAP = /usr/bin/env -i /opt/ansible-bootstrap/bin/python
 Defaults!ANSIBLE_BOOTSTRAP env_reset, !setenv, !env_keep, !use_pty, !log_input, !log_output, !requiretty, closefrom=3
 jupyterhub ALL=(root) NOPASSWD: NOSETENV: ANSIBLE_BOOTSTRAP
 """
+
+INSTALL: Final = """\
+  # python3 -m venv /opt/ansible-bootstrap && /opt/ansible-bootstrap/bin/pip install ansible-bootstrap
+  # install -D -m 600 {directory}/settings.yml /etc/ansible-bootstrap/settings.yml
+  # visudo -cf {directory}/ansible-bootstrap.sudoers && \\
+    install -m 440 {directory}/ansible-bootstrap.sudoers /etc/sudoers.d/ansible-bootstrap
+and then as the hub's account:"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +162,10 @@ def init(args: argparse.Namespace) -> int:
     gid = _asked(args.gid, "gid", "nss" if uid == "nss" else own)
     roles = [role.strip() for role in _asked(args.roles, "roles", "user_dir").split(",")]
     boundary = _asked(args.boundary, "boundary", "embedded", BOUNDARIES)
+    if spawner is SPAWNERS["simple"] and boundary == "sudo":
+        raise RefusedError(
+            "--spawner simple: all servers run under the hub's own account, so --boundary embedded"
+        )
     if not re.fullmatch(r"(/[\w.@+-]+)+", root):
         raise RefusedError(f"storage-root {root!a} is not an absolute path of letters, digits and . _ @ + -")
     if unknown := sorted({*roles} - {*BUILT_IN_ROLES}):
@@ -166,9 +183,13 @@ def init(args: argparse.Namespace) -> int:
         files["settings.yml"] = SETTINGS.format(**given | {"roles": ", ".join(roles)})
         files["ansible-bootstrap.sudoers"] = SUDOERS
     _write(args.directory, files, force=args.force)
-    print(
-        f"Wrote {', '.join(str(args.directory / name) for name in files)}. Next: install -d -m 755 {root}, and"
-    )
+    print(f"Wrote {', '.join(str(args.directory / name) for name in files)}. Next:")
+    if not any(distributions(name=spawner.package)):
+        print(f"  {sys.executable} -m pip install {spawner.package}")
+    if not os.path.isdir(root):
+        print(f"  # install -d -m 755 {root}")
+    if boundary == "sudo":
+        print(INSTALL.format(directory=args.directory))
     print(f"  ansible-bootstrap doctor --config {args.directory / 'jupyterhub_config.py'}")
     return 0
 

@@ -40,6 +40,8 @@ EXIT_SECONDS: Final = 5.0
 DRAIN_SECONDS: Final = 0.3
 """From the exit to the end of stdout, which an orphan may hold open."""
 
+ASK_DOCTOR: Final = "; `ansible-bootstrap doctor` says what mends it"
+
 MAX_LINE_BYTES: Final = 1024 * 1024
 MAX_LOG_BYTES: Final = 4096
 """Longest line of the apply program's log; the rest of it is dropped."""
@@ -264,8 +266,6 @@ class ApplyRun(asyncio.SubprocessProtocol):
         if fd == 2:
             for line in self._err.rest():
                 self._log_line(line)
-        if fd == 1 and self._exited:
-            self._set_gone()
 
     def process_exited(self) -> None:  # noqa: D102
         self._exited = True
@@ -313,10 +313,7 @@ class ApplyRun(asyncio.SubprocessProtocol):
             ended = "ended" if self._exited else "did not end"
         else:
             ended = f"died of signal {-code}" if code < 0 else f"exited with {code}"
-        return self.lost(
-            f"the apply program {ended} before its last line: {self.last_words()}; "
-            "try it by hand with `ansible-bootstrap run NAME`"
-        )
+        return self.lost(f"the apply program {ended} before its last line: {self.last_words()}{ASK_DOCTOR}")
 
     def _log_line(self, line: bytes) -> None:
         text = _escape(line.rstrip(b"\r\n"))

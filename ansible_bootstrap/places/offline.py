@@ -12,21 +12,26 @@ they differ, the user is ``unresolved``.
 
 Rejected: the hub's own ``User`` over a database in memory. It has all attributes, with values that are not this user's.
 
-JupyterHub is imported on use only: where the apply side works alone, it may be missing.
+JupyterHub is imported on use only: where the apply side works alone, it may be missing, and its import takes half a
+second or more. A configuration that names neither spawner nor authenticator needs it only for users of the system.
+``jupyterhub.app`` is never imported: it takes as long again, for nothing but the classes in ``CLASSES``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import pwd
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, Final
 
-from traitlets.config import Config
+from traitlets import HasTraits
 
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import RefusedError, UnreachableError, UnresolvedError
 from ansible_bootstrap.place import Place
+from ansible_bootstrap.places.family import looked_up
 from ansible_bootstrap.places.identity import identified
 from ansible_bootstrap.places.resolve import checked, choices, resolve, unasked, with_options
 
@@ -37,6 +42,12 @@ WAY_OUT: Final = (
     "or name the directory in a roster's column directory, or let the user's server start once: where that had its "
     "storage is remembered"
 )
+
+CLASSES: Final = {
+    "spawner_class": ("spawner.LocalProcessSpawner", "spawner.Spawner", "spawners"),
+    "authenticator_class": ("auth.PAMAuthenticator", "auth.Authenticator", "authenticators"),
+}
+"""Of ``c.JupyterHub``: the default, what it inherits from, and the group of entry points."""
 
 _ONLY_A_HUB: Final = "only a running hub knows it"
 _USER_ID: Final = "{user.id}"
@@ -151,6 +162,9 @@ class Detached:
 
     def normal_form(self, name: str) -> str:
         """Return what the hub would call somebody who logs in by that name; the name itself if that cannot be told."""
+        sections = (section for section in self._settings.config if section.endswith("Authenticator"))
+        if "authenticator_class" not in self._hub and not any(sections):
+            return name.lower()  # As the default does by default.
         try:
             if self._authenticator is None:
                 self._authenticator = self._made("authenticator_class")(config=self._settings.config)
@@ -163,25 +177,20 @@ class Detached:
     async def _ask(
         self, name: str, groups: Sequence[str] | None, auth_state: Mapping[str, Any] | None
     ) -> Place:
-        try:
-            spawner = self.spawner(name, groups=groups, auth_state=auth_state)
-            places = set()
-            for number, options in enumerate(await choices(spawner) or [{}]):
-                if number:
-                    spawner = self.spawner(name, groups=groups, auth_state=auth_state)
-                spawner.user_options = options
-                places.add(await resolve(await with_options(spawner), self._settings))
-        except (UnresolvedError, ImportError):
-            if not self.names_only:
-                raise
-            # The hub's default class, and the system does not know the user: their servers could not start, so no
-            # spawner is contradicted by what the apply side makes of a name.
+        if self.names_only and not await looked_up(lambda: _has_server(name)):
+            # The hub's default class, and the user's server could not start: no spawner is contradicted by what the
+            # apply side makes of a name.
             user = SimpleNamespace(name=name, groups=[SimpleNamespace(name=group) for group in groups or ()])
             nobody = SimpleNamespace(user=user, name="", config=self._settings.config)
-            return checked(
-                await identified(await unasked(nobody, self._settings), nobody, self._settings),
-                self._settings,
-            )
+            place = await unasked(nobody, self._settings)
+            return checked(await identified(place, nobody, self._settings), self._settings)
+        spawner = self.spawner(name, groups=groups, auth_state=auth_state)
+        places = set()
+        for number, options in enumerate(await choices(spawner) or [{}]):
+            if number:
+                spawner = self.spawner(name, groups=groups, auth_state=auth_state)
+            spawner.user_options = options
+            places.add(await resolve(await with_options(spawner), self._settings))
         directories = sorted({path for place in places for path in (str(place.directory), *place.also)})
         if len(places) > 1:
             raise UnresolvedError(f"it depends on what is chosen on the spawn page: {', '.join(directories)}")
@@ -198,7 +207,10 @@ class Detached:
     ) -> Any:
         """Return a spawner of the hub's class, which must not be started."""
         cls = self._made("spawner_class")
-        settings = {"base_url": self._made("base_url"), "config": self._settings.config, "spawner_class": cls}
+        from jupyterhub.traitlets import URLPrefix  # noqa: PLC0415 - may be missing
+
+        base_url = URLPrefix().validate(None, self._hub.get("base_url", "/"))
+        settings = {"base_url": base_url, "config": self._settings.config, "spawner_class": cls}
         user = DetachedUser(name, settings, groups, auth_state)
         spawner = cls(
             user=user,
@@ -215,11 +227,24 @@ class Detached:
         return spawner
 
     def _made(self, trait: str) -> Any:
-        """Return what a setting of ``c.JupyterHub`` stands for: entry points are resolved, defaults are the hub's."""
+        """Return the class that a setting of ``c.JupyterHub`` stands for, as the trait of that name there would."""
         if trait not in self._classes:
-            from jupyterhub.app import JupyterHub  # noqa: PLC0415 - may be missing
+            from jupyterhub.traitlets import EntryPointType  # noqa: PLC0415 - may be missing
 
-            # Alone: of the others, some look at files when they are set.
-            given = {trait: self._hub[trait]} if trait in self._hub else {}
-            self._classes[trait] = getattr(JupyterHub(config=Config({"JupyterHub": given})), trait)
+            default, base, group = CLASSES[trait]
+            kind = EntryPointType(
+                f"jupyterhub.{default}", f"jupyterhub.{base}", entry_point_group=f"jupyterhub.{group}"
+            )
+            hub = type("JupyterHub", (HasTraits,), {trait: kind})()
+            if trait in self._hub:
+                setattr(hub, trait, self._hub[trait])
+            self._classes[trait] = getattr(hub, trait)
         return self._classes[trait]
+
+
+def _has_server(name: str) -> bool:
+    """Whether the hub's default spawner could start a server for the user. Blocks: it asks the name service."""
+    try:
+        return bool(pwd.getpwnam(name)) and find_spec("jupyterhub") is not None
+    except (KeyError, ValueError):
+        return False

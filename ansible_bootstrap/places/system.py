@@ -78,7 +78,7 @@ def _tljh_account(spawner: Any) -> tuple[str, str]:
     )
     return str(module.generate_system_username("jupyter-" + spawner.user.name)), (
         "The Littlest JupyterHub makes it when the server starts, which is later than this; let "
-        "c.Spawner.pre_spawn_hook make it (docs/places.md has the lines)"
+        "c.Spawner.pre_spawn_hook make it (docs/tljh-and-systemdspawner.md has the lines)"
     )
 
 

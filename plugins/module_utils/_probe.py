@@ -188,9 +188,10 @@ def _try(directory: int, mount: Optional[Mount], ids: tuple[int, int], root: str
         raise _FoundError("refused", str(error)) from None
     except OSError as error:
         raise _FoundError(*_as_kind(error, mount, root)) from None
-    if os.geteuid() not in (0, ids[0]) and ids[0] != STRANGER:
-        text = f"the apply program works as uid {os.geteuid()} and cannot make directories of uid {ids[0]}"
-        raise _FoundError("another account", text, f"run it as root, or set uid to {os.geteuid()}")
+    for what, own, wanted in (("uid", os.geteuid(), ids[0]), ("gid", os.getegid(), ids[1])):
+        if os.geteuid() != 0 and wanted not in (own, STRANGER):
+            text = f"the apply program works as {what} {own} and cannot make directories of {what} {wanted}"
+            raise _FoundError("another account", text, f"run it as root, or set {what} to {own}")
 
 
 def _remove_if_empty(root: int) -> None:

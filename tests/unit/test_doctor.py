@@ -456,13 +456,26 @@ def test_of_what_init_writes_nothing_is_said(
     options = ["--spawner", spawner, "--storage-root", str(hub.root), "--roles", "user_dir, tutorials"]
     assert cli.main(["init", *options, "--directory", str(hub.directory / "new")]) == 0
     config = hub.directory / "new/jupyterhub_config.py"
-    assert f"ansible-bootstrap doctor --config {config}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"ansible-bootstrap doctor --config {config}" in said
+    assert "pip install" not in said
     config.write_text(f"c.AnsibleBootstrap.state_dir = {str(hub.state)!r}\n{config.read_text()}")
     assert cli.main(["doctor", "--json", "--config", str(config)]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["findings"] == []
     ids = [] if SPAWNERS[spawner].uid == "nss" else [int(SPAWNERS[spawner].uid)]
     assert [user["uid"] for user in answer["users"]] == ids
+
+
+def test_init_says_which_package_is_missing_and_which_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ansible_bootstrap.cli.init.distributions", lambda name: iter(()))
+    options = ["--spawner", "kube", "--storage-root", f"{tmp_path}/homes", "--directory", str(tmp_path)]
+    assert cli.main(["init", *options]) == 0
+    said = capsys.readouterr().out
+    assert f"{sys.executable} -m pip install jupyterhub-kubespawner\n" in said
+    assert f"# install -d -m 755 {tmp_path}/homes\n" in said
 
 
 def test_init_overwrites_nothing_unless_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -482,6 +495,7 @@ def test_init_overwrites_nothing_unless_told_to(tmp_path: Path, capsys: pytest.C
     assert "settings.yml is there already" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["settings.yml"]
     assert cli.main([*command, "--force"]) == 0
+    assert f"install -D -m 600 {tmp_path}/settings.yml /etc/ansible-bootstrap/" in capsys.readouterr().out
     assert load_settings(tmp_path / "settings.yml").uid == 1001
     assert "apply_command" in (tmp_path / "jupyterhub_config.py").read_text()
     example = Path(__file__).parents[2] / "examples/behind-sudo/ansible-bootstrap.sudoers"
@@ -499,10 +513,19 @@ def _rules(sudoers: Path) -> list[str]:
         (["--spawner", "docker", "--roles", "user_dir,my_role"], "my_role: add your own roles later"),
         (["--spawner", "docker", "--storage-root", "volumes"], "storage-root"),
         (["--spawner", "docker", "--storage-root", '/"]; import os'], "storage-root"),
+        (["--spawner", "simple", "--boundary", "sudo"], "run under the hub's own account"),
         (["--spawner", "docker", "--uid", "0"], "uid"),
         (["--spawner", "docker", "--uid", "1000; import os"], "uid"),
     ],
-    ids=["no spawner", "a site role", "a relative root", "code for a root", "root's uid", "code for a uid"],
+    ids=[
+        "no spawner",
+        "a site role",
+        "a relative root",
+        "code for a root",
+        "nothing to bound",
+        "root's uid",
+        "code for a uid",
+    ],
 )
 def test_init_refuses_what_could_not_be_used(
     args: list[str],
@@ -620,10 +643,32 @@ def test_each_storage_host_of_the_users_is_probed(hub: Hub) -> None:
 
 
 def test_behind_a_boundary_the_command_is_shown_that_can_be_tried(hub: Hub) -> None:
-    sudo_refuses(hub)
+    no_apply_program(hub)
     hub.settings = {"state_dir": str(hub.state), "apply_command": ["/usr/bin/sudo", "-n", "a b"]}
     (finding,) = hub.says_of_itself("alice")["findings"]
     assert "`/usr/bin/sudo -n 'a b' </dev/null`" in finding["mend"]
+
+
+@pytest.mark.parametrize(
+    ("said", "mend"),
+    [
+        ("/usr/bin/env: ‘/opt/ours/bin/python’: No such file or directory", "python3 -m venv /opt/ours && /opt/ours/bin/pip"),
+        (
+            "/opt/ours/bin/python: Error while finding module specification for 'ansible_bootstrap.apply' "
+            "(ModuleNotFoundError: No module named 'ansible_bootstrap')",
+            "as root: /opt/ours/bin/pip install",
+        ),
+        ("No ED25519 host key is known for storage1 and you have requested strict checking.",
+         "ssh-keyscan storage1 >> ~/.ssh/known_hosts"),
+        ("Warning: Identity file /etc/k not accessible: No such file or directory.", "ssh-keygen -t ed25519 -f /etc/k"),
+    ],
+)  # fmt: skip
+def test_what_a_broken_chain_says_has_its_mend(hub: Hub, said: str, mend: str) -> None:
+    """What real chains say more often is in ``tests/integration/boundary/test_doctor_boundary.py``."""
+    hub.apply = [sys.executable, "-S", "-c", f"import sys; input(); sys.exit({said!r})"]
+    hub.settings = {"state_dir": str(hub.state), "apply_command": ["/usr/bin/ssh", "storage1"]}
+    (finding,) = hub.says_of_itself("alice")["findings"]
+    assert finding["check"] == "apply program" and mend in finding["mend"], finding
 
 
 def test_the_versions_are_those_of_the_package() -> None:

@@ -129,6 +129,12 @@ class Call:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
 
+    def output(self) -> str:
+        """All that it has printed, once it has ended."""
+        for reader in self._readers:
+            reader.join(5)
+        return self._out.decode()
+
     def events(self) -> list[dict[str, Any]]:
         text = self._out.decode()
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

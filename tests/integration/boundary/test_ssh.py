@@ -3,72 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 import time
 
 import pytest
-from machine import EXAMPLES, GROUP, HUB, OWNER, request, shipped_command
+from machine import GROUP, OWNER, request
 
 from ansible_bootstrap.apply.descendants import descendants
 
 pytestmark = pytest.mark.root
-
-SSHD = """
-Port {port}
-ListenAddress 127.0.0.1
-HostKey {keys}/host
-AuthorizedKeysFile {keys}/authorized_keys
-PidFile none
-UsePAM yes
-StrictModes no
-PasswordAuthentication no
-AcceptEnv LANG LC_* PYTHON* ANSIBLE_*
-PermitUserEnvironment yes
-Subsystem sftp internal-sftp
-"""
-"""More generous than Debian's, so that what holds here holds there; the shipped part is appended."""
-
-
-@pytest.fixture
-def ssh(machine, needs):
-    """The examples' ``apply_command``, with the test's key, port and address."""
-    needs(programs=("sshd", "ssh", "ssh-keygen"))
-    keys = machine.world / "keys"
-    machine.root("install", "-d", "-m", "755", str(keys), "/run/sshd")
-    for name in ("host", "hub"):
-        machine.root("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{keys}/{name}")
-    machine.root("chown", HUB, f"{keys}/hub")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    public = machine.path(keys / "hub.pub").read_text().rpartition(" ")[0]
-    line = (EXAMPLES / "behind-ssh/authorized_keys").read_text()
-    assert "ssh-ed25519 AAAA-the-hubs-public-key" in line
-    machine.path(keys / "authorized_keys").write_text(
-        line.replace("ssh-ed25519 AAAA-the-hubs-public-key", public)
-    )
-    host = machine.path(keys / "host.pub").read_text()
-    machine.path(keys / "known_hosts").write_text(f"[127.0.0.1]:{port} {host}")
-    shipped = (EXAMPLES / "behind-ssh/sshd-ansible-bootstrap.conf").read_text()
-    machine.path(keys / "sshd_config").write_text(SSHD.format(port=port, keys=keys) + shipped)
-    server = machine.start(
-        shutil.which("sshd") or "/usr/sbin/sshd", "-D", "-e", "-f", f"{keys}/sshd_config", user="root"
-    )
-    server.wait_for(lambda: "listening on" in server.log)
-    text = "\n".join(shipped_command("behind-ssh"))
-    for there, here in (
-        ("/etc/jupyterhub/ansible-bootstrap.key", f"{keys}/hub"),
-        ("/etc/jupyterhub/ansible-bootstrap.known_hosts", f"{keys}/known_hosts"),
-        ("root@storage.example.org", f"-p\n{port}\nroot@127.0.0.1"),
-    ):
-        assert there in text
-        text = text.replace(there, here)
-    yield text.split("\n")
-    server.process.terminate()
-    server.process.wait(10)
-    machine.root("rm", "-rf", str(keys))
 
 
 def test_a_hub_without_any_right_on_the_storage_has_a_directory_made(machine, ssh):

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+
+from tests.integration.conftest import SOMEBODY, Site
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 BIN = Path(sys.executable).parent
@@ -61,7 +64,7 @@ def example(request: pytest.FixtureRequest, tmp_path: Path) -> Example:
 
 def test_every_example_has_a_test_and_a_line_in_the_readme() -> None:
     tested = {"quickstart", "site-roles", "remote-storage", "ansible-only", "user-directory", "system-users"}
-    tested |= {"clean-up", "shell-script"}
+    tested |= {"clean-up", "shell-script", "kubernetes"}
     tested |= {"behind-sudo", "behind-ssh"}  # in tests/integration/boundary
     tested |= {"ldap-docker"}  # in tests/integration/docker
     tested |= {"monitoring"}  # its alerts and dashboard are in tests/unit/test_monitoring_example.py
@@ -262,3 +265,71 @@ def test_remote_storage_as_far_as_one_machine_shows_it(example: Example) -> None
         "storage1",
         "unreachable",
     )  # As the configuration says.
+
+
+Z2JH = """
+c.JupyterHub.spawner_class = "kubespawner.KubeSpawner"
+c.KubeSpawner.uid, c.KubeSpawner.fs_gid = {uid}, {fsGid}
+c.KubeSpawner.volumes = [{{"name": "home", "persistentVolumeClaim": {{"claimName": "{pvcName}"}}}}]
+c.KubeSpawner.volume_mounts = [{{"name": "home", "mountPath": "/home/jovyan", "subPath": "{subPath}"}}]
+"""
+"""What the chart makes of ``singleuser``, before ``hub.extraConfig``."""
+
+
+@pytest.mark.root
+def test_kubernetes_as_far_as_one_machine_shows_it(
+    open_site: Site, unprivileged: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's pod is a process under that account, and the volume a directory."""
+    values = yaml.safe_load((EXAMPLES / "kubernetes/values.yaml").read_text())
+    volume, claim = yaml.safe_load_all((EXAMPLES / "kubernetes/home.yaml").read_text())
+    hub, users = values["hub"], values["singleuser"]
+    (mounted,), (mount,) = hub["extraVolumes"], hub["extraVolumeMounts"]
+    assert mounted["name"] == mount["name"] and claim["spec"]["volumeName"] == volume["metadata"]["name"]
+    claims = {claim["metadata"]["name"], mounted["persistentVolumeClaim"]["claimName"]}
+    assert claims == {users["storage"]["static"]["pvcName"]}
+    account = hub["containerSecurityContext"]
+    assert (account["runAsUser"], account["runAsGroup"]) == (users["uid"], users["fsGid"]) == (1000, 100)
+
+    (open_site.path / "state").mkdir()
+    root = open_site.root / "users"
+    root.mkdir(mode=0o755)
+    for path in (root, open_site.path / "state"):
+        os.chown(path, SOMEBODY, SOMEBODY)
+    for path in (open_site.path, open_site.root):
+        path.chmod(0o755)
+    text = Z2JH.format(**users, **users["storage"]["static"]) + hub["extraConfig"]["bootstrap"]
+    for there, here in {
+        mount["mountPath"]: open_site.root,
+        "/srv/jupyterhub": open_site.path / "state",
+        "= 1000, 100": f"= {SOMEBODY}, {SOMEBODY}",
+        "uid = 1000": f"uid = {SOMEBODY}",
+        "gid = 100": f"gid = {SOMEBODY}",
+    }.items():
+        assert there in text
+        text = text.replace(there, str(here))
+    config = open_site.path / "jupyterhub_config.py"
+    config.write_text(text)
+    cluster = (
+        open_site.path / "kubeconfig"
+    )  # In a pod, KubeSpawner takes its service account; it asks nobody here.
+    none = {"name": "none", "cluster": {"server": "https://127.0.0.1:1"}, "user": {}}
+    none["context"] = {"cluster": "none", "user": "none"}
+    parts = {key: [none] for key in ("clusters", "contexts", "users")}
+    cluster.write_text(json.dumps({"current-context": "none", **parts}))
+    monkeypatch.setenv("KUBECONFIG", str(cluster))
+
+    def runs(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [*unprivileged, str(BIN / "ansible-bootstrap"), *words, "--config", str(config)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+    assert "would change  jane.doe" in runs("run", "jane.doe", "--check").stdout
+    assert "changed  jane.doe: user_dir" in runs("run", "jane.doe").stdout
+    home = (root / "jane-doe---d48722fc").stat()
+    assert (home.st_uid, home.st_gid) == (SOMEBODY, SOMEBODY)
+    assert "ok  jane.doe" in runs("run", "jane.doe").stdout
+    # With the chart's own group of the hub, nobody would have a directory; the doctor says so before a student does.
+    config.write_text(text.replace(f"gid = {SOMEBODY}", "gid = 100"))
+    said = runs("doctor", "jane.doe")
+    assert said.returncode == 2 and "cannot make directories of gid 100" in said.stdout
+    assert f"set gid to {SOMEBODY}" in said.stdout

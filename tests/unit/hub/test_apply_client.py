@@ -111,6 +111,14 @@ async def test_no_last_line_is_a_failure_though_the_status_is_0(session: Session
     assert session.outcomes == {"alice": "ok", "bob": "ok"}  # These were believed when they came.
 
 
+async def test_what_a_program_says_right_before_it_exits_is_told(log: Lines) -> None:
+    """As sudo does where it may not become root: nothing else says why. The end of stdout is often seen first."""
+    for _ in range(20):
+        run = await Session(["/bin/sh", "-c", "echo the flag is set >&2; exit 1"], log).start()
+        with pytest.raises(ApplyError, match="exited with 1 before its last line: the flag is set"):
+            await run.finish()
+
+
 async def test_a_refusal_keeps_its_reason(session: Session, apply: FakeApply) -> None:
     apply.do(behave="refuse")
     run = await session.start()

@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 import pwd
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from jupyterhub import orm
+from jupyterhub.app import JupyterHub
 from jupyterhub.spawner import LocalProcessSpawner, SimpleLocalProcessSpawner
 from jupyterhub.user import User
 from traitlets.config import Config
+from traitlets.utils.importstring import import_item
 
 from ansible_bootstrap.cli.roster_places import RosterPlaces
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import RefusedError, UnresolvedError
 from ansible_bootstrap.hub import bootstrapped
 from ansible_bootstrap.place import Place
-from ansible_bootstrap.places.offline import Detached
+from ansible_bootstrap.places.offline import CLASSES, Detached
 from ansible_bootstrap.places.resolve import resolve
 from ansible_bootstrap.storage._names import component
 
@@ -193,6 +197,37 @@ async def test_without_any_spawner_class_somebody_whom_the_system_does_not_know_
     assert not detached(configured("localprocess")).names_only
 
 
+IMPORTED = """
+import asyncio, sys
+from traitlets.config import Config
+from ansible_bootstrap.config import AnsibleBootstrap
+from ansible_bootstrap.places.offline import Detached
+asked = Detached(AnsibleBootstrap(config=Config({{"AnsibleBootstrap": {{"storage_root": "/v"}}, "JupyterHub": {hub}}})))
+assert asked.normal_form("Emmy.Noether") == "emmy.noether"
+print(asyncio.run(asked.place("emmy.noether")).name, *sorted({{"jupyterhub", "jupyterhub.app"}} & sys.modules.keys()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("hub", "imported"),
+    [({}, []), ({"spawner_class": "simple", "authenticator_class": "dummy"}, ["jupyterhub"])],
+)
+def test_no_more_of_the_hub_is_imported_than_it_takes(hub: dict[str, str], imported: list[str]) -> None:
+    """The import of ``jupyterhub.app`` takes as long as a run of 500 users."""
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED.format(hub=hub)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["emmy.noether", *imported]
+
+
+def test_classes_and_defaults_are_the_hubs() -> None:
+    for name, (default, base, group) in CLASSES.items():
+        trait = JupyterHub.class_traits()[name]
+        assert trait.entry_point_group == f"jupyterhub.{group}"
+        assert trait.klass is import_item(f"jupyterhub.{base}")
+        assert detached(configured())._made(name) is trait.default() is import_item(f"jupyterhub.{default}")
+
+
 async def test_with_one_the_same_is_unresolved_with_a_way_out() -> None:
     with pytest.raises(UnresolvedError, match=r"the system knows no user.*column directory.*start once"):
         await detached(configured("localprocess")).place("emmy.noether")
@@ -238,6 +273,7 @@ async def asks_auth_state(spawner: Any) -> Any:
     ("config", "said"),
     [
         (lambda: configured(DemandingSpawner), "user.orm_user: only a running hub knows it"),
+        (lambda: configured(dict), "'spawner_class' trait"),
         (lambda: configured("nope.Spawner"), "'nope.Spawner' could not be imported"),
         (
             lambda: configured("docker", DockerSpawner={"volumes": {"/v/{faculty}": "/home/jovyan"}}),
