@@ -101,13 +101,6 @@ def _naive_hook(directory: Path, root: Path, number: int) -> int:
     return int(result.rc)
 
 
-def import_of_jupyterhub() -> float:
-    """Seconds that a process takes to import JupyterHub, whose classes say where a user's storage is."""
-    begin = time.monotonic()
-    subprocess.run([sys.executable, "-c", "import jupyterhub.app"], check=True)
-    return time.monotonic() - begin
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Batches of new users, beside the obvious hook.")
     parser.add_argument("--rounds", type=int, default=3)
@@ -115,14 +108,12 @@ def main() -> None:
     threads = 2 * (os.cpu_count() or 1)
     our_seconds: dict[int, list[float]] = {size: [] for size in SIZES}
     naive_seconds: list[float] = []
-    import_seconds: list[float] = []
     os.environ["PATH"] = f"{BIN}:{os.environ['PATH']}"
     with tempfile.TemporaryDirectory() as name:
         for number in range(args.rounds):
             with fresh_disk(Path(name)) as disk:
                 naive_seconds.append(naive(disk, NAIVE_SAMPLE, threads))
             print(f"round {number + 1}: naive, {NAIVE_SAMPLE} users: {naive_seconds[-1]:.1f} s", flush=True)
-            import_seconds.append(import_of_jupyterhub())
             for size in SIZES:
                 with fresh_disk(Path(name)) as disk:
                     our_seconds[size].append(ours(disk, size))
@@ -134,7 +125,7 @@ def main() -> None:
         f"{platform.system()} {platform.release()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
         f"medians of {args.rounds} alternating rounds. Naive: one `ansible_runner.run` per user, {threads} at a time, "
         f"measured on {NAIVE_SAMPLE} users ({per_user:.2f} s a user) and extrapolated. Ours: `ansible-bootstrap run`, "
-        f"from its start to its end; {statistics.median(import_seconds):.1f} s of it are the import of JupyterHub.",
+        "from its start to its end.",
         "",
         "| users | one run | naive hook (extrapolated) | times faster |",
         "|---:|---:|---:|---:|",
