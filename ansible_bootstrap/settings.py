@@ -32,7 +32,7 @@ from pydantic import (
 from ansible_bootstrap.errors import SettingsError
 from ansible_bootstrap.protocol import MAX_ID, describe_validation
 from ansible_bootstrap.storage._errors import StorageError
-from ansible_bootstrap.storage._names import check_directory
+from ansible_bootstrap.storage._names import check_directory, check_roots
 from ansible_bootstrap.storage._plan import BUILT_IN_ROLES, make_plan
 from ansible_bootstrap.storage._ways import open_way
 
@@ -74,7 +74,11 @@ class ApplySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     storage_root: Annotated[str, AfterValidator(check_directory)]
-    """Absolute path on the storage host below which all users' directories lie. It must exist."""
+    """Absolute path on the storage host below which users' directories lie. It must exist."""
+    storage_roots: tuple[Annotated[str, AfterValidator(check_directory)], ...] = ()
+    """Further storage roots: a user's home and further directories may lie below any of them all. Each must exist, none
+    may lie in another, and each has records of its own. A user whose directory nobody names has it below
+    ``storage_root``. Default: none."""
     roles: tuple[RoleSetting, ...] = (RoleSetting(role="user_dir"),)
     """The roles that bootstrap a user, in order: a name, or a dict with ``role``, ``on_failure`` (``block``, the
     default, or ``continue``: the user may work without it and is told so) and ``per`` (``user`` or ``batch``, for site
@@ -159,6 +163,7 @@ class ApplySettings(BaseModel):
 
     @model_validator(mode="after")
     def _bounds(self) -> ApplySettings:
+        check_roots((self.storage_root, *self.storage_roots))
         if self.uid_max < self.uid_min:
             raise ValueError("uid_max is below uid_min")
         return self

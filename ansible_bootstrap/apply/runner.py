@@ -221,6 +221,7 @@ def _extra_vars(settings: ApplySettings, storage_host: str, request: Path) -> di
         "bootstrap_patience": _PATIENCE,
         "bootstrap_request": str(request),
         "bootstrap_root": settings.storage_root,
+        "bootstrap_roots": list(settings.storage_roots),
         "bootstrap_storage_host": storage_host,
         "bootstrap_task_timeout": settings.task_timeout,
         "bootstrap_uid": settings.uid,

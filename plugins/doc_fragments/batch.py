@@ -20,10 +20,19 @@ options:
     required: true
   root:
     description:
-      - Directory below which all users' directories lie. It must exist, belong to root or to the user
+      - Directory below which users' directories lie. It must exist, belong to root or to the user
         Ansible works as, and be writable for nobody else.
     type: path
     required: true
+  roots:
+    description:
+      - Further storage roots, each like O(root). A user's directories may lie below any of them all. None lies in
+        another.
+      - Each has records of its own. One that is not mounted or does not answer fails only the users who have a
+        directory there.
+    type: list
+    elements: path
+    default: []
   uid_min:
     description: Lowest uid for which root may act.
     type: int

@@ -29,7 +29,7 @@ from ._errors import StorageError, printable
 from ._files import enter, rename_directory, sync
 from ._names import STATE_DIRECTORY, carries
 from ._report import Report
-from ._storage import Home, Storage
+from ._storage import Home, Roots, Storage
 from ._trees import copy_tree, remove_tree
 from ._ways import open_directory
 
@@ -65,7 +65,7 @@ def parse_mode(text: str) -> int:
 
 
 def ensure(
-    users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
+    users: list[Any], root: str | Roots, uid_min: int, options: Options, *, check: bool, patience: float = 0
 ) -> Report:
     """Give every user of the batch a home; see the module ``user_dir``."""
     return _batch.run(

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import platform
 import stat
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Optional
 
@@ -43,6 +45,36 @@ class _FoundError(Exception):
     ) -> None:
         super().__init__(kind)
         self.kind, self.text, self.mend, self.made = kind, text, mend, made
+
+
+def probe_all(
+    roots: Sequence[str], uid: Optional[int], gid: Optional[int], *, check: bool = False
+) -> dict[str, Any]:
+    """Return what each storage root is, as :func:`probe` does for one.
+
+    Returns:
+        ``about``: of the first root, and by the path of each other one what it is, in one line. ``findings``: of all.
+    """
+    answers = [probe(root, uid, gid, check=check) for root in roots]
+    findings = [
+        finding
+        if len(roots) == 1 or root in finding["what"]
+        else {**finding, "what": f"{root}: {finding['what']}"}
+        for root, answer in zip(roots, answers)  # noqa: B905
+        for finding in answer["findings"]
+    ]
+    ways = sorted((answer["about"].pop("way", ""), root) for root, answer in zip(roots, answers))  # noqa: B905
+    for (way, one), (inner, other) in itertools.combinations(ways, 2):
+        if way and f"{inner}/".startswith(f"{way}/"):
+            what = f"the storage root {other} lies in {one} by a link: one does not know what the other has recorded"
+            findings.append({"level": "error", "what": printable(what), "mend": "name each directory once"})
+    about = answers[0]["about"]
+    for root, answer in zip(roots[1:], answers[1:]):  # noqa: B905
+        seen = answer["about"]
+        about[root] = ", ".join(
+            seen[name] for name in ("kind", "filesystem", "owner", "mode") if name in seen
+        )
+    return {"about": about, "findings": findings}
 
 
 def probe(root: str, uid: Optional[int], gid: Optional[int], *, check: bool = False) -> dict[str, Any]:
@@ -83,6 +115,7 @@ def _work(root: str, ids: tuple[int, int], check: bool) -> dict[str, Any]:
         _refuse_unmounted(root)
         with held(_open(root)) as directory:
             status, mount = os.fstat(directory), mount_of(directory)
+            about["way"] = os.path.realpath(root)
             about["filesystem"] = mount.filesystem if mount else "unknown"
             about["owner"], about["mode"] = str(status.st_uid), f"{stat.S_IMODE(status.st_mode):04o}"
             try:

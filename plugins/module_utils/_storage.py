@@ -16,7 +16,7 @@ from ._descriptors import DIRECTORY, NAMES, held
 from ._errors import LeftAloneError, StorageError, printable
 from ._files import enter, kind, open_parent, open_root
 from ._mounts import is_of_user, refuse_what_takes_no_records, refuse_what_takes_nothing
-from ._names import carries
+from ._names import carries, check_roots
 from ._state import Records, State, identity
 from ._ways import judge
 
@@ -25,11 +25,30 @@ _ABOVE = 5.0
 
 
 @dataclass(frozen=True)
+class Roots:
+    """The storage roots of a batch; ``plugins/doc_fragments/batch.py`` documents the fields."""
+
+    root: str
+    roots: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All of them; UserRefusedError if one is no good path, or lies in another."""
+        return check_roots((self.root, *self.roots)) if self.roots else (self.root,)
+
+
+@dataclass(frozen=True)
 class Home:
-    """One directory and whose it is or shall be."""
+    """One directory and whose it is or shall be.
+
+    Attributes:
+        root: the storage root that it lies below.
+        parts: the path's components from there.
+    """
 
     name: str
     directory: str
+    root: str
     parts: tuple[str, ...]
     uid: int
     gid: int
@@ -46,7 +65,7 @@ class Home:
 
 
 class Storage:
-    """The storage root and our state in it, open for one batch.
+    """One storage root and our state in it, open for one batch.
 
     Args:
         root: its path.

@@ -43,7 +43,7 @@ from ._mkhomedir_helper import Options, find_helper, open_skeleton, run_helper
 from ._names import STATE_DIRECTORY, UserRefusedError
 from ._partial_homes import is_partial, lacks_only_its_owner, other_than_skeleton
 from ._report import Report
-from ._storage import Home, Storage
+from ._storage import Home, Roots, Storage
 from ._users import system_user
 
 SETTLED = 60.0
@@ -51,7 +51,7 @@ SETTLED = 60.0
 
 
 def ensure(
-    users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
+    users: list[Any], root: str | Roots, uid_min: int, options: Options, *, check: bool, patience: float = 0
 ) -> Report:
     """Have a home made for every user of the batch; see the module ``mkhomedir``."""
     return _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)

@@ -33,7 +33,7 @@ from ._names import STATE_DIRECTORY
 from ._placing import Found, Placing, drop, look_at, reveal, stage
 from ._report import Report
 from ._sources import Source, check_path, parse_sources
-from ._storage import Storage
+from ._storage import Roots, Storage
 from ._worker import NOWHERE, at
 
 
@@ -86,7 +86,7 @@ class _Job:
 
 
 def place(
-    users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
+    users: list[Any], root: str | Roots, uid_min: int, options: Options, *, check: bool, patience: float = 0
 ) -> Report:
     """Give every user of the batch the tutorials they did not get yet; see the module ``tutorials``."""
     return _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)

@@ -16,9 +16,14 @@ description:
   - Never fails because of what it finds.
 options:
   root:
-    description: Directory below which all users' directories lie.
+    description: Directory below which users' directories lie.
     type: str
     required: true
+  roots:
+    description: Further storage roots beside it.
+    type: list
+    elements: str
+    default: []
   uid:
     description: The uid of all users, if it is one. Anything else means a uid that is nobody's.
     type: raw
@@ -49,7 +54,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 about:
-  description: What was seen, as C(python), C(account), C(kind), C(filesystem), C(owner) and C(mode).
+  description:
+    - What was seen, as C(python), C(account), C(kind), C(filesystem), C(owner) and C(mode); and by the path of each
+      further root all of this in one line.
   type: dict
   returned: always
 findings:
@@ -70,6 +77,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "str", "required": True},
+            "roots": {"type": "list", "elements": "str", "default": []},
             "uid": {"type": "raw"},
             "gid": {"type": "raw"},
             "storage_host": {"type": "str", "default": "localhost"},
@@ -77,7 +85,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    said = _probe.probe(given["root"], _number(given["uid"]), _number(given["gid"]), check=module.check_mode)
+    roots = (given["root"], *given["roots"])
+    said = _probe.probe_all(roots, _number(given["uid"]), _number(given["gid"]), check=module.check_mode)
     module.exit_json(changed=False, **said)
 
 

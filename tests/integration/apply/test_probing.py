@@ -43,6 +43,18 @@ def test_nothing_is_said_of_a_root_that_serves_and_nothing_is_left(
     assert list(site.root.iterdir()) == []
 
 
+def test_each_storage_root_is_probed(site: Site, apply_program: ApplyProgram) -> None:
+    data = site.path / "data"
+    data.mkdir()
+    settings = site.settings(storage_roots=[str(data)])
+    event, said = probe(apply_program, settings=settings)
+    assert said == "" and event["about"][str(data)].startswith("plain, ")
+    data.rmdir()
+    event, said = probe(apply_program, settings=settings)
+    assert event["about"]["kind"] == "plain"
+    assert f"storage root {data} does not exist on this host" in said
+
+
 @pytest.mark.parametrize(
     "user", [{"storage_host": "all"}, {"ansible_connection": "ssh"}, {"name": "{{ x }}"}]
 )

@@ -1,0 +1,163 @@
+"""Several storage roots: each has its own records and stages, and what is wrong with one is no fault of another's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_bootstrap.storage import _cleanup, _homes, _probe, _scripts, _tutorials, _worker
+from ansible_bootstrap.storage._names import STATE_DIRECTORY
+from ansible_bootstrap.storage._state import identity
+from ansible_bootstrap.storage._storage import Roots
+from tests import hanging
+from tests.unit.storage.conftest import MakeUser
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork")
+
+Results = list[dict[str, Any]]
+
+
+@pytest.fixture
+def data(root: Path) -> Path:
+    """A second storage root."""
+    made = root.parent / "data"
+    made.mkdir(mode=0o755)
+    return made
+
+
+@pytest.fixture
+def roots(root: Path, data: Path) -> Roots:
+    return Roots(str(root), (str(data),))
+
+
+@pytest.fixture
+def users(root: Path, data: Path, make_user: MakeUser) -> list[dict[str, Any]]:
+    """One in both roots, one in the second alone, one in the first alone."""
+    alice = make_user("alice", also=[str(data / "alice")])
+    return [alice, make_user("bob", directory=str(data / "bob")), make_user("carol")]
+
+
+def user_dir(roots: Roots, *users: Any, check: bool = False) -> Results:
+    return _homes.ensure(list(users), roots, 1000, _homes.Options(), check=check).users
+
+
+def test_every_role_finds_the_root_of_a_home(
+    root: Path, data: Path, roots: Roots, users: list[Any], as_user: Callable[..., Any]
+) -> None:
+    (root.parent / "course").mkdir()
+    (root.parent / "course/a.csv").touch()
+    script = root.parent / "script"
+    script.write_text("#!/bin/sh\ntouch done-for-$1\n")
+    script.chmod(0o755)
+    tutorial = _tutorials.Options([{"name": "course", "path": str(root.parent / "course")}])
+    roles: list[Callable[..., Any]] = [
+        lambda check: _homes.ensure(users, roots, 1000, _homes.Options(), check=check),
+        lambda check: _tutorials.place(users, roots, 1000, tutorial, check=check),
+        lambda check: _scripts.run(users, roots, 1000, _scripts.Options(str(script)), check=check),
+        lambda check: _cleanup.clean(users, roots, 1000, ["course/a.csv"], 60, check=check),
+    ]
+    for role in roles:
+        for check, changed in ((True, True), (False, True), (True, False), (False, False)):
+            results = role(check).users
+            assert [(user["changed"], user["msg"]) for user in results] == [(changed, "")] * 3
+    for name, home in (("alice", root / "alice"), ("bob", data / "bob"), ("carol", root / "carol")):
+        assert sorted(os.listdir(home)) == ["course", f"done-for-{name}"]
+    assert os.listdir(data / "alice") == []
+    for place, names in ((root, ("alice", "carol")), (data, ("alice", "bob"))):
+        state = place / STATE_DIRECTORY
+        assert {file.name for file in (state / "records").iterdir()} == {
+            f"{identity([name])}.json" for name in names
+        }
+        assert os.listdir(state / "stage") == []
+
+
+def test_a_root_that_is_not_mounted_fails_only_the_users_of_it(
+    root: Path, data: Path, roots: Roots, users: list[Any]
+) -> None:
+    data.rmdir()
+    for check in (True, False):
+        results = user_dir(roots, *users, check=check)
+        assert [user["failed"] for user in results] == [True, True, False]
+        assert all(f"storage root {data} does not exist on this host" in user["msg"] for user in results[:2])
+        assert f"{data}/alice: " in results[0]["msg"]
+    assert (root / "alice").is_dir()
+    data.mkdir(mode=0o755)
+    assert not any(user["failed"] for user in user_dir(roots, *users))
+
+
+@pytest.mark.root
+def test_a_root_that_does_not_answer_says_nothing_against_the_host(
+    root: Path, data: Path, roots: Roots, users: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub would take a host with a silent storage for one that is down, and turn everybody away."""
+    monkeypatch.setattr(_worker, "SILENCE", 1.0)
+    monkeypatch.setattr(_worker, "_LOOK", 0.1)
+    alice, bob, carol = users
+    with hanging.fuse(data, 0, for_all=True):
+        results = user_dir(roots, *users)
+        assert [(user["failed"], user["hangs"], user["silent"]) for user in results] == [
+            (True, True, False),
+            (True, True, False),
+            (False, False, False),
+        ]
+        assert f"the storage {data} does not answer" in results[1]["msg"]
+        (alone,) = user_dir(roots, bob)
+        assert alone["hangs"] and not alone["silent"]
+        with hanging.fuse(root, 0, for_all=True):
+            assert [user["silent"] for user in user_dir(roots, alice, bob, carol)] == [True] * 3
+    assert not any(user["failed"] for user in user_dir(roots, *users))
+
+
+@pytest.mark.parametrize(
+    ("others", "says"),
+    [
+        (("{root}",), "is given twice"),
+        (("{root}/teams",), "teams lies in "),
+        (("{above}",), "storage lies in "),
+        (("data",), "absolute path"),
+        (("{above}/x/../data",), "has no '..'"),
+    ],
+)
+def test_roots_that_meet_are_refused_for_everybody(
+    root: Path, make_user: MakeUser, others: tuple[str, ...], says: str
+) -> None:
+    paths = tuple(other.format(root=root, above=root.parent) for other in others)
+    (alice,) = user_dir(Roots(str(root), paths), make_user("alice"))
+    assert says in alice["msg"]
+    assert os.listdir(root) == []
+
+
+@pytest.mark.root
+def test_a_name_of_one_root_is_another_directory_in_the_other(
+    data: Path, roots: Roots, make_user: MakeUser
+) -> None:
+    """Nothing that is recorded of one counts for the other."""
+    alice, bob = make_user("alice"), make_user("bob", directory=str(data / "alice"))
+    assert [user["msg"] for user in user_dir(roots, alice, bob)] == ["", ""]
+    assert (data / "alice").stat().st_uid == bob["uid"]
+    (refused,) = user_dir(roots, {**bob, "directory": alice["directory"]})
+    assert "recorded as that of the user alice" in refused["msg"]
+
+
+def test_the_probe_speaks_of_each_root(root: Path, data: Path) -> None:
+    answer = _probe.probe_all([str(root), str(data)], None, None)
+    assert answer["findings"] == []
+    assert answer["about"]["kind"] == "plain"
+    assert answer["about"][str(data)].startswith("plain, ")
+    data.rmdir()
+    answer = _probe.probe_all([str(root), str(data)], None, None)
+    assert answer["about"]["kind"] == "plain" and answer["about"][str(data)] == "missing"
+    (finding,) = answer["findings"]
+    assert f"storage root {data} does not exist" in finding["what"]
+
+
+def test_the_probe_tells_a_root_that_a_link_puts_into_another(root: Path) -> None:
+    (root / "teams").mkdir()
+    link = root.parent / "link"
+    link.symlink_to(root / "teams")
+    (finding,) = _probe.probe_all([str(link), str(root)], None, None)["findings"]
+    assert f"the storage root {link} lies in {root} by a link" in finding["what"]
