@@ -79,6 +79,11 @@ class ApplySettings(BaseModel):
     """Further storage roots: a user's home and further directories may lie below any of them all. Each must exist, none
     may lie in another, and each has records of its own. A user whose directory nobody names has it below
     ``storage_root``. Default: none."""
+    records_dir: Annotated[str, AfterValidator(check_directory)] | None = None
+    """Directory of root's on the storage host in which records and locks are kept, where they cannot be in the storage
+    root (one that is read-only, and has writable homes mounted below it). It must exist, outside of all storage roots.
+    Where it is on another mount than a storage root, homes that exist there are served and no new home is made.
+    Default: none; records are in ``.ansible_bootstrap`` in each storage root."""
     roles: tuple[RoleSetting, ...] = (RoleSetting(role="user_dir"),)
     """The roles that bootstrap a user, in order: a name, or a dict with ``role``, ``on_failure`` (``block``, the
     default, or ``continue``: the user may work without it and is told so) and ``per`` (``user`` or ``batch``, for site
@@ -163,7 +168,7 @@ class ApplySettings(BaseModel):
 
     @model_validator(mode="after")
     def _bounds(self) -> ApplySettings:
-        check_roots((self.storage_root, *self.storage_roots))
+        check_roots((self.storage_root, *self.storage_roots), self.records_dir)
         if self.uid_max < self.uid_min:
             raise ValueError("uid_max is below uid_min")
         return self

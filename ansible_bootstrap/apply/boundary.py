@@ -142,6 +142,8 @@ def _check_site(look: _Look, settings: ApplySettings, thorough: bool) -> None:
             look.at(Path(value), tree=True)
     # With an inventory, the storage may be on other hosts, where the modules look.
     severity: Severity = "warning" if settings.inventory else "error"
+    if settings.records_dir:
+        look.at_if_there(Path(settings.records_dir), severity)
     for root in map(Path, (settings.storage_root, *settings.storage_roots)):
         for path in (root, root / STATE_DIRECTORY):
             look.at_if_there(path, severity)

@@ -220,6 +220,7 @@ def _extra_vars(settings: ApplySettings, storage_host: str, request: Path) -> di
         "bootstrap_environment": settings.environment,
         "bootstrap_patience": _PATIENCE,
         "bootstrap_request": str(request),
+        "bootstrap_records_dir": settings.records_dir or "",
         "bootstrap_root": settings.storage_root,
         "bootstrap_roots": list(settings.storage_roots),
         "bootstrap_storage_host": storage_host,

@@ -276,7 +276,7 @@ def _container(site: Site) -> Found:
     inside = "jupyterhub.spawner.LocalProcessSpawner" in names
     if settings is None or site.settings.storage_host != "localhost" or inside or not _in_container():
         return
-    for root in site.settings.roots():
+    for root in (*site.settings.roots(), *filter(None, (settings.records_dir,))):
         if _mount(root)[0] == "/":
             yield _error(
                 f"the hub runs in a container, and {root} is not a mount: what is prepared here is not on the host",

@@ -33,6 +33,14 @@ options:
     type: list
     elements: path
     default: []
+  records_dir:
+    description:
+      - Directory in which records and locks are kept, in one directory for each storage root, instead of in
+        C(.ansible_bootstrap) in the root. It must exist, outside of all roots, and belong to the user Ansible works as.
+      - A new home is made there, and moved to its place in one step. On another mount than the root none is made, and
+        homes that exist are served.
+    type: path
+    default: ""
   uid_min:
     description: Lowest uid for which root may act.
     type: int

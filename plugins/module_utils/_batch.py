@@ -34,14 +34,16 @@ from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience, Task
 from ._errors import LateError, LeftAloneError, StorageError, printable, sentence
 from ._names import UserRefusedError, below
 from ._report import Report, result
-from ._state import Lock, Record, State, check_owner_name
+from ._state import Lock, Record, State
 from ._storage import Home, Roots, Storage
 from ._users import label, parse_user
 
 LOCK_WAIT = 10.0
 """Seconds to wait, in all, for directories that another run is still working on."""
 
-_NO_STORAGE = f"does not answer (no sign of life for {_worker.SILENCE:g} s): look at its disk or server on this host"
+_NO_STORAGE = (
+    f"does not answer (no sign of life for {_worker.SILENCE:g} s): look at its disk or server on this host"
+)
 _NO_HOME = (
     f"this directory does not answer (no sign of life for {_worker.SILENCE:g} s): look at what is mounted there, "
     "and at the disk or its server on this host"
@@ -211,7 +213,11 @@ def run(
         by_root.setdefault(claim.home.root, []).append(claim)
     for path, there in by_root.items():
         open_storage = partial(
-            Storage, path, check=check, patience=Patience(patience if many > 1 else 0, many)
+            Storage,
+            path,
+            check=check,
+            patience=Patience(patience if many > 1 else 0, many),
+            records_dir=roots.records_dir,
         )
         for some in _outer_first(there):
             fetched += _watch(some, partial(_at_work, open_storage, work, lock_wait))
@@ -365,7 +371,7 @@ def _check_records(storage: Storage, claim: Claim) -> None:
     """Load the claim's record; refuse another name's directory, and one inside another user's."""
     claim.record = storage.records.load(claim.home.id)
     if claim.record is not None:
-        check_owner_name(claim.record, claim.home.name, claim.home.id)
+        storage.records.check_owner(claim.record, claim.home.name, claim.home.id)
     storage.check_above(claim.home)
 
 

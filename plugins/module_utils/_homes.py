@@ -179,13 +179,16 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
 def _check_room(storage: Storage, making: list[_Making]) -> None:
     """Let the homes fail that root would make, if the root takes none; a user's own directory may take some."""
     roots = [item for item in making if item.top is None]
-    if not roots:
-        return
-    try:
-        storage.check_room()
-    except StorageError as error:
-        fail_all((item.claim for item in roots), error)
-        making[:] = [item for item in making if item.top is not None]
+    for check, some in (
+        (storage.check_room, roots),
+        (storage.check_moves, [item for item in roots if not item.above]),
+    ):
+        try:
+            if some:
+                check()
+        except StorageError as error:
+            fail_all((item.claim for item in some), error)
+    making[:] = _left(making)
 
 
 def _check_adoption(home: Home, adopt: str) -> None:
@@ -379,7 +382,8 @@ def _reveal(storage: Storage, item: _Making, options: Options) -> None:
             raise StorageError(f"{shown} is not empty any more: left as it is") from None
         if error.errno == errno.EXDEV:
             raise StorageError(
-                f"{shown} is on another file system than the storage root: make the file system's top the storage root"
+                f"{shown} is on another mount than {storage.state.path}, from where homes are moved to their places: "
+                "let a storage root be on that mount, or have the home made before its user starts"
             ) from None
         raise
 

@@ -157,14 +157,20 @@ def below(roots: Sequence[str], directory: str) -> tuple[str, tuple[str, ...]]:
     )
 
 
-def check_roots(roots: Sequence[object]) -> tuple[str, ...]:
-    """Return the storage roots; NameRefusedError if one is no good path, or lies in another."""
+def check_roots(roots: Sequence[object], records_dir: object = "") -> tuple[str, ...]:
+    """Return the storage roots; NameRefusedError if one is no good path, lies in another, or has the records in it."""
     checked = tuple(map(check_directory, roots))
     for one, other in itertools.combinations(sorted(checked), 2):
         if f"{other}/".startswith(f"{one}/"):
             raise NameRefusedError(
                 f"storage_roots: {other} {'is given twice' if one == other else f'lies in {one}'}: no storage root "
                 "lies in another"
+            )
+    for root in checked if records_dir else ():
+        if f"{check_directory(records_dir)}/".startswith(f"{root}/"):
+            raise NameRefusedError(
+                f"records_dir: {records_dir} lies in the storage root {root}, where users' directories are: name a "
+                "directory elsewhere"
             )
     return checked
 

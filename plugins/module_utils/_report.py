@@ -13,6 +13,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "users": {"type": "list", "elements": "raw", "required": True},
     "root": {"type": "path", "required": True},
     "roots": {"type": "list", "elements": "path", "default": []},
+    "records_dir": {"type": "path", "default": ""},
     "uid_min": {"type": "int", "default": 1000},
     "patience": {"type": "float", "default": 0},
 }
@@ -23,7 +24,7 @@ def common(given: dict[str, Any], check: bool) -> dict[str, Any]:
     """Return what the work of every role takes: the arguments of :data:`ARGUMENTS`, and ``check``."""
     return {
         "check": check,
-        "root": Roots(given["root"], tuple(given["roots"])),
+        "root": Roots(given["root"], tuple(given["roots"]), given["records_dir"]),
         **{name: given[name] for name in ("users", "uid_min", "patience")},
     }
 

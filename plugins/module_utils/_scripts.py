@@ -213,7 +213,7 @@ def shorten(text: str) -> str:
 
 def _record(storage: Storage, jobs: list[_Job], options: Options) -> None:
     """Bring what was done onto the disk together with the records that say so; then these count."""
-    systems: dict[int, tuple[int, int]] = {os.fstat(storage.root).st_dev: (storage.root, NOWHERE)}
+    systems = {os.fstat(each).st_dev: (each, NOWHERE) for each in (storage.root, storage.state.records)}
     for job in jobs:
         claim = job.claim
         with claim.alone():

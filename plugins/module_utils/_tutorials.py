@@ -269,20 +269,20 @@ def _sync(storage: Storage, jobs: list[_Job], *, elsewhere: bool = False) -> Non
         jobs: in whose homes the stages are.
         elsewhere: only homes on another file system than the records, whose order the journal does not keep.
     """
-    root = os.fstat(storage.root).st_dev
-    systems: dict[int, tuple[int, int]] = {root: (storage.state.stage, NOWHERE)}
+    ours = os.fstat(storage.state.records).st_dev
+    systems: dict[int, tuple[int, int]] = {ours: (storage.state.records, NOWHERE)}
     for job in jobs:
         if job.wanted and job.claim.error is None:
             systems.setdefault(job.device, (job.home, job.claim.place))
     if elsewhere:
-        del systems[root]
+        del systems[ours]
     for device, (directory, place) in systems.items():
         try:
             at(place)
             sync(directory)
         except OSError as error:
-            # Without the records, which are on the root's file system, nothing is safe.
-            unsafe = [job for job in jobs if device in (root, job.device)]
+            # Without the records nothing is safe.
+            unsafe = [job for job in jobs if device in (ours, job.device)]
             _fail(unsafe, explain(error))
             for job in unsafe:
                 job.claim.drafted = None

@@ -24,6 +24,10 @@ options:
     type: list
     elements: str
     default: []
+  records_dir:
+    description: Directory in which records and locks are kept, if that is not the storage root.
+    type: str
+    default: ""
   uid:
     description: The uid of all users, if it is one. Anything else means a uid that is nobody's.
     type: raw
@@ -78,6 +82,7 @@ def main() -> None:
         argument_spec={
             "root": {"type": "str", "required": True},
             "roots": {"type": "list", "elements": "str", "default": []},
+            "records_dir": {"type": "str", "default": ""},
             "uid": {"type": "raw"},
             "gid": {"type": "raw"},
             "storage_host": {"type": "str", "default": "localhost"},
@@ -86,7 +91,13 @@ def main() -> None:
     )
     given = module.params
     roots = (given["root"], *given["roots"])
-    said = _probe.probe_all(roots, _number(given["uid"]), _number(given["gid"]), check=module.check_mode)
+    said = _probe.probe_all(
+        roots,
+        _number(given["uid"]),
+        _number(given["gid"]),
+        check=module.check_mode,
+        records_dir=given["records_dir"],
+    )
     module.exit_json(changed=False, **said)
 
 

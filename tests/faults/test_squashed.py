@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from ansible_bootstrap.storage import _homes, _probe, _tutorials
+from ansible_bootstrap.storage import _cleanup, _homes, _probe, _system_homes, _tutorials
+from ansible_bootstrap.storage._mkhomedir_helper import Options
+from ansible_bootstrap.storage._storage import Roots
 from tests.faults.conftest import mounted
 from tests.unit.storage.conftest import MakeUser
 
@@ -44,8 +47,16 @@ def bindfs(root: Path, needs: Callable[..., None]) -> Iterator[Callable[..., Non
         yield mount
 
 
-def user_dir(user: dict[str, Any], root: Path, *, check: bool = False) -> dict[str, Any]:
-    return _homes.ensure([user], str(root), 1000, _homes.Options(), check=check).users[0]
+@pytest.fixture
+def records(root: Path) -> Path:
+    made = root.parent / "records"
+    made.mkdir(mode=0o700)
+    return made
+
+
+def user_dir(user: dict[str, Any], root: Path | Roots, *, check: bool = False) -> dict[str, Any]:
+    roots = root if isinstance(root, Roots) else Roots(str(root))
+    return _homes.ensure([user], roots, 1000, _homes.Options(), check=check).users[0]
 
 
 @pytest.mark.parametrize(
@@ -114,31 +125,99 @@ def test_a_read_only_root_is_told_by_check_mode_too(root: Path, make_user: MakeU
         assert _probe.probe(str(root), None, None)["about"]["kind"] == "read-only"
 
 
-def test_a_read_only_root_serves_homes_that_exist_where_our_records_are_mounted(
-    root: Path, make_user: MakeUser
+@pytest.mark.parametrize("way", ["records_dir", "a mount in the root"])
+def test_a_read_only_root_serves_homes_that_exist_where_our_records_are_elsewhere(
+    way: str, root: Path, records: Path, make_user: MakeUser
 ) -> None:
     alice, bob = make_user("alice", home=True), make_user("bob")
-    (root / ".ansible_bootstrap").mkdir(mode=0o700)
     (root / "course").mkdir()
     (root / "course/a.csv").write_text("1,2\n")
     with contextlib.ExitStack() as stack:
+        there = ""
+        if way == "records_dir":
+            there = str(records)
+        else:
+            (root / ".ansible_bootstrap").mkdir(mode=0o700)
         stack.enter_context(mounted(root, "--bind", str(root)))
         subprocess.run(["mount", "-o", "remount,bind,ro", str(root)], check=True)
-        stack.enter_context(mounted(root / ".ansible_bootstrap", "-t", "tmpfs", "-o", "mode=700", "tmpfs"))
+        if not there:
+            options = ("-t", "tmpfs", "-o", "mode=700", "tmpfs")
+            stack.enter_context(mounted(root / ".ansible_bootstrap", *options))
         stack.enter_context(
             mounted(root / "alice", "-t", "tmpfs", "-o", f"mode=755,uid={UID},gid={UID}", "tmpfs")
         )
-        answer = _probe.probe(str(root), None, None)
+        answer = _probe.probe(str(root), None, None, records_dir=there)
         assert answer["about"]["kind"] == "records elsewhere", answer
         assert answer["findings"][0]["level"] == "warning"
-        source = {"name": "course", "path": str(root / "course")}
-        for check in (True, False):
-            assert not user_dir(alice, root, check=check)["failed"]
-            assert "the file system is read-only" in user_dir(bob, root, check=check)["msg"]
-            options = _tutorials.Options([source])
-            (tutored,) = _tutorials.place([alice], str(root), 1000, options, check=check).users
-            assert tutored["changed"] and not tutored["failed"], tutored
+        roots = Roots(str(root), (), there)
+        tutorials = _tutorials.Options([{"name": "course", "path": str(root / "course")}])
+        for check, changed in ((True, True), (False, True), (False, False)):
+            assert not user_dir(alice, roots, check=check)["failed"]
+            assert "the file system is read-only" in user_dir(bob, roots, check=check)["msg"]
+            (tutored,) = _tutorials.place([alice], roots, 1000, tutorials, check=check).users
+            assert (tutored["changed"], tutored["msg"]) == (changed, "")
         assert (root / "alice/course/a.csv").exists()
+        (cleaned,) = _cleanup.clean([alice], roots, 1000, ["course/*.csv"], 60, check=False).users
+        assert cleaned["changed"] and not (root / "alice/course/a.csv").exists()
+        (tutored,) = _tutorials.place([alice], roots, 1000, tutorials, check=False).users
+        assert not tutored["changed"], "what was recorded counts"
+    assert sorted(os.listdir(root)) == sorted(
+        ["alice", "course"] + [".ansible_bootstrap"] * (way != "records_dir")
+    )
+
+
+def test_where_records_are_on_another_mount_no_home_is_made_and_none_is_left_half(
+    root: Path, records: Path, make_user: MakeUser
+) -> None:
+    roots = Roots(str(root), (), str(records))
+    alice, bob, carol = make_user("alice"), make_user("bob", home=True), make_user("carol")
+    (root / "carol").mkdir()  # as Docker leaves it
+    with mounted(records, "-t", "tmpfs", "-o", "mode=700", "tmpfs"):
+        before = sorted(os.listdir(root))
+        for check in (True, False):
+            results = _homes.ensure([alice, bob, carol], roots, 1000, _homes.Options(), check=check).users
+            assert [user["failed"] for user in results] == [True, False, True]
+            for user in (results[0], results[2]):
+                assert user["msg"].startswith(f"no new home can be made: that is done in {records}/")
+                assert "set records_dir to a directory on the mount of the storage root" in user["msg"]
+            assert sorted(os.listdir(root)) == before
+            assert (root / "carol").stat().st_uid == 0
+        assert [path.name for path in records.glob("*/stage/*")] == []
+        answer = _probe.probe(str(root), None, None, records_dir=str(records))
+        assert answer["about"]["kind"] == "records elsewhere"
+    assert user_dir(alice, roots)["changed"], "on the mount of the root they are made"
+    answer = _probe.probe(str(root), None, None, records_dir=str(records))
+    assert (answer["about"]["kind"], answer["findings"]) == ("plain", [])
+
+
+@pytest.mark.parametrize("state", ["missing", "partial"])
+def test_mkhomedir_makes_no_home_whose_half_it_could_not_take_away(
+    state: str, root: Path, records: Path, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots, alice = Roots(str(root), (), str(records)), make_user("alice")
+    account = pwd.struct_passwd(
+        ("alice", "x", alice["uid"], alice["gid"], "", str(root / "alice"), "/bin/sh")
+    )
+    monkeypatch.setattr(_system_homes, "system_user", lambda name: account)
+    monkeypatch.setattr(_system_homes, "SETTLED", 0)
+    if state == "partial":
+        (root / "alice").mkdir(mode=0o700)
+    with mounted(records, "-t", "tmpfs", "-o", "mode=700", "tmpfs"):
+        for check in (True, False):
+            (result,) = _system_homes.ensure([alice], roots, 1000, Options(), check=check).users
+            assert result["msg"].startswith("no new home can be made")
+    assert (root / "alice").exists() == (state == "partial")
+
+
+def test_a_home_on_a_mount_below_the_root_is_told_with_both_places(root: Path, make_user: MakeUser) -> None:
+    (root / "big").mkdir()
+    alice = make_user("alice", directory=str(root / "big/alice"))
+    with mounted(root / "big", "-t", "tmpfs", "-o", "mode=755", "tmpfs"):
+        said = user_dir(alice, root)["msg"]
+        assert said.startswith(
+            f"{root}/big/alice is on another mount than {root}/.ansible_bootstrap, from where"
+        )
+        assert os.listdir(root / "big") == []
 
 
 @pytest.fixture

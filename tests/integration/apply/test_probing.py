@@ -120,6 +120,41 @@ def test_a_python_that_is_too_old_is_named_with_the_one_that_is_needed(
 
 
 @pytest.mark.root
+def test_a_read_only_root_is_served_with_the_records_elsewhere(
+    open_site: Site, apply_program: ApplyProgram, needs: Any
+) -> None:
+    """As the probe advises."""
+    needs(root=True, programs=("unshare",))
+    root, records = open_site.root, open_site.path / "records"
+    records.mkdir(mode=0o700)
+    for place in (root / "alice", open_site.path / "course"):
+        place.mkdir()
+    (open_site.path / "course/a.csv").touch()
+    (root / "alice/old").touch()
+    home = f"mount -t tmpfs -o mode=755,uid={UID},gid={UID} tmpfs {root}/alice"
+    script = f'mount --bind {root} {root} && mount -o remount,bind,ro {root} && {home} && exec "$@"'
+    prefix = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh")
+    tutorial = {"tutorials_sources": [{"name": "course", "path": str(open_site.path / "course")}]}
+    settings = {
+        "storage_root": str(root),
+        "uid": UID,
+        "gid": UID,
+        "roles": ["user_dir", "tutorials"],
+        "extra_vars": tutorial,
+    }
+    event, said = probe(apply_program, settings=settings, prefix=prefix)
+    assert event["about"]["kind"] == "read-only" and "set records_dir to a directory of this host" in said
+    settings["records_dir"] = str(records)
+    event, said = probe(apply_program, settings=settings, prefix=prefix)
+    assert event["about"]["kind"] == "records elsewhere" and event["findings"][0]["level"] == "warning"
+    answer = apply_program(["alice", "bob"], settings=settings, prefix=prefix)
+    assert answer.ok == {"alice"}, answer
+    assert answer.outcomes["alice"]["changed"] == ["tutorials"]
+    assert "read-only" in answer.outcomes["bob"]["message"]
+    assert len(list(records.glob("*/records/*.json"))) == 1
+
+
+@pytest.mark.root
 def test_an_export_that_squashes_all_is_served_as_its_own_uid(
     open_site: Site, apply_program: ApplyProgram, needs: Any
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 
 from ansible_bootstrap.storage import _cleanup, _homes, _probe, _scripts, _tutorials, _worker
 from ansible_bootstrap.storage._names import STATE_DIRECTORY
-from ansible_bootstrap.storage._state import identity
+from ansible_bootstrap.storage._state import identity, state_name
 from ansible_bootstrap.storage._storage import Roots
 from tests import hanging
 from tests.unit.storage.conftest import MakeUser
@@ -129,6 +131,66 @@ def test_roots_that_meet_are_refused_for_everybody(
     (alice,) = user_dir(Roots(str(root), paths), make_user("alice"))
     assert says in alice["msg"]
     assert os.listdir(root) == []
+
+
+class TestRecordsElsewhere:
+    """``records_dir``, on the mount of the roots."""
+
+    @pytest.fixture
+    def records(self, root: Path) -> Path:
+        made = root.parent / "records"
+        made.mkdir(mode=0o755)
+        return made
+
+    def test_each_root_has_its_own_place_there_and_nothing_in_itself(
+        self, root: Path, data: Path, records: Path, users: list[Any]
+    ) -> None:
+        elsewhere = Roots(str(root), (str(data),), str(records))
+        for check, changed in ((True, True), (False, True), (True, False), (False, False)):
+            results = user_dir(elsewhere, *users, check=check)
+            assert [(user["changed"], user["msg"]) for user in results] == [(changed, "")] * 3
+            assert bool(os.listdir(records)) == ((check, changed) != (True, True))
+        assert sorted(os.listdir(root)) == ["alice", "carol"]
+        assert sorted(os.listdir(data)) == ["alice", "bob"]
+        for place, names in ((root, ("alice", "carol")), (data, ("alice", "bob"))):
+            state = records / state_name(str(place))
+            assert state.stat().st_mode & 0o777 == 0o700
+            assert {file.name for file in (state / "records").iterdir()} == {
+                f"{identity([name])}.json" for name in names
+            }
+
+    def test_records_that_the_root_has_are_not_forgotten(
+        self, root: Path, records: Path, make_user: MakeUser
+    ) -> None:
+        """Else tutorials that users have thrown away would come back."""
+        alice, elsewhere = make_user("alice"), Roots(str(root), (), str(records))
+        user_dir(Roots(str(root)), alice)
+        for check in (True, False):
+            said = user_dir(elsewhere, alice, check=check)[0]["msg"]
+            assert said.startswith(f"the records of {root} are not in records_dir yet: `mv ")
+        subprocess.run(shlex.split(said.partition("`")[2].rstrip("`")), check=True)
+        assert [user["changed"] for user in user_dir(elsewhere, alice)] == [False]
+
+    @pytest.mark.parametrize(
+        ("where", "says"),
+        [
+            ("{root}/records", "lies in the storage root"),
+            ("{root}", "lies in the storage root"),
+            ("records", "absolute path"),
+            ("{above}/missing", "missing does not exist on this host: `install -d -m 700 "),
+            ("{above}/open", "open is writable by everybody"),
+        ],
+    )
+    def test_a_place_that_is_no_good_is_refused(
+        self, root: Path, make_user: MakeUser, where: str, says: str
+    ) -> None:
+        (root.parent / "open").mkdir()
+        (root.parent / "open").chmod(0o777)
+        place = where.format(root=root, above=root.parent)
+        for check in (True, False):
+            (alice,) = user_dir(Roots(str(root), (), place), make_user("alice"), check=check)
+            assert says in alice["msg"]
+            assert os.listdir(root) == []
 
 
 @pytest.mark.root
