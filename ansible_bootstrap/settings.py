@@ -84,6 +84,10 @@ class ApplySettings(BaseModel):
     root (one that is read-only, and has writable homes mounted below it). It must exist, outside of all storage roots.
     Where it is on another mount than a storage root, homes that exist there are served and no new home is made.
     Default: none; records are in ``.ansible_bootstrap`` in each storage root."""
+    work_as: Id | None = None
+    """The uid that a file server gives to whatever is made there (an NFS export with ``all_squash`` and ``anonuid``).
+    Root then gives up its rights and becomes that uid, with the group ``gid``, before it opens the storage. ``uid``
+    must be the same. Default: none; root works as root."""
     roles: tuple[RoleSetting, ...] = (RoleSetting(role="user_dir"),)
     """The roles that bootstrap a user, in order: a name, or a dict with ``role``, ``on_failure`` (``block``, the
     default, or ``continue``: the user may work without it and is told so) and ``per`` (``user`` or ``batch``, for site
@@ -171,6 +175,8 @@ class ApplySettings(BaseModel):
         check_roots((self.storage_root, *self.storage_roots), self.records_dir)
         if self.uid_max < self.uid_min:
             raise ValueError("uid_max is below uid_min")
+        if self.work_as not in (None, self.uid):
+            raise ValueError(f"work_as is {self.work_as}, so all is that uid's: set uid to it, too (and gid)")
         return self
 
 

@@ -145,7 +145,8 @@ def _check_site(look: _Look, settings: ApplySettings, thorough: bool) -> None:
     if settings.records_dir:
         look.at_if_there(Path(settings.records_dir), severity)
     for root in map(Path, (settings.storage_root, *settings.storage_roots)):
-        for path in (root, root / STATE_DIRECTORY):
+        # What the root itself is, the account that works there judges, and it trusts itself.
+        for path in (root, root / STATE_DIRECTORY) if settings.work_as is None else (root.parent,):
             look.at_if_there(path, severity)
 
 

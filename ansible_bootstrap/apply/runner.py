@@ -213,10 +213,10 @@ def outcomes_file(directory: Path) -> Path:
 
 
 def _extra_vars(settings: ApplySettings, storage_host: str, request: Path) -> dict[str, Any]:
-    optional: dict[str, Any] = {"bootstrap_gid": settings.gid} if settings.gid is not None else {}
+    optional = {"bootstrap_gid": settings.gid, "bootstrap_work_as": settings.work_as}
     return {
         **settings.extra_vars,
-        **optional,
+        **{name: value for name, value in optional.items() if value is not None},
         "bootstrap_environment": settings.environment,
         "bootstrap_patience": _PATIENCE,
         "bootstrap_request": str(request),

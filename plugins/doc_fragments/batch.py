@@ -41,6 +41,12 @@ options:
         homes that exist are served.
     type: path
     default: ""
+  work_as:
+    description:
+      - The uid that a file server gives to whatever is made there (C(all_squash) with C(anonuid)). The storage is
+        opened and worked in by a process with that uid, the users' gid, no other group and no privilege. Each user must
+        have that uid.
+    type: int
   uid_min:
     description: Lowest uid for which root may act.
     type: int

@@ -30,7 +30,7 @@ from functools import partial
 from typing import Any
 
 from . import _worker
-from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience, Task
+from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience, Task, give_up_rights
 from ._errors import LateError, LeftAloneError, StorageError, printable, sentence
 from ._names import UserRefusedError, below
 from ._report import Report, result
@@ -208,17 +208,13 @@ def run(
     claims = list(dict.fromkeys(claim for some in whose.values() for claim in some))
     many = len(claims) + len(refused)
     fetched = 0
-    by_root: dict[str, list[Claim]] = {}
+    patient = Patience(patience if many > 1 else 0, many)
+    together: dict[tuple[str, int | None], list[Claim]] = {}
     for claim in claims:
-        by_root.setdefault(claim.home.root, []).append(claim)
-    for path, there in by_root.items():
-        open_storage = partial(
-            Storage,
-            path,
-            check=check,
-            patience=Patience(patience if many > 1 else 0, many),
-            records_dir=roots.records_dir,
-        )
+        gid = None if roots.work_as is None else claim.home.gid
+        together.setdefault((claim.home.root, gid), []).append(claim)
+    for there in together.values():
+        open_storage = partial(_open_storage, roots, there[0].home, check=check, patience=patient)
         for some in _outer_first(there):
             fetched += _watch(some, partial(_at_work, open_storage, work, lock_wait))
     if len({claim.home.root for claim in claims if claim.silent}) <= len(roots.roots):
@@ -228,6 +224,13 @@ def run(
     results.update({key: result(key, msg) for key, msg in refused.items()})
     diff = [entry for claim in claims for entry in claim.diff]
     return Report([results[key] for key in keys], diff, fetched)
+
+
+def _open_storage(roots: Roots, home: Home, *, check: bool, patience: Patience) -> Storage:
+    """Open the storage root of a home, in the worker; as the account that all is done as, if there is one."""
+    if roots.work_as is not None:
+        give_up_rights(roots.work_as, home.gid)
+    return Storage(home.root, check=check, patience=patience, records_dir=roots.records_dir)
 
 
 def _outer_first(claims: list[Claim]) -> Iterator[list[Claim]]:
@@ -432,6 +435,10 @@ def _homes(raw: object, roots: Roots, uid_min: int) -> list[Home]:
     except (TypeError, ValueError):
         raise StorageError("malformed user record") from None
     uid = user["uid"]
+    if roots.work_as not in (None, uid):
+        raise StorageError(
+            f"work_as is {roots.work_as}, so all is that uid's, and not uid {uid}'s: set uid to it, too"
+        )
     if os.geteuid() == 0:
         if uid == NOBODY:
             raise StorageError(f"uid {NOBODY} reads archives and the network here: it is no user's")

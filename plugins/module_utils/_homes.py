@@ -325,11 +325,18 @@ def _stage(storage: Storage, item: _Making) -> None:
     item.staged = os.open(name, DIRECTORY, dir_fd=stage)
     _acls.drop(item.staged)
     status = os.fstat(item.staged)
-    if (status.st_uid, status.st_gid) != (
-        claim.home.uid,
-        claim.home.gid,
-    ):  # a squashed file system refuses any chown
-        os.fchown(item.staged, claim.home.uid, claim.home.gid)
+    home = claim.home
+    if (status.st_uid, status.st_gid) == (home.uid, home.gid):  # a squashed file system refuses any chown
+        return
+    try:
+        os.fchown(item.staged, home.uid, home.gid)
+    except PermissionError:
+        if status.st_uid != home.uid:
+            raise
+        raise StorageError(
+            f"what is made here has the group {status.st_gid}, not {home.gid}, and that cannot be changed: set gid to "
+            f"{status.st_gid}"
+        ) from None
 
 
 def _fill(storage: Storage, making: list[_Making], skeleton: int | None, options: Options) -> None:
@@ -440,7 +447,8 @@ def _inside(top: int, item: _Making, skeleton: int | None, options: Options) -> 
                 _acls.drop(made)
                 if skeleton is not None:
                     copy_tree(skeleton, made, options.skeleton)
-                os.fchown(made, -1, home.gid)
+                if os.fstat(made).st_gid != home.gid:
+                    os.fchown(made, -1, home.gid)
                 os.fchmod(made, options.bits)
                 if skeleton is not None:
                     sync(made)

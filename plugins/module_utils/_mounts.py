@@ -51,8 +51,7 @@ KINDS = {
     "all squashed": (
         "all accounts are squashed on {root} ({filesystem}): whatever is made there belongs to uid {owner}, and no "
         "chown or chmod changes that",
-        "set uid to {owner}, and ansible_become_user of the storage host in the inventory to the account with uid "
-        "{owner}, which needs no root; or export it with no_root_squash and no_all_squash",
+        "set work_as and uid to {owner}, and gid to {group}; or export it with no_root_squash and no_all_squash",
     ),
     "no owners": (
         "{root} is on {filesystem}, which keeps no owners: each file has the owner and the mode that the mount gives "
@@ -153,6 +152,7 @@ def explain(kind: str, root: str, mount: Optional[Mount], status: os.stat_result
         "root": printable(root),
         "filesystem": filesystem,
         "owner": str(status.st_uid),
+        "group": str(status.st_gid),
         "mode": f"{stat.S_IMODE(status.st_mode):04o}",
         "account": str(os.geteuid()),
         "modes": "dir_mode=0755,file_mode=0644" if filesystem in ("cifs", "smb3") else "umask=022",

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, Optional
 
 from . import _worker
-from ._as_user import Task, run
+from ._as_user import Task, give_up_rights, run
 from ._descriptors import DIRECTORY, held, opened
 from ._errors import StorageError, explain, printable
 from ._files import exists, open_records_dir, open_root, rename_directory
@@ -54,13 +54,14 @@ def probe_all(
     *,
     check: bool = False,
     records_dir: str = "",
+    work_as: Optional[int] = None,
 ) -> dict[str, Any]:
     """Return what each storage root is, as :func:`probe` does for one.
 
     Returns:
         ``about``: of the first root, and by the path of each other one what it is, in one line. ``findings``: of all.
     """
-    answers = [probe(root, uid, gid, check=check, records_dir=records_dir) for root in roots]
+    answers = [probe(root, uid, gid, check=check, records_dir=records_dir, work_as=work_as) for root in roots]
     findings = [
         finding
         if len(roots) == 1 or root in finding["what"]
@@ -83,7 +84,13 @@ def probe_all(
 
 
 def probe(
-    root: str, uid: Optional[int], gid: Optional[int], *, check: bool = False, records_dir: str = ""
+    root: str,
+    uid: Optional[int],
+    gid: Optional[int],
+    *,
+    check: bool = False,
+    records_dir: str = "",
+    work_as: Optional[int] = None,
 ) -> dict[str, Any]:
     """Return what a storage root is.
 
@@ -93,6 +100,7 @@ def probe(
         gid: likewise.
         check: look, and write nothing.
         records_dir: where the records are, if not in the root.
+        work_as: the uid that all is done as, if it is not this process's.
 
     Returns:
         ``about``: by short names ``python``, ``account`` (its uid), ``kind`` and, where there is something,
@@ -100,7 +108,7 @@ def probe(
     """
     ids = (STRANGER if uid is None else uid, STRANGER if gid is None else gid)
     try:
-        ended = _worker.apart(partial(_work, root, ids, check, records_dir))
+        ended = _worker.apart(partial(_work, root, ids, check, records_dir, work_as))
     except (OSError, StorageError) as error:
         return _answer({"kind": "unknown"}, str(error))
     if ended.silent_at is None:
@@ -115,9 +123,13 @@ def _answer(about: dict[str, str], what: str = "", mend: str = "", level: str = 
     return {"about": about, "findings": findings}
 
 
-def _work(root: str, ids: tuple[int, int], check: bool, records_dir: str) -> dict[str, Any]:
+def _work(
+    root: str, ids: tuple[int, int], check: bool, records_dir: str, work_as: Optional[int]
+) -> dict[str, Any]:
     """Look and try, in the worker."""
     os.umask(0o022)
+    if work_as is not None:
+        give_up_rights(work_as, work_as if ids[1] == STRANGER else ids[1])
     about: dict[str, str] = {}
     try:
         _refuse_unmounted(root)

@@ -14,6 +14,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "root": {"type": "path", "required": True},
     "roots": {"type": "list", "elements": "path", "default": []},
     "records_dir": {"type": "path", "default": ""},
+    "work_as": {"type": "int"},
     "uid_min": {"type": "int", "default": 1000},
     "patience": {"type": "float", "default": 0},
 }
@@ -24,7 +25,7 @@ def common(given: dict[str, Any], check: bool) -> dict[str, Any]:
     """Return what the work of every role takes: the arguments of :data:`ARGUMENTS`, and ``check``."""
     return {
         "check": check,
-        "root": Roots(given["root"], tuple(given["roots"]), given["records_dir"]),
+        "root": Roots(given["root"], tuple(given["roots"]), given["records_dir"], given["work_as"]),
         **{name: given[name] for name in ("users", "uid_min", "patience")},
     }
 

@@ -32,6 +32,7 @@ class Roots:
     root: str
     roots: tuple[str, ...] = ()
     records_dir: str = ""
+    work_as: int | None = None
 
     @property
     def all(self) -> tuple[str, ...]:

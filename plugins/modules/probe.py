@@ -28,6 +28,9 @@ options:
     description: Directory in which records and locks are kept, if that is not the storage root.
     type: str
     default: ""
+  work_as:
+    description: The uid that all is done as, if it is not the one that Ansible works as.
+    type: int
   uid:
     description: The uid of all users, if it is one. Anything else means a uid that is nobody's.
     type: raw
@@ -83,6 +86,7 @@ def main() -> None:
             "root": {"type": "str", "required": True},
             "roots": {"type": "list", "elements": "str", "default": []},
             "records_dir": {"type": "str", "default": ""},
+            "work_as": {"type": "int"},
             "uid": {"type": "raw"},
             "gid": {"type": "raw"},
             "storage_host": {"type": "str", "default": "localhost"},
@@ -97,6 +101,7 @@ def main() -> None:
         _number(given["gid"]),
         check=module.check_mode,
         records_dir=given["records_dir"],
+        work_as=given["work_as"],
     )
     module.exit_json(changed=False, **said)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ansible_bootstrap.storage import _cleanup, _homes, _probe, _system_homes, _tutorials
+from ansible_bootstrap.storage import _cleanup, _homes, _probe, _scripts, _system_homes, _tutorials
 from ansible_bootstrap.storage._mkhomedir_helper import Options
 from ansible_bootstrap.storage._storage import Roots
 from tests.faults.conftest import mounted
@@ -63,7 +63,7 @@ def user_dir(user: dict[str, Any], root: Path | Roots, *, check: bool = False) -
     ("options", "kind", "says"),
     [
         (SQUASHED_ROOT, "root squashed", "no_root_squash"),
-        (SQUASHED_ALL, "all squashed", f"set uid to {UID}, and ansible_become_user"),
+        (SQUASHED_ALL, "all squashed", f"set work_as and uid to {UID}, and gid to {UID}"),
         (NO_OWNERS, "no owners", "mount it with the options uid=N,gid=N"),
         (OWNED_BY_THE_MOUNT, "no owners", "mount it with the options uid=N,gid=N"),
         ((), "plain", ""),
@@ -115,6 +115,84 @@ def test_where_all_are_squashed_no_chown_is_advised_without_the_way_that_helps(
     assert done["changed"], done
     assert (root / "alice").stat().st_uid == UID
     assert not as_user(UID, lambda: user_dir(alice, root))["changed"]
+
+
+def test_a_root_that_squashes_all_is_served_as_its_own_uid_from_the_first_name_on(
+    root: Path, bindfs: Callable[..., None], make_user: MakeUser
+) -> None:
+    skeleton, course, script = root.parent / "skel", root.parent / "course", root.parent / "script"
+    for directory in (skeleton, course):
+        directory.mkdir()
+        (directory / "a.csv").touch()
+    script.write_text("#!/bin/sh\nid -u >ran; id -G >>ran\n")
+    script.chmod(0o755)
+    os.chown(root, UID, UID)
+    root.chmod(0o700)
+    bindfs(*SQUASHED_ALL)
+    roots = Roots(str(root), (), "", UID)
+    users = [
+        make_user("alice", uid=UID, gid=UID, also=[str(root / "alice/work"), str(root / "data/alice")]),
+        make_user("bob", uid=UID, gid=UID),
+    ]
+    home, tutorial = _homes.Options("0750", str(skeleton)), [{"name": "course", "path": str(course)}]
+    roles: list[Callable[[bool], Any]] = [
+        lambda check: _homes.ensure(users, roots, 1000, home, check=check),
+        lambda check: _tutorials.place(users, roots, 1000, _tutorials.Options(tutorial), check=check),
+        lambda check: _scripts.run(users, roots, 1000, _scripts.Options(str(script)), check=check),
+        lambda check: _cleanup.clean(users, roots, 1000, ["course/a.csv"], 60, check=check),
+    ]
+    for role in roles:
+        for check, changed in ((True, True), (False, True), (True, False), (False, False)):
+            results = role(check).users
+            assert [(user["changed"], user["msg"], user["notes"]) for user in results] == [
+                (changed, "", [])
+            ] * 2
+    for name in ("alice", "bob"):
+        assert (root / name).stat().st_mode & 0o7777 == 0o750
+        assert (root / name / "ran").read_text() == f"{UID}\n{UID}\n"
+        assert sorted(os.listdir(root / name)) == sorted(
+            ["a.csv", "course", "ran"] + ["work"] * (name == "alice")
+        )
+    assert (root / "data/alice").is_dir()
+    assert _probe.probe(str(root), UID, UID, work_as=UID)["findings"] == []
+
+
+def test_another_uid_or_group_than_the_squashed_one_is_told_what_to_set(
+    root: Path, bindfs: Callable[..., None], make_user: MakeUser
+) -> None:
+    os.chown(root, UID, UID)
+    bindfs(*SQUASHED_ALL)
+    roots = Roots(str(root), (), "", UID)
+    stranger = user_dir(make_user("alice", uid=UID + 1, gid=UID), roots)
+    assert (
+        stranger["msg"]
+        == f"work_as is {UID}, so all is that uid's, and not uid {UID + 1}'s: set uid to it, too"
+    )
+    group = user_dir(make_user("bob", uid=UID, gid=UID + 1), roots)
+    assert group["msg"].endswith(f"and that cannot be changed: set gid to {UID}")
+    system = _homes.ensure(
+        [make_user("carol", uid=33, gid=33)],
+        Roots(str(root), (), "", 33),
+        1000,
+        _homes.Options(),
+        check=False,
+    )
+    assert "below uid_min" in system.users[0]["msg"]
+    assert sorted(os.listdir(root)) == [".ansible_bootstrap"]
+    assert os.listdir(root / ".ansible_bootstrap/stage") == []
+
+
+def test_what_needs_root_is_refused_where_all_is_done_as_another_uid(root: Path, make_user: MakeUser) -> None:
+    os.chown(root, UID, UID)
+    alice, roots = make_user("alice", uid=UID, gid=UID, home=True), Roots(str(root), (), "", UID)
+    script = root.parent / "script"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    as_root = _scripts.Options(str(script), as_root=True)
+    (said,) = _scripts.run([alice], roots, 1000, as_root, check=False).users
+    assert "script_as root needs root" in said["msg"]
+    (said,) = _system_homes.ensure([alice], roots, 1000, Options(), check=False).users
+    assert "mkhomedir_helper needs root" in said["msg"]
 
 
 def test_a_read_only_root_is_told_by_check_mode_too(root: Path, make_user: MakeUser) -> None:

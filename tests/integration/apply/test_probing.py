@@ -158,7 +158,7 @@ def test_a_read_only_root_is_served_with_the_records_elsewhere(
 def test_an_export_that_squashes_all_is_served_as_its_own_uid(
     open_site: Site, apply_program: ApplyProgram, needs: Any
 ) -> None:
-    """As the probe advises: the module becomes the account of that uid, and needs no chown."""
+    """As the probe advises, or with a module that becomes the account of that uid: neither needs a chown."""
     needs(root=True, programs=("bindfs", "sudo", "unshare"))
     open_site.path.chmod(0o755)
     os.chown(open_site.root, UID, UID)
@@ -173,7 +173,14 @@ def test_an_export_that_squashes_all_is_served_as_its_own_uid(
     wanted = {"storage_root": str(open_site.root), "uid": UID, "gid": UID}
     _, said = probe(apply_program, settings=wanted, prefix=prefix)
     assert f"all accounts are squashed on {open_site.root} (fuse)" in said
-    assert f"set uid to {UID}, and ansible_become_user" in said
+    assert f"set work_as and uid to {UID}, and gid to {UID}" in said
+
+    event, said = probe(apply_program, settings={**wanted, "work_as": UID}, prefix=prefix)
+    assert said == "" and event["about"]["account"] == str(UID)
+    for changed in (["user_dir"], []):
+        answer = apply_program(["bob"], settings={**wanted, "work_as": UID}, prefix=prefix)
+        assert answer.ok == {"bob"}, answer
+        assert answer.outcomes["bob"]["changed"] == changed
 
     settings = {**wanted, "inventory": str(open_site.path / "hosts.yml")}
     event, said = probe(apply_program, "t1", settings=settings, prefix=prefix)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ansible_bootstrap.storage import _cleanup, _homes, _probe, _scripts, _tutorials, _worker
+from ansible_bootstrap.storage import _cleanup, _homes, _probe, _scripts, _storage, _tutorials, _worker
 from ansible_bootstrap.storage._names import STATE_DIRECTORY
 from ansible_bootstrap.storage._state import identity, state_name
 from ansible_bootstrap.storage._storage import Roots
@@ -191,6 +191,42 @@ class TestRecordsElsewhere:
             (alice,) = user_dir(Roots(str(root), (), place), make_user("alice"), check=check)
             assert says in alice["msg"]
             assert os.listdir(root) == []
+
+
+@pytest.mark.root
+def test_with_work_as_the_storage_is_opened_without_roots_rights(
+    root: Path, data: Path, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = root.parent / "told"
+    told.touch(mode=0o666)
+    told.chmod(0o666)
+    opened = _storage.open_root
+
+    def tell(path: str) -> int:
+        with told.open("a") as file:
+            file.write(f"{Path('/proc/self/status').read_text()}")
+        return opened(path)
+
+    monkeypatch.setattr(_storage, "open_root", tell)
+    for place in (root, data):
+        os.chown(place, 20050, 20060)
+    roots = Roots(str(root), (str(data),), "", 20050)
+    users = [
+        make_user("alice", uid=20050, gid=20060),
+        make_user("bob", directory=str(data / "b"), uid=20050, gid=20060),
+    ]
+    assert [user["msg"] for user in user_dir(roots, *users)] == ["", ""]
+    status = told.read_text().splitlines()
+    for field, value in {
+        "Uid": "\t20050" * 4,
+        "Gid": "\t20060" * 4,
+        "Groups": "\t ",
+        "NoNewPrivs": "\t1",
+    }.items():
+        assert [line for line in status if line.startswith(f"{field}:")] == [f"{field}:{value}"] * 2
+    for field in ("CapPrm", "CapEff", "CapAmb"):
+        assert status.count(f"{field}:\t{0:016x}") == 2
+    assert os.geteuid() == 0
 
 
 @pytest.mark.root
