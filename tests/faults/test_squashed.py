@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ansible_bootstrap.storage import _cleanup, _homes, _probe, _scripts, _system_homes, _tutorials
+from ansible_bootstrap.storage import _cleanup, _homes, _probe, _scripts, _state, _system_homes, _tutorials
 from ansible_bootstrap.storage._mkhomedir_helper import Options
 from ansible_bootstrap.storage._storage import Roots
 from tests.faults.conftest import mounted
@@ -168,6 +168,11 @@ def test_another_uid_or_group_than_the_squashed_one_is_told_what_to_set(
         stranger["msg"]
         == f"work_as is {UID}, so all is that uid's, and not uid {UID + 1}'s: set uid to it, too"
     )
+    records = root.parent / "records"
+    records.mkdir(mode=0o700)
+    os.chown(records, UID, UID)
+    elsewhere = user_dir(make_user("dave", uid=UID, gid=UID), Roots(str(root), (), str(records), UID))
+    assert elsewhere["msg"].startswith("no new home can be made")
     group = user_dir(make_user("bob", uid=UID, gid=UID + 1), roots)
     assert group["msg"].endswith(f"and that cannot be changed: set gid to {UID}")
     system = _homes.ensure(
@@ -266,6 +271,43 @@ def test_where_records_are_on_another_mount_no_home_is_made_and_none_is_left_hal
     assert user_dir(alice, roots)["changed"], "on the mount of the root they are made"
     answer = _probe.probe(str(root), None, None, records_dir=str(records))
     assert (answer["about"]["kind"], answer["findings"]) == ("plain", [])
+
+
+def test_what_a_user_gets_is_synced_before_records_on_another_file_system_count(
+    root: Path, records: Path, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure in between would leave a record of what is not there."""
+    alice = make_user("alice", home=True)
+    (root / "course").mkdir()
+    script = root.parent / "script"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    log = root.parent / "log"
+
+    def logged(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(directory: int, *rest: Any) -> Any:
+            with log.open("a") as file:
+                file.write(f"{real.__name__} {os.fstat(directory).st_dev}\n")
+            return real(directory, *rest)
+
+        return call
+
+    for module in (_tutorials, _scripts):
+        monkeypatch.setattr(module, "sync", logged(module.sync))
+    monkeypatch.setattr(_state, "put_draft", logged(_state.put_draft))
+    with mounted(records, "-t", "tmpfs", "-o", "mode=700", "tmpfs"):
+        roots, here, there = Roots(str(root), (), str(records)), root.stat().st_dev, records.stat().st_dev
+        tutorials = _tutorials.Options([{"name": "course", "path": str(root / "course")}])
+        roles: list[Callable[[], Any]] = [
+            lambda: _tutorials.place([alice], roots, 1000, tutorials, check=False),
+            lambda: _scripts.run([alice], roots, 1000, _scripts.Options(str(script)), check=False),
+        ]
+        for role in roles:
+            log.unlink(missing_ok=True)
+            assert role().users[0]["changed"]
+            lines = log.read_text().splitlines()
+            last = len(lines) - 1 - lines[::-1].index(f"put_draft {there}")
+            assert {f"sync {here}", f"sync {there}"} <= set(lines[:last])
 
 
 @pytest.mark.parametrize("state", ["missing", "partial"])
