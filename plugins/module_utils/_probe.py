@@ -77,9 +77,8 @@ def probe_all(
     about = answers[0]["about"]
     for root, answer in zip(roots[1:], answers[1:]):  # noqa: B905
         seen = answer["about"]
-        about[root] = ", ".join(
-            seen[name] for name in ("kind", "filesystem", "owner", "mode") if name in seen
-        )
+        words = (name for name in ("kind", "filesystem", "owner", "mode") if name in seen)
+        about[root] = ", ".join(f"{name} {seen[name]}" for name in words)
     return {"about": about, "findings": findings}
 
 

@@ -48,7 +48,7 @@ def test_each_storage_root_is_probed(site: Site, apply_program: ApplyProgram) ->
     data.mkdir()
     settings = site.settings(storage_roots=[str(data)])
     event, said = probe(apply_program, settings=settings)
-    assert said == "" and event["about"][str(data)].startswith("plain, ")
+    assert said == "" and event["about"][str(data)].startswith("kind plain, ")
     data.rmdir()
     event, said = probe(apply_program, settings=settings)
     assert event["about"]["kind"] == "plain"

@@ -245,10 +245,10 @@ def test_the_probe_speaks_of_each_root(root: Path, data: Path) -> None:
     answer = _probe.probe_all([str(root), str(data)], None, None)
     assert answer["findings"] == []
     assert answer["about"]["kind"] == "plain"
-    assert answer["about"][str(data)].startswith("plain, ")
+    assert answer["about"][str(data)].startswith("kind plain, ")
     data.rmdir()
     answer = _probe.probe_all([str(root), str(data)], None, None)
-    assert answer["about"]["kind"] == "plain" and answer["about"][str(data)] == "missing"
+    assert answer["about"]["kind"] == "plain" and answer["about"][str(data)] == "kind missing"
     (finding,) = answer["findings"]
     assert f"storage root {data} does not exist" in finding["what"]
 
