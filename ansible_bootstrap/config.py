@@ -37,7 +37,7 @@ EMBEDDED_COMMAND: Final = (sys.executable, "-I", "-m", "ansible_bootstrap.apply"
 
 DEFAULT_CLEANUP_DELAY: Final = 5.0
 
-_PLACE_SETTINGS: Final = ("place", "storage_host", "storage_root", "uid", "gid")
+_PLACE_SETTINGS: Final = ("place", "storage_host", "storage_root", "storage_roots", "uid", "gid")
 
 
 def _apply_side() -> dict[str, TraitType[Any, Any]]:
@@ -264,10 +264,14 @@ class AnsibleBootstrap(SingletonConfigurable):
             return float(self.cleanup_delay)
         return DEFAULT_CLEANUP_DELAY if self.embedded else None
 
+    def roots(self) -> tuple[str, ...]:
+        """All storage roots that are known here, the first of them that of users without a directory of their own."""
+        return (self.storage_root, *self.storage_roots) if self.storage_root else ()
+
     def summary(self) -> str:
         """Return what will be done and how, in one line for the log."""
         roles = ", ".join(str(role if isinstance(role, str) else role.get("role")) for role in self.roles)
-        what = f"storage root {self.storage_root}, roles {roles}, as the hub's own account"
+        what = f"storage root {', '.join(map(str, self.roots()))}, roles {roles}, as the hub's own account"
         return f"{what if self.embedded else f'through {self.apply_command[0]}'}, mode {self.mode}"
 
     def place_digest(self) -> str:

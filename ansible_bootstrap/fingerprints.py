@@ -50,7 +50,7 @@ def describe(settings: ApplySettings) -> tuple[RoleFingerprint, ...]:
     ours_alone = all(short_name(role) in BUILT_IN_ROLES for role in settings.roles)
     paths = () if ours_alone else (*settings.roles_path, *settings.collections_path)
     site = "".join(_tree(Path(path)) for path in paths)
-    common = [__version__, ours, settings.storage_root, settings.uid, settings.gid]
+    common = [__version__, ours, settings.storage_root, settings.storage_roots, settings.uid, settings.gid]
     return tuple(_describe(role, settings, common, site) for role in settings.roles)
 
 

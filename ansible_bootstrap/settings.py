@@ -32,7 +32,7 @@ from pydantic import (
 from ansible_bootstrap.errors import SettingsError
 from ansible_bootstrap.protocol import MAX_ID, describe_validation
 from ansible_bootstrap.storage._errors import StorageError
-from ansible_bootstrap.storage._names import check_directory
+from ansible_bootstrap.storage._names import check_directory, check_roots
 from ansible_bootstrap.storage._plan import BUILT_IN_ROLES, make_plan
 from ansible_bootstrap.storage._ways import open_way
 
@@ -74,7 +74,20 @@ class ApplySettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     storage_root: Annotated[str, AfterValidator(check_directory)]
-    """Absolute path on the storage host below which all users' directories lie. It must exist."""
+    """Absolute path on the storage host below which users' directories lie. It must exist."""
+    storage_roots: tuple[Annotated[str, AfterValidator(check_directory)], ...] = ()
+    """Further storage roots: a user's home and further directories may lie below any of them all. Each must exist, none
+    may lie in another, and each has records of its own. A user whose directory nobody names has it below
+    ``storage_root``. Default: none."""
+    records_dir: Annotated[str, AfterValidator(check_directory)] | None = None
+    """Directory of root's on the storage host in which records and locks are kept, where they cannot be in the storage
+    root (one that is read-only, and has writable homes mounted below it). It must exist, outside of all storage roots.
+    Where it is on another mount than a storage root, homes that exist there are served and no new home is made.
+    Default: none; records are in ``.ansible_bootstrap`` in each storage root."""
+    work_as: Id | None = None
+    """The uid that a file server gives to whatever is made there (an NFS export with ``all_squash`` and ``anonuid``).
+    Root then gives up its rights and becomes that uid, with the group ``gid``, before it opens the storage. ``uid``
+    must be the same. Default: none; root works as root."""
     roles: tuple[RoleSetting, ...] = (RoleSetting(role="user_dir"),)
     """The roles that bootstrap a user, in order: a name, or a dict with ``role``, ``on_failure`` (``block``, the
     default, or ``continue``: the user may work without it and is told so) and ``per`` (``user`` or ``batch``, for site
@@ -159,8 +172,11 @@ class ApplySettings(BaseModel):
 
     @model_validator(mode="after")
     def _bounds(self) -> ApplySettings:
+        check_roots((self.storage_root, *self.storage_roots), self.records_dir)
         if self.uid_max < self.uid_min:
             raise ValueError("uid_max is below uid_min")
+        if self.work_as not in (None, self.uid):
+            raise ValueError(f"work_as is {self.work_as}, so all is that uid's: set uid to it, too (and gid)")
         return self
 
 

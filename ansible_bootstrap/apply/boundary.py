@@ -142,8 +142,12 @@ def _check_site(look: _Look, settings: ApplySettings, thorough: bool) -> None:
             look.at(Path(value), tree=True)
     # With an inventory, the storage may be on other hosts, where the modules look.
     severity: Severity = "warning" if settings.inventory else "error"
-    for path in (Path(settings.storage_root), Path(settings.storage_root, STATE_DIRECTORY)):
-        look.at_if_there(path, severity)
+    if settings.records_dir:
+        look.at_if_there(Path(settings.records_dir), severity)
+    for root in map(Path, (settings.storage_root, *settings.storage_roots)):
+        # What the root itself is, the account that works there judges, and it trusts itself.
+        for path in (root, root / STATE_DIRECTORY) if settings.work_as is None else (root.parent,):
+            look.at_if_there(path, severity)
 
 
 class _Look:

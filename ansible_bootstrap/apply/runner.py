@@ -213,14 +213,16 @@ def outcomes_file(directory: Path) -> Path:
 
 
 def _extra_vars(settings: ApplySettings, storage_host: str, request: Path) -> dict[str, Any]:
-    optional: dict[str, Any] = {"bootstrap_gid": settings.gid} if settings.gid is not None else {}
+    optional = {"bootstrap_gid": settings.gid, "bootstrap_work_as": settings.work_as}
     return {
         **settings.extra_vars,
-        **optional,
+        **{name: value for name, value in optional.items() if value is not None},
         "bootstrap_environment": settings.environment,
         "bootstrap_patience": _PATIENCE,
         "bootstrap_request": str(request),
+        "bootstrap_records_dir": settings.records_dir or "",
         "bootstrap_root": settings.storage_root,
+        "bootstrap_roots": list(settings.storage_roots),
         "bootstrap_storage_host": storage_host,
         "bootstrap_task_timeout": settings.task_timeout,
         "bootstrap_uid": settings.uid,

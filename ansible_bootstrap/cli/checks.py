@@ -280,12 +280,12 @@ def _container(site: Site) -> Found:
     }
     if settings is None or site.settings.storage_host != "localhost" or inside or not _in_container():
         return
-    if _mount(settings.storage_root)[0] == "/":
-        root = settings.storage_root
-        yield _error(
-            f"the hub runs in a container, and {root} is not a mount: what is prepared here is not on the host",
-            f"docker run -v {root}:{root} …",
-        )
+    for root in (*site.settings.roots(), *filter(None, (settings.records_dir,))):
+        if _mount(root)[0] == "/":
+            yield _error(
+                f"the hub runs in a container, and {root} is not a mount: what is prepared here is not on the host",
+                f"docker run -v {root}:{root} …",
+            )
 
 
 async def _users(site: Site) -> FoundLater:
@@ -354,9 +354,10 @@ def _example(settings: AnsibleBootstrap) -> list[Record]:
     """Where nobody is known: an account that could be a user's; any name, if users need no account."""
     if settings.uid != "nss":
         return [{"name": "student"}]
-    low, root = settings.uid_min if settings.embedded else 1000, f"{settings.storage_root or ''}/"
+    low = settings.uid_min if settings.embedded else 1000
+    roots = tuple(f"{root}/" for root in settings.roots() or ("",))
     accounts = [
-        user for user in pwd.getpwall() if low <= user.pw_uid < 60_000 and user.pw_dir.startswith(root)
+        user for user in pwd.getpwall() if low <= user.pw_uid < 60_000 and user.pw_dir.startswith(roots)
     ]
     return [{"name": user.pw_name} for user in accounts[:1]]
 

@@ -2,7 +2,7 @@
 
 Binds come from ``volumes``, ``read_only_volumes``, ``mounts`` and ``extra_host_config``, each in several
 spellings; templates, escaping and naming strategies are the spawner's own. What is not a directory of the host, or
-not writable, is no storage that could be prepared. A directory below the storage root that is not one user's is the
+not writable, is no storage that could be prepared. A directory below a storage root that is not one user's is the
 admin's to make: the hub's log names one that is missing, for Docker would make it as root's.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ansible_bootstrap.errors import UnreachableError, UnresolvedError
 from ansible_bootstrap.places.family import SETTING, Family, Storage, account, copied, evaluated, looked_up
-from ansible_bootstrap.places.mounts import Mount, below_root, choose, of_the_user
+from ansible_bootstrap.places.mounts import Mount, below_root, choose, is_below, of_the_user
 
 if TYPE_CHECKING:
     from ansible_bootstrap.place import Place
@@ -60,7 +60,7 @@ async def _system_users_home(spawner: Any, storage: Storage) -> list[str]:
 
     home = await looked_up(look)
     mounts = await _all_mounts(spawner)
-    found = [home, *below_root([mount for mount in mounts if mount.own], storage.root)]
+    found = [home, *below_root([mount for mount in mounts if mount.own], storage.roots)]
     await _tell_missing(spawner, mounts, found, storage)
     return found
 
@@ -127,15 +127,15 @@ def _marked(spawner: Any, mounts: list[Mount], templates: Any = None) -> list[Mo
 
 
 async def _tell_missing(spawner: Any, mounts: list[Mount], found: list[str], storage: Storage) -> None:
-    """Have the log name, once, the directories below the storage root that Docker will have to make."""
-    new = [source for source in below_root(mounts, storage.root) if source not in {*found, *_named}]
+    """Have the log name, once, the directories below a storage root that Docker will have to make."""
+    new = [source for source in below_root(mounts, storage.roots) if source not in {*found, *_named}]
     if not new or len(_named) >= MOST_NAMED:
         return
 
     def missing() -> list[str]:
-        if not os.path.isdir(storage.root or ""):  # This machine does not see the storage host's disk.
-            return []
-        return [source for source in new if not os.path.lexists(source)]
+        # Where there is no root, this machine does not see the storage host's disk.
+        seen = [root for root in storage.roots if os.path.isdir(root)]
+        return [source for source in new if is_below(seen, source) and not os.path.lexists(source)]
 
     with contextlib.suppress(UnreachableError):
         for source in await looked_up(missing):
@@ -153,7 +153,7 @@ async def _chosen(spawner: Any, mounts: list[Mount], storage: Storage) -> list[s
     found = choose(
         mounts,
         notebook_dir if notebook_dir.startswith("/") else CONTAINER_HOME,
-        storage.root,
+        storage.roots,
         {spawner.user.name, _formatted(spawner, "{username}")},  # {raw_username} is a template, too.
         "the container mounts no writable directory of the host (c.DockerSpawner.volumes); without one nothing of "
         "the user's is kept",

@@ -33,8 +33,8 @@ SETTING: Final = 'set c.AnsibleBootstrap.place (to "/export/home/{username}", fo
 class Storage:
     """What the settings say of the storage host's directories."""
 
-    root: str | None = None
-    """``c.AnsibleBootstrap.storage_root``, if it is known here."""
+    roots: tuple[str, ...] = ()
+    """``c.AnsibleBootstrap.storage_root`` and ``storage_roots``, if they are known here."""
     volumes: Mapping[str, str] = field(default_factory=dict)
     """By the name of a pod's volume, the directory of the storage host that is its root."""
 

@@ -59,7 +59,7 @@ async def _pod(spawner: Any, storage: Storage) -> list[str]:
     return choose(
         writable,
         notebook_dir if notebook_dir.startswith("/") else spawner.working_dir or CONTAINER_HOME,
-        storage.root,
+        storage.roots,
         {_expand(spawner, f"{{{name}}}") for name in OWN_FIELDS},
         "the pod mounts no writable volume that is kept (c.KubeSpawner.volumes, volume_mounts); without one nothing of "
         "the user's is kept",
@@ -128,21 +128,21 @@ def _mount(
         why_not = (
             f"the subPathExpr of volume {name!r} is expanded by the cluster; use subPath with {{username}}"
         )
-    elif root or (nfs and (storage.root is None or is_below(storage.root, source))):
+    elif root or (nfs and (not storage.roots or is_below(storage.roots, source))):
         return Mount(source, target, own=not own.isdisjoint((top, sub)))
     else:
-        why_not = _why_not(spawner, name, volume, source, storage.root)
+        why_not = _why_not(spawner, name, volume, source, storage.roots)
     return Mount("", target, why_not)
 
 
-def _why_not(spawner: Any, name: str, volume: Mapping[str, Any], source: str, root: str | None) -> str:
+def _why_not(spawner: Any, name: str, volume: Mapping[str, Any], source: str, roots: Sequence[str]) -> str:
     """Why nothing can be prepared in that volume, and what to set."""
     example = f'c.AnsibleBootstrap.place = {{"volumes": {{"{name}": "/its/root/on/the/storage/host"}}}}'
     nfs = _get(volume, "nfs")
     if nfs:
         return (
-            f"{source} of the NFS server {nfs.get('server')} is not below the storage root {root}: if that export is "
-            f"mounted elsewhere on the storage host, {example}"
+            f"{source} of the NFS server {nfs.get('server')} is not below the storage root {', '.join(roots)}: if that "
+            f"export is mounted elsewhere on the storage host, {example}"
         )
     claim = _get(_get(volume, "persistentVolumeClaim") or {}, "claimName")
     if claim and claim in {spawner.pvc_name, *_named_after(spawner, claim)}:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -45,13 +45,15 @@ def of_the_user(templates: Any, render: Callable[[str], str]) -> set[str]:
     return set().union(*(of_the_user(each, render) for each in inner))
 
 
-def choose(mounts: list[Mount], inside: str, root: str | None, own: Iterable[str], nothing: str) -> list[str]:
-    """Return the directories of the storage host that hold the user's files: the home, then all others below the root.
+def choose(
+    mounts: list[Mount], inside: str, roots: Sequence[str], own: Iterable[str], nothing: str
+) -> list[str]:
+    """Return the directories of the storage host that hold the user's files: the home, then all others below a root.
 
     Args:
         mounts: all writable ones.
         inside: the path in the container at which the user's files are.
-        root: the storage root, if it is known here.
+        roots: the storage roots, if they are known here.
         own: the words of a path that mark it as the user's: their name as the spawner writes it.
         nothing: what to say if there is no directory at all.
 
@@ -59,20 +61,20 @@ def choose(mounts: list[Mount], inside: str, root: str | None, own: Iterable[str
         UnresolvedError: there is none, or it cannot be told which it is.
     """
     word = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, own))})(?![A-Za-z0-9])")
-    shared = [source for source in below_root(mounts, root) if not word.search(source[len(root or "") :])]
-    home = _home([mount for mount in mounts if mount.source not in shared], inside, root, nothing)
-    return [home, *below_root([mount for mount in mounts if mount.own], root)]
+    shared = [source for source in below_root(mounts, roots) if not word.search(_below(roots, source))]
+    home = _home([mount for mount in mounts if mount.source not in shared], inside, roots, nothing)
+    return [home, *below_root([mount for mount in mounts if mount.own], roots)]
 
 
-def below_root(mounts: list[Mount], root: str | None) -> list[str]:
-    """Return the directories below the storage root that are mounted."""
-    return [mount.source for mount in mounts if root and is_below(root, mount.source)]
+def below_root(mounts: list[Mount], roots: Sequence[str]) -> list[str]:
+    """Return the directories below a storage root that are mounted."""
+    return [mount.source for mount in mounts if is_below(roots, mount.source)]
 
 
-def _home(mounts: list[Mount], inside: str, root: str | None, nothing: str) -> str:
+def _home(mounts: list[Mount], inside: str, roots: Sequence[str], nothing: str) -> str:
     """Return the directory at the path inside, or the only one that there is."""
     paths = [mount for mount in mounts if mount.source.startswith("/")]
-    in_root = [mount for mount in paths if root and is_below(root, mount.source)]
+    in_root = [mount for mount in paths if is_below(roots, mount.source)]
     if len(in_root) == 1:
         return in_root[0].source
     candidates = in_root or paths
@@ -90,12 +92,17 @@ def _home(mounts: list[Mount], inside: str, root: str | None, nothing: str) -> s
     raise UnresolvedError(f"which of these is the user's storage? {listed}. Please {SETTING}")
 
 
-def is_below(root: str, path: str) -> bool:
-    """Whether the path lies below the root, once it is made normal."""
+def is_below(roots: Sequence[str], path: str) -> bool:
+    """Whether the path lies below one of the roots, once it is made normal."""
+    return bool(_below(roots, path))
+
+
+def _below(roots: Sequence[str], path: str) -> str:
+    """Return what of a path, once it is made normal, comes after a root; nothing if it lies below none."""
     try:
-        return bool(below(root, posixpath.normpath(path)))
+        return "/".join(below(roots, posixpath.normpath(path))[1]) if roots else ""
     except NameRefusedError:
-        return False
+        return ""
 
 
 def _covers(target: str, inside: str) -> bool:

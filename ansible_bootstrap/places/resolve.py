@@ -84,7 +84,7 @@ async def resolve(spawner: Any, config: AnsibleBootstrap | None = None) -> Place
             if not {"uid", "gid"} <= set(said):
                 place = await family.whose(asked, place)
             if "directory" not in said:
-                home, *others = await family.where(asked, Storage(config.storage_root, volumes))
+                home, *others = await family.where(asked, Storage(config.roots(), volumes))
                 place = replace(place, directory=home, also=tuple(others))
     return checked(await identified(replace(place, **said), spawner, config), config)
 

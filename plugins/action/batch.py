@@ -45,7 +45,7 @@ class ActionModule(ActionBase):
         self._refuse_confusion(task_vars, args)
         try:
             host = _names.check_host(args.get("storage_host", "localhost"))
-            root = _names.check_directory(args.get("root"))
+            root, *roots = _names.check_roots([args.get("root"), *_listed(args.get("roots"))])
             plan = _plan.make_plan(args.get("roles") or [])
         except ValueError as error:
             raise AnsibleActionFail(str(error)) from None
@@ -56,7 +56,7 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(_USAGE)
         users, failures = _users.parse_users(args.get("users", [{"name": task_vars.get("username")}]), host)
         policy = {field: args[field] for field in _POLICY if field in args}
-        resolved = self._resolve(users, {"root": root, **policy}, task_vars)
+        resolved = self._resolve(users, {"root": root, **policy}, roots, task_vars)
         if resolved.get("failed") or resolved.get("unreachable"):
             return resolved
         result.update(
@@ -69,14 +69,16 @@ class ActionModule(ActionBase):
         return result
 
     def _resolve(
-        self, users: list[dict[str, Any]], policy: dict[str, Any], task_vars: dict[str, Any]
+        self, users: list[dict[str, Any]], policy: dict[str, Any], roots: list[str], task_vars: dict[str, Any]
     ) -> dict[str, Any]:
         """Ask the storage host's name service; without a module call where that is this process's own."""
         if self._connection.transport == "local" and not self._task.become:
-            whole, failures = _users.resolve_users(users, _users.Policy(**_as_policy(policy)))
+            whole, failures = _users.resolve_users(
+                users, _users.Policy(**_as_policy(policy), roots=tuple(roots))
+            )
             return {"users": whole, "failures": failures}
         said = self._execute_module(
-            module_args={"users": users, **_as_policy(policy)},
+            module_args={"users": users, "roots": roots, **_as_policy(policy)},
             task_vars=task_vars,
         )
         explain_failure(self, said, task_vars)
@@ -110,6 +112,11 @@ class ActionModule(ActionBase):
                     raise AnsibleActionFail(
                         f"the roles path has a role called {name}, as this collection has: rename the site's"
                     )
+
+
+def _listed(roots: Any) -> list[Any]:
+    """Turn an extra var's text (``-e bootstrap_roots=/opt/data,/srv/data``) into a list, as a module's argument is."""
+    return [root.strip() for root in roots.split(",")] if isinstance(roots, str) else list(roots or ())
 
 
 def _as_policy(policy: dict[str, Any]) -> dict[str, Any]:

@@ -20,10 +20,33 @@ options:
     required: true
   root:
     description:
-      - Directory below which all users' directories lie. It must exist, belong to root or to the user
+      - Directory below which users' directories lie. It must exist, belong to root or to the user
         Ansible works as, and be writable for nobody else.
     type: path
     required: true
+  roots:
+    description:
+      - Further storage roots, each like O(root). A user's directories may lie below any of them all. None lies in
+        another.
+      - Each has records of its own. One that is not mounted or does not answer fails only the users who have a
+        directory there.
+    type: list
+    elements: path
+    default: []
+  records_dir:
+    description:
+      - Directory in which records and locks are kept, in one directory for each storage root, instead of in
+        C(.ansible_bootstrap) in the root. It must exist, outside of all roots, and belong to the user Ansible works as.
+      - A new home is made there, and moved to its place in one step. On another mount than the root none is made, and
+        homes that exist are served.
+    type: path
+    default: ""
+  work_as:
+    description:
+      - The uid that a file server gives to whatever is made there (C(all_squash) with C(anonuid)). The storage is
+        opened and worked in by a process with that uid, the users' gid, no other group and no privilege. Each user must
+        have that uid.
+    type: int
   uid_min:
     description: Lowest uid for which root may act.
     type: int

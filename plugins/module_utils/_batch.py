@@ -6,6 +6,9 @@ Each user is validated, locked and worked for alone; whatever goes wrong for one
 A directory is claimed once, however many servers of its user are in the batch. Where one of a user's directories lies
 inside another of the same user's, that one comes first.
 
+Storage roots are worked in one after the other, each by a worker of its own: one that is not mounted or does not answer
+costs only the users who have a directory there.
+
 The work is done by a worker that is watched (``_worker.py``). Where it falls silent at one user's claim, that user
 is left out and another worker begins anew with all others; what the first has completed, the second finds complete.
 The first may be beyond SIGKILL, and hold all their locks as long as it is. So copies of the locks lie in a socket,
@@ -27,20 +30,19 @@ from functools import partial
 from typing import Any
 
 from . import _worker
-from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience, Task
+from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience, Task, give_up_rights
 from ._errors import LateError, LeftAloneError, StorageError, printable, sentence
 from ._names import UserRefusedError, below
 from ._report import Report, result
-from ._state import Lock, Record, State, check_owner_name
-from ._storage import Home, Storage
+from ._state import Lock, Record, State
+from ._storage import Home, Roots, Storage
 from ._users import label, parse_user
 
 LOCK_WAIT = 10.0
 """Seconds to wait, in all, for directories that another run is still working on."""
 
 _NO_STORAGE = (
-    f"the storage does not answer (no sign of life for {_worker.SILENCE:g} s): look at the disk or its server on this "
-    "host"
+    f"does not answer (no sign of life for {_worker.SILENCE:g} s): look at its disk or server on this host"
 )
 _NO_HOME = (
     f"this directory does not answer (no sign of life for {_worker.SILENCE:g} s): look at what is mounted there, "
@@ -186,7 +188,7 @@ class _Spares:
 
 def run(
     users: list[Any],
-    root: str,
+    root: str | Roots,
     uid_min: int,
     work: Work,
     *,
@@ -197,20 +199,38 @@ def run(
 ) -> Report:
     """Do ``work`` for the users' directories, or predict it (``check``), and report on each user.
 
-    ``plugins/doc_fragments/batch.py`` documents the other arguments. ``lock_wait`` is in seconds, for all busy
-    directories together. ``also``: work for a user's further directories, too, not only for the home.
+    ``plugins/doc_fragments/batch.py`` documents the other arguments; a path alone is the only root. ``lock_wait`` is in
+    seconds, for all busy directories of a root together. ``also``: work for a user's further directories, too, not only
+    for the home.
     """
-    keys, whose, refused = _claim(users, root, uid_min, also=also)
+    roots = Roots(root) if isinstance(root, str) else root
+    keys, whose, refused = _claim(users, roots, uid_min, also=also)
     claims = list(dict.fromkeys(claim for some in whose.values() for claim in some))
     many = len(claims) + len(refused)
-    open_storage = partial(Storage, root, check=check, patience=Patience(patience if many > 1 else 0, many))
-    fetched = sum(
-        _watch(some, partial(_at_work, open_storage, work, lock_wait)) for some in _outer_first(claims)
-    )
+    fetched = 0
+    patient = Patience(patience if many > 1 else 0, many)
+    together: dict[tuple[str, int | None], list[Claim]] = {}
+    for claim in claims:
+        gid = None if roots.work_as is None else claim.home.gid
+        together.setdefault((claim.home.root, gid), []).append(claim)
+    for there in together.values():
+        open_storage = partial(_open_storage, roots, there[0].home, check=check, patience=patient)
+        for some in _outer_first(there):
+            fetched += _watch(some, partial(_at_work, open_storage, work, lock_wait))
+    if len({claim.home.root for claim in claims if claim.silent}) <= len(roots.roots):
+        for claim in claims:  # the host has a root that answers, or that nobody has asked
+            claim.silent = False
     results = {key: _result(key, some) for key, some in whose.items()}
     results.update({key: result(key, msg) for key, msg in refused.items()})
     diff = [entry for claim in claims for entry in claim.diff]
     return Report([results[key] for key in keys], diff, fetched)
+
+
+def _open_storage(roots: Roots, home: Home, *, check: bool, patience: Patience) -> Storage:
+    """Open the storage root of a home, in the worker; as the account that all is done as, if there is one."""
+    if roots.work_as is not None:
+        give_up_rights(roots.work_as, home.gid)
+    return Storage(home.root, check=check, patience=patience, records_dir=roots.records_dir)
 
 
 def _outer_first(claims: list[Claim]) -> Iterator[list[Claim]]:
@@ -263,7 +283,7 @@ def _watch(claims: list[Claim], work: Callable[[list[Claim], _Spares], Any]) -> 
                     return int(ended.said["fetched"])
                 stuck = [claim for claim in left if claim.place == ended.silent_at and not silent]
                 for claim in stuck or left:
-                    claim.error = _NO_HOME if stuck else _NO_STORAGE
+                    claim.error = _NO_HOME if stuck else f"the storage {claim.home.root} {_NO_STORAGE}"
                     claim.hangs, claim.silent = True, not stuck
                 left, silent = [claim for claim in left if claim.error is None], True
     except (StorageError, OSError) as error:
@@ -354,12 +374,12 @@ def _check_records(storage: Storage, claim: Claim) -> None:
     """Load the claim's record; refuse another name's directory, and one inside another user's."""
     claim.record = storage.records.load(claim.home.id)
     if claim.record is not None:
-        check_owner_name(claim.record, claim.home.name, claim.home.id)
+        storage.records.check_owner(claim.record, claim.home.name, claim.home.id)
     storage.check_above(claim.home)
 
 
 def _claim(
-    users: list[Any], root: str, uid_min: int, *, also: bool
+    users: list[Any], roots: Roots, uid_min: int, *, also: bool
 ) -> tuple[list[str], dict[str, list[Claim]], dict[str, str]]:
     """Validate each user alone; return all keys in order, the claims by key, and why keys are refused."""
     keys: list[str] = []
@@ -369,7 +389,7 @@ def _claim(
     for place, raw in enumerate(users, start=1):
         key = label(raw, f"#{place}", seen)["key"]
         try:
-            found = _homes(raw, root, uid_min)
+            found = _homes(raw, roots, uid_min)
             if key.startswith("#"):
                 raise StorageError("its key repeats an earlier one")
             homes[key] = found if also else found[:1]
@@ -384,7 +404,7 @@ def _claim(
         *((True, key, some[0]) for key, some in homes.items()),
         *((False, key, home) for key, some in homes.items() for home in some[1:]),
     ]:
-        claim = claims.setdefault(home.parts, Claim(home))
+        claim = claims.setdefault((home.root, *home.parts), Claim(home))
         if claim.home.name != home.name:
             refused.setdefault(key, "another user of this batch has the same directory")
         elif claim.home != home:
@@ -394,7 +414,7 @@ def _claim(
             claim.keys.append(key)
             whose[key].append(claim)
     for parts, claim in claims.items():
-        above = [claims[parts[:depth]].home for depth in range(1, len(parts)) if parts[:depth] in claims]
+        above = [claims[parts[:depth]].home for depth in range(2, len(parts)) if parts[:depth] in claims]
         if any((home.name, home.uid) != (claim.home.name, claim.home.uid) for home in above):
             refused.update(
                 dict.fromkeys(claim.keys, "this directory lies inside another user's of this batch")
@@ -402,19 +422,23 @@ def _claim(
     return keys, {key: some for key, some in whose.items() if key not in refused}, refused
 
 
-def _homes(raw: object, root: str, uid_min: int) -> list[Home]:
+def _homes(raw: object, roots: Roots, uid_min: int) -> list[Home]:
     """Return a user's directories, the home first."""
     try:
         user = parse_user(raw)
         if user["directory"] is None or user["uid"] is None or user["gid"] is None:
             raise StorageError("directory, uid and gid must be given (the playbook fills them in)")
         directories = list(dict.fromkeys((user["directory"], *user["also"])))
-        places = [(directory, tuple(below(root, directory))) for directory in directories]
+        places = [(directory, *below(roots.all, directory)) for directory in directories]
     except UserRefusedError as error:
         raise StorageError(str(error)) from None
     except (TypeError, ValueError):
         raise StorageError("malformed user record") from None
     uid = user["uid"]
+    if roots.work_as not in (None, uid):
+        raise StorageError(
+            f"work_as is {roots.work_as}, so all is that uid's, and not uid {uid}'s: set uid to it, too"
+        )
     if os.geteuid() == 0:
         if uid == NOBODY:
             raise StorageError(f"uid {NOBODY} reads archives and the network here: it is no user's")
@@ -424,7 +448,7 @@ def _homes(raw: object, root: str, uid_min: int) -> list[Home]:
             )
     elif uid != os.geteuid():
         raise StorageError(f"to work for uid {uid} needs root; this process is uid {os.geteuid()}")
-    return [Home(user["name"], directory, parts, uid, user["gid"]) for directory, parts in places]
+    return [Home(user["name"], directory, root, parts, uid, user["gid"]) for directory, root, parts in places]
 
 
 def _claims_at_once() -> int:

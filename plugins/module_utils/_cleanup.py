@@ -24,7 +24,7 @@ from ._cleaning import Rule, remove
 from ._errors import StorageError, printable
 from ._homes import open_present
 from ._report import Report
-from ._storage import Storage
+from ._storage import Roots, Storage
 
 _SHARE = 0.9
 """Of the time allowed, for the work: the rest is for saying how far it came."""
@@ -96,7 +96,7 @@ def _age(given: object, shown: str) -> int | None:
 
 def clean(
     users: list[Any],
-    root: str,
+    root: str | Roots,
     uid_min: int,
     paths: object,
     child_timeout: float,

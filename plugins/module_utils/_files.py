@@ -45,6 +45,11 @@ def open_root(path: str) -> int:
     return open_directory(path, "storage root", missing=missing, mend=ways_out)[0]
 
 
+def open_records_dir(path: str) -> int:
+    """Open ``records_dir``, as :func:`open_root` opens the storage root."""
+    return open_directory(path, "records_dir", missing=f"`install -d -m 700 {printable(path)}`")[0]
+
+
 def open_parent(root: int, parts: Sequence[str], *, make: bool) -> int | None:
     """Open the directory in which the last of ``parts`` lies, by :func:`enter`; None if it is missing."""
     try:

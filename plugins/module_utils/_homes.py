@@ -29,7 +29,7 @@ from ._errors import StorageError, printable
 from ._files import enter, rename_directory, sync
 from ._names import STATE_DIRECTORY, carries
 from ._report import Report
-from ._storage import Home, Storage
+from ._storage import Home, Roots, Storage
 from ._trees import copy_tree, remove_tree
 from ._ways import open_directory
 
@@ -65,7 +65,7 @@ def parse_mode(text: str) -> int:
 
 
 def ensure(
-    users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
+    users: list[Any], root: str | Roots, uid_min: int, options: Options, *, check: bool, patience: float = 0
 ) -> Report:
     """Give every user of the batch a home; see the module ``user_dir``."""
     return _batch.run(
@@ -179,13 +179,16 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
 def _check_room(storage: Storage, making: list[_Making]) -> None:
     """Let the homes fail that root would make, if the root takes none; a user's own directory may take some."""
     roots = [item for item in making if item.top is None]
-    if not roots:
-        return
-    try:
-        storage.check_room()
-    except StorageError as error:
-        fail_all((item.claim for item in roots), error)
-        making[:] = [item for item in making if item.top is not None]
+    for check, some in (
+        (storage.check_room, roots),
+        (storage.check_moves, [item for item in roots if not item.above]),
+    ):
+        try:
+            if some:
+                check()
+        except StorageError as error:
+            fail_all((item.claim for item in some), error)
+    making[:] = _left(making)
 
 
 def _check_adoption(home: Home, adopt: str) -> None:
@@ -322,11 +325,18 @@ def _stage(storage: Storage, item: _Making) -> None:
     item.staged = os.open(name, DIRECTORY, dir_fd=stage)
     _acls.drop(item.staged)
     status = os.fstat(item.staged)
-    if (status.st_uid, status.st_gid) != (
-        claim.home.uid,
-        claim.home.gid,
-    ):  # a squashed file system refuses any chown
-        os.fchown(item.staged, claim.home.uid, claim.home.gid)
+    home = claim.home
+    if (status.st_uid, status.st_gid) == (home.uid, home.gid):  # a squashed file system refuses any chown
+        return
+    try:
+        os.fchown(item.staged, home.uid, home.gid)
+    except PermissionError:
+        if status.st_uid != home.uid:
+            raise
+        raise StorageError(
+            f"what is made here has the group {status.st_gid}, not {home.gid}, and that cannot be changed: set gid to "
+            f"{status.st_gid}"
+        ) from None
 
 
 def _fill(storage: Storage, making: list[_Making], skeleton: int | None, options: Options) -> None:
@@ -379,7 +389,8 @@ def _reveal(storage: Storage, item: _Making, options: Options) -> None:
             raise StorageError(f"{shown} is not empty any more: left as it is") from None
         if error.errno == errno.EXDEV:
             raise StorageError(
-                f"{shown} is on another file system than the storage root: make the file system's top the storage root"
+                f"{shown} is on another mount than {storage.state.path}, from where homes are moved to their places: "
+                "let a storage root be on that mount, or have the home made before its user starts"
             ) from None
         raise
 
@@ -436,7 +447,8 @@ def _inside(top: int, item: _Making, skeleton: int | None, options: Options) -> 
                 _acls.drop(made)
                 if skeleton is not None:
                     copy_tree(skeleton, made, options.skeleton)
-                os.fchown(made, -1, home.gid)
+                if os.fstat(made).st_gid != home.gid:
+                    os.fchown(made, -1, home.gid)
                 os.fchmod(made, options.bits)
                 if skeleton is not None:
                     sync(made)

@@ -17,7 +17,6 @@ from typing import Optional
 
 from ._descriptors import NAMES, opened
 from ._errors import StorageError, printable
-from ._names import STATE_DIRECTORY
 
 _OWNERLESS = frozenset(
     (
@@ -47,13 +46,12 @@ KINDS = {
     "root squashed": (
         "root is squashed on {root} ({filesystem}): what root makes there belongs to nobody, or root may make nothing",
         "export it to this host with no_root_squash, or name the file server itself as the storage host, where the "
-        "disk is its own",
+        "disk is its own; where all homes exist, set records_dir to a directory of this host",
     ),
     "all squashed": (
         "all accounts are squashed on {root} ({filesystem}): whatever is made there belongs to uid {owner}, and no "
         "chown or chmod changes that",
-        "set uid to {owner}, and ansible_become_user of the storage host in the inventory to the account with uid "
-        "{owner}, which needs no root; or export it with no_root_squash and no_all_squash",
+        "set work_as and uid to {owner}, and gid to {group}; or export it with no_root_squash and no_all_squash",
     ),
     "no owners": (
         "{root} is on {filesystem}, which keeps no owners: each file has the owner and the mode that the mount gives "
@@ -67,13 +65,13 @@ KINDS = {
     ),
     "read-only": (
         "the file system is read-only: {root} ({filesystem}) takes no records of ansible_bootstrap and no new homes",
-        "mount it writable; where only the homes below it are mounted, and all exist, mount a directory of this host "
-        "at {state}",
+        "mount it writable; where only the homes below it are mounted, and all exist, set records_dir to a directory "
+        "of this host",
     ),
     "autofs map": (
         "{root} is an autofs map: nothing can be made in it, and a home is there once it is mounted",
-        "name the file server itself as the storage host; where all homes exist, give the map an entry "
-        "{directory} that mounts a directory of this host, for the records of ansible_bootstrap",
+        "name the file server itself as the storage host; where all homes exist, set records_dir to a directory of "
+        "this host",
     ),
     "refused": (
         "this account (uid {account}) may not write in {root} ({filesystem})",
@@ -127,10 +125,16 @@ def plain(path: str) -> str:
 
 def mount_of(descriptor: int) -> Optional[Mount]:
     """Return the mount that a descriptor (O_PATH will do) is on; None where the kernel does not say."""
+    number = mount_id(descriptor)
+    return None if number is None else mounts().get(number)
+
+
+def mount_id(descriptor: int) -> Optional[int]:
+    """Return the number of the mount that a descriptor is on; None where the kernel does not say."""
     with contextlib.suppress(OSError), open(f"/proc/self/fdinfo/{descriptor}", "rb") as file:
         for line in file:
             if line.startswith(b"mnt_id:"):
-                return mounts().get(int(line.split()[1]))
+                return int(line.split()[1])
     return None
 
 
@@ -146,10 +150,9 @@ def explain(kind: str, root: str, mount: Optional[Mount], status: os.stat_result
     filesystem = mount.filesystem if mount else "unknown"
     words = {
         "root": printable(root),
-        "state": printable(os.path.join(root, STATE_DIRECTORY)),
-        "directory": STATE_DIRECTORY,
         "filesystem": filesystem,
         "owner": str(status.st_uid),
+        "group": str(status.st_gid),
         "mode": f"{stat.S_IMODE(status.st_mode):04o}",
         "account": str(os.geteuid()),
         "modes": "dir_mode=0755,file_mode=0644" if filesystem in ("cifs", "smb3") else "umask=022",
@@ -163,14 +166,20 @@ def sentence(kind: str, root: str, mount: Optional[Mount], status: os.stat_resul
     return "; ".join(explain(kind, root, mount, status))
 
 
-def refuse_what_takes_no_records(root: int, path: str) -> None:
-    """Refuse (StorageError) a storage root in which nothing can be written, by a look: check mode tells it too."""
+def refuse_what_takes_no_records(above: int, path: str, name: str) -> None:
+    """Refuse (StorageError) a place for our state in which nothing can be written, by a look: check mode tells it too.
+
+    Args:
+        above: the directory that has or shall have it, a storage root or ``records_dir``.
+        path: of that directory.
+        name: of ours in it.
+    """
     with contextlib.suppress(NotADirectoryError):  # is said when it is opened
         try:
-            with opened(STATE_DIRECTORY, NAMES, root) as state:
+            with opened(name, NAMES, above) as state:
                 refuse_what_takes_nothing(state, path)
         except FileNotFoundError:
-            refuse_what_takes_nothing(root, path)
+            refuse_what_takes_nothing(above, path)
 
 
 def refuse_what_takes_nothing(directory: int, path: str) -> None:

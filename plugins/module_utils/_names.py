@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import posixpath
 import re
 import unicodedata
@@ -139,16 +140,39 @@ def check_directory(directory: object) -> str:
     return directory
 
 
-def below(root: str, directory: str) -> list[str]:
-    """Return the components of ``directory`` below ``root``; NameRefusedError if it is not strictly below."""
-    root = posixpath.normpath(root)
-    prefix = root if root == "/" else root + "/"
-    if not directory.startswith(prefix) or directory == prefix:
-        raise NameRefusedError(
-            f"{directory} is not below the storage root {root}: set storage_root to a directory above it (with Ansible "
-            "alone, bootstrap_root), or c.AnsibleBootstrap.place to one below"
-        )
-    return directory[len(prefix) :].split("/")
+def below(roots: Sequence[str], directory: str) -> tuple[str, tuple[str, ...]]:
+    """Return the storage root that ``directory`` is strictly below, and its components from there.
+
+    Raises:
+        NameRefusedError: it is below none of them.
+    """
+    for root in roots:
+        prefix = posixpath.normpath(root).rstrip("/") + "/"
+        if directory.startswith(prefix) and directory != prefix:
+            return root, tuple(directory[len(prefix) :].split("/"))
+    what = f"the storage root {roots[0]}" if len(roots) == 1 else f"any storage root ({', '.join(roots)})"
+    raise NameRefusedError(
+        f"{directory} is not below {what}: set storage_root to a directory above it, or add one to storage_roots (with "
+        "Ansible alone, bootstrap_root and bootstrap_roots), or set c.AnsibleBootstrap.place to one below"
+    )
+
+
+def check_roots(roots: Sequence[object], records_dir: object = "") -> tuple[str, ...]:
+    """Return the storage roots; NameRefusedError if one is no good path, lies in another, or has the records in it."""
+    checked = tuple(map(check_directory, roots))
+    for one, other in itertools.combinations(sorted(checked), 2):
+        if f"{other}/".startswith(f"{one}/"):
+            raise NameRefusedError(
+                f"storage_roots: {other} {'is given twice' if one == other else f'lies in {one}'}: no storage root "
+                "lies in another"
+            )
+    for root in checked if records_dir else ():
+        if f"{check_directory(records_dir)}/".startswith(f"{root}/"):
+            raise NameRefusedError(
+                f"records_dir: {records_dir} lies in the storage root {root}, where users' directories are: name a "
+                "directory elsewhere"
+            )
+    return checked
 
 
 def carries(name: str, parts: Sequence[str]) -> bool:

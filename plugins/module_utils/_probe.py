@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import platform
 import stat
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Optional
 
 from . import _worker
-from ._as_user import Task, run
+from ._as_user import Task, give_up_rights, run
 from ._descriptors import DIRECTORY, held, opened
 from ._errors import StorageError, explain, printable
-from ._files import exists, open_root, rename_directory
+from ._files import exists, open_records_dir, open_root, rename_directory
 from ._mounts import KINDS, Mount, kind_by_look, kind_by_owner, mount_of, mounts, plain
 from ._mounts import explain as explain_kind
 from ._names import PROBE_DIRECTORY, STATE_DIRECTORY
-from ._state import open_private
+from ._state import open_private, state_name
 from ._trees import discard
 
 STRANGER = 65533
@@ -45,7 +47,50 @@ class _FoundError(Exception):
         self.kind, self.text, self.mend, self.made = kind, text, mend, made
 
 
-def probe(root: str, uid: Optional[int], gid: Optional[int], *, check: bool = False) -> dict[str, Any]:
+def probe_all(
+    roots: Sequence[str],
+    uid: Optional[int],
+    gid: Optional[int],
+    *,
+    check: bool = False,
+    records_dir: str = "",
+    work_as: Optional[int] = None,
+) -> dict[str, Any]:
+    """Return what each storage root is, as :func:`probe` does for one.
+
+    Returns:
+        ``about``: of the first root, and by the path of each other one what it is, in one line. ``findings``: of all.
+    """
+    answers = [probe(root, uid, gid, check=check, records_dir=records_dir, work_as=work_as) for root in roots]
+    findings = [
+        finding
+        if len(roots) == 1 or root in finding["what"]
+        else {**finding, "what": f"{root}: {finding['what']}"}
+        for root, answer in zip(roots, answers)  # noqa: B905
+        for finding in answer["findings"]
+    ]
+    ways = sorted((answer["about"].pop("way", ""), root) for root, answer in zip(roots, answers))  # noqa: B905
+    for (way, one), (inner, other) in itertools.combinations(ways, 2):
+        if way and f"{inner}/".startswith(f"{way}/"):
+            what = f"the storage root {other} lies in {one} by a link: one does not know what the other has recorded"
+            findings.append({"level": "error", "what": printable(what), "mend": "name each directory once"})
+    about = answers[0]["about"]
+    for root, answer in zip(roots[1:], answers[1:]):  # noqa: B905
+        seen = answer["about"]
+        words = (name for name in ("kind", "filesystem", "owner", "mode") if name in seen)
+        about[root] = ", ".join(f"{name} {seen[name]}" for name in words)
+    return {"about": about, "findings": findings}
+
+
+def probe(
+    root: str,
+    uid: Optional[int],
+    gid: Optional[int],
+    *,
+    check: bool = False,
+    records_dir: str = "",
+    work_as: Optional[int] = None,
+) -> dict[str, Any]:
     """Return what a storage root is.
 
     Args:
@@ -53,6 +98,8 @@ def probe(root: str, uid: Optional[int], gid: Optional[int], *, check: bool = Fa
         uid: of all users, if it is one.
         gid: likewise.
         check: look, and write nothing.
+        records_dir: where the records are, if not in the root.
+        work_as: the uid that all is done as, if it is not this process's.
 
     Returns:
         ``about``: by short names ``python``, ``account`` (its uid), ``kind`` and, where there is something,
@@ -60,7 +107,7 @@ def probe(root: str, uid: Optional[int], gid: Optional[int], *, check: bool = Fa
     """
     ids = (STRANGER if uid is None else uid, STRANGER if gid is None else gid)
     try:
-        ended = _worker.apart(partial(_work, root, ids, check))
+        ended = _worker.apart(partial(_work, root, ids, check, records_dir, work_as))
     except (OSError, StorageError) as error:
         return _answer({"kind": "unknown"}, str(error))
     if ended.silent_at is None:
@@ -75,24 +122,35 @@ def _answer(about: dict[str, str], what: str = "", mend: str = "", level: str = 
     return {"about": about, "findings": findings}
 
 
-def _work(root: str, ids: tuple[int, int], check: bool) -> dict[str, Any]:
+def _work(
+    root: str, ids: tuple[int, int], check: bool, records_dir: str, work_as: Optional[int]
+) -> dict[str, Any]:
     """Look and try, in the worker."""
     os.umask(0o022)
+    if work_as is not None:
+        give_up_rights(work_as, work_as if ids[1] == STRANGER else ids[1])
     about: dict[str, str] = {}
     try:
         _refuse_unmounted(root)
         with held(_open(root)) as directory:
             status, mount = os.fstat(directory), mount_of(directory)
+            about["way"] = os.path.realpath(root)
             about["filesystem"] = mount.filesystem if mount else "unknown"
             about["owner"], about["mode"] = str(status.st_uid), f"{stat.S_IMODE(status.st_mode):04o}"
+            blamed = root, mount, status
             try:
                 _judge(root, directory, mount, check)
-                if not check:
-                    _try(directory, mount, ids, root)
+                with _place(root, directory, records_dir) as place:
+                    if records_dir:
+                        blamed = records_dir, mount_of(place[0]), os.fstat(place[0])
+                    _look(place)
+                    if not check:
+                        _try(directory, mount, ids, place)
             except _FoundError as found:
                 if found.kind not in KINDS or found.text:
                     raise
-                what, mend = explain_kind(found.kind, root, mount, found.made or status)
+                path, mount, status = blamed
+                what, mend = explain_kind(found.kind, path, mount, found.made or status)
                 return _answer({**about, "kind": found.kind}, what, mend)
     except _FoundError as found:
         level = "warning" if found.kind == "records elsewhere" else "error"
@@ -144,11 +202,29 @@ def _judge(root: str, directory: int, mount: Optional[Mount], check: bool) -> No
         if not check and os.geteuid() == 0:
             _see_whose(directory, mount)
         raise _FoundError("not root's", str(refusal)) from None
+
+
+@contextlib.contextmanager
+def _place(root: str, directory: int, records_dir: str) -> Iterator[tuple[int, str, str]]:
+    """Open the directory that has or shall have our state, for the body; with its path, and the name of ours in it."""
+    if not records_dir:
+        yield directory, root, STATE_DIRECTORY
+        return
+    try:
+        above = open_records_dir(records_dir)
+    except StorageError as refusal:
+        raise _FoundError("no records", str(refusal)) from None
+    with held(above):
+        yield above, records_dir, state_name(root)
+
+
+def _look(place: tuple[int, str, str]) -> None:
+    """Refuse a place for our state that takes nothing, if a look tells that."""
+    directory, _, name = place
     with contextlib.ExitStack() as stack:
-        place = directory
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            place = stack.enter_context(opened(STATE_DIRECTORY, DIRECTORY, directory))
-        kind = kind_by_look(place)
+            directory = stack.enter_context(opened(name, DIRECTORY, directory))
+        kind = kind_by_look(directory)
     if kind:
         raise _FoundError(kind)
 
@@ -164,39 +240,41 @@ def _see_whose(directory: int, mount: Optional[Mount]) -> None:
             raise _FoundError(kind, made=made)
 
 
-def _try(directory: int, mount: Optional[Mount], ids: tuple[int, int], root: str) -> None:
+def _try(directory: int, mount: Optional[Mount], ids: tuple[int, int], place: tuple[int, str, str]) -> None:
     """Make, move, give away, enter and remove."""
+    above, path, name = place
+    mount = mount if above == directory else mount_of(above)
     try:
         with contextlib.ExitStack() as stack:
             if exists(directory, PROBE_DIRECTORY):  # a probe was killed
                 os.rmdir(PROBE_DIRECTORY, dir_fd=directory)
-            if not exists(directory, STATE_DIRECTORY):
-                os.mkdir(STATE_DIRECTORY, 0o700, dir_fd=directory)
-            stack.callback(_remove_if_empty, directory)
-            made = os.stat(STATE_DIRECTORY, dir_fd=directory, follow_symlinks=False)
+            if not exists(above, name):
+                os.mkdir(name, 0o700, dir_fd=above)
+            stack.callback(_remove_if_empty, above, name)
+            made = os.stat(name, dir_fd=above, follow_symlinks=False)
             kind = kind_by_owner(made, mount) if mount and (mount.is_remote or not mount.has_owners) else None
             if kind:
                 raise _FoundError(kind, made=made)
-            state = stack.enter_context(held(open_private(directory, STATE_DIRECTORY, root)))
+            state = stack.enter_context(held(open_private(above, name, path)))
             uid, gid = ids if os.geteuid() == 0 else (os.geteuid(), os.getegid())
             _discard(state, uid)
             stack.callback(_discard, state, uid)
             os.mkdir(_INNER, 0o700, dir_fd=state)
-            _move(state, directory)
+            _move(state, directory, f"{path}/{name}")
             _give(state, mount, uid, gid)
     except StorageError as error:
         raise _FoundError("refused", str(error)) from None
     except OSError as error:
-        raise _FoundError(*_as_kind(error, mount, root)) from None
+        raise _FoundError(*_as_kind(error, mount, path)) from None
     for what, own, wanted in (("uid", os.geteuid(), ids[0]), ("gid", os.getegid(), ids[1])):
         if os.geteuid() != 0 and wanted not in (own, STRANGER):
             text = f"the apply program works as {what} {own} and cannot make directories of {what} {wanted}"
             raise _FoundError("another account", text, f"run it as root, or set {what} to {own}")
 
 
-def _remove_if_empty(root: int) -> None:
+def _remove_if_empty(above: int, name: str) -> None:
     with contextlib.suppress(OSError):  # it has been in use
-        os.rmdir(STATE_DIRECTORY, dir_fd=root)
+        os.rmdir(name, dir_fd=above)
 
 
 def _discard(state: int, uid: int) -> None:
@@ -205,14 +283,14 @@ def _discard(state: int, uid: int) -> None:
         raise StorageError(f"{STATE_DIRECTORY}/{_INNER} cannot be removed: {why}")
 
 
-def _move(state: int, root: int) -> None:
+def _move(state: int, root: int, path: str) -> None:
     """Move the directory as a home is moved to its place, and back while it is still root's."""
     try:
         rename_directory(state, _INNER, root, PROBE_DIRECTORY)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        text = f"{STATE_DIRECTORY} is a mount of its own: homes that exist are served, and none can be made"
+        text = f"{path} is not on the storage root's mount: homes that exist are served, and none can be made"
         mend = "have each home there before its user starts"
         raise _FoundError("records elsewhere", text, mend) from None
     os.rename(PROBE_DIRECTORY, _INNER, src_dir_fd=root, dst_dir_fd=state)

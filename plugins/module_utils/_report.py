@@ -7,9 +7,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ._storage import Roots
+
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "users": {"type": "list", "elements": "raw", "required": True},
     "root": {"type": "path", "required": True},
+    "roots": {"type": "list", "elements": "path", "default": []},
+    "records_dir": {"type": "path", "default": ""},
+    "work_as": {"type": "int"},
     "uid_min": {"type": "int", "default": 1000},
     "patience": {"type": "float", "default": 0},
 }
@@ -18,7 +23,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def common(given: dict[str, Any], check: bool) -> dict[str, Any]:
     """Return what the work of every role takes: the arguments of :data:`ARGUMENTS`, and ``check``."""
-    return {"check": check, **{name: given[name] for name in ARGUMENTS}}
+    return {
+        "check": check,
+        "root": Roots(given["root"], tuple(given["roots"]), given["records_dir"], given["work_as"]),
+        **{name: given[name] for name in ("users", "uid_min", "patience")},
+    }
 
 
 @dataclass

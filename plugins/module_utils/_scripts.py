@@ -22,7 +22,7 @@ from ._errors import StorageError, explain, printable
 from ._files import sync
 from ._homes import open_present
 from ._report import Report
-from ._storage import Home, Storage
+from ._storage import Home, Roots, Storage
 from ._supervise import GRACE, Program, supervise
 from ._ways import find_program
 from ._worker import NOWHERE, at
@@ -62,7 +62,7 @@ class _Job:
 
 
 def run(
-    users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
+    users: list[Any], root: str | Roots, uid_min: int, options: Options, *, check: bool, patience: float = 0
 ) -> Report:
     """Run the program for every user who does not have it done; see the module ``script``."""
     return _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
@@ -213,7 +213,7 @@ def shorten(text: str) -> str:
 
 def _record(storage: Storage, jobs: list[_Job], options: Options) -> None:
     """Bring what was done onto the disk together with the records that say so; then these count."""
-    systems: dict[int, tuple[int, int]] = {os.fstat(storage.root).st_dev: (storage.root, NOWHERE)}
+    systems = {os.fstat(each).st_dev: (each, NOWHERE) for each in (storage.root, storage.state.records)}
     for job in jobs:
         claim = job.claim
         with claim.alone():

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What we keep on the storage host: ``<storage root>/.ansible_bootstrap/``, ours alone, mode 0700.
 
+With ``records_dir`` it is a directory in there that is named after the root (:func:`state_name`).
+
 ::
 
     stage/<id>-<uid>     a home while it is made; renamed to its place when whole. What cannot be removed of a
@@ -14,7 +16,7 @@
 
 ``<id>`` is the sha256 of the directory's path below the storage root. It lies on the storage, not in
 /var, because so it follows the storage when that is moved, restored or replaced, and because a
-rename needs the stage on the same file system.
+rename needs the stage on the same mount. Where it is on another, homes that exist are served, and none is made.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import fcntl
 import hashlib
 import json
 import os
+import posixpath
 import random
 import re
 import secrets
@@ -35,7 +38,7 @@ from ._descriptors import DIRECTORY, held
 from ._errors import StorageError, printable
 from ._files import exists, put_draft, read_small, write_draft
 from ._mounts import kind_by_owner, mount_of, sentence
-from ._names import STATE_DIRECTORY
+from ._names import STATE_DIRECTORY, component
 from ._trees import discard
 
 SWEEP_SECONDS = 2.0
@@ -50,6 +53,11 @@ Record = dict[str, Any]
 def identity(parts: Sequence[str]) -> str:
     """Return the id of the directory with these path components below the storage root."""
     return hashlib.sha256("/".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def state_name(root: str) -> str:
+    """Return the name of the directory in ``records_dir`` that belongs to a storage root."""
+    return component(posixpath.normpath(root))
 
 
 class Lock:
@@ -81,21 +89,37 @@ class Lock:
 
 
 class Records:
-    """The records of a storage root, for check mode too: reads what is there and makes nothing."""
+    """The records of a storage root, for check mode too: reads what is there and makes nothing.
 
-    def __init__(self, root: int, path: str) -> None:
+    Args:
+        above: descriptor of the directory that has our state, the storage root or ``records_dir``.
+        path: of that directory.
+        name: of ours in it.
+
+    Attributes:
+        path: of our state, for the admin.
+        top: its descriptor; None if there is none.
+    """
+
+    def __init__(self, above: int, path: str, name: str = STATE_DIRECTORY) -> None:
         self._open: list[int] = []
-        self._path = path
+        self._above = path
+        self.path = printable(f"{path.rstrip('/')}/{name}")
+        self.top: int | None = None
         self.records: int | None = None
         try:
-            with contextlib.suppress(FileNotFoundError):
-                self.records = self._enter(self._enter(root, STATE_DIRECTORY), "records")
+            self._open_all(above, name)
         except BaseException:
             self.close()
             raise
 
+    def _open_all(self, above: int, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.top = self._enter(above, name)
+            self.records = self._enter(self.top, "records")
+
     def _enter(self, parent: int, name: str) -> int:
-        directory = open_private(parent, name, self._path)
+        directory = open_private(parent, name, self._above)
         self._open.append(directory)
         return directory
 
@@ -114,9 +138,17 @@ class Records:
             record = None
         if not isinstance(record, dict) or not _is_record(record):
             raise StorageError(
-                f"the record {STATE_DIRECTORY}/records/{name}.json is damaged: look at it, then remove it"
+                f"the record {self.path}/records/{name}.json is damaged: look at it, then remove it"
             )
         return record
+
+    def check_owner(self, record: Record, name: str, record_id: str) -> None:
+        """Refuse (StorageError) a directory that belongs to another username."""
+        if record["name"] != name:
+            raise StorageError(
+                f"this directory is recorded as that of the user {printable(record['name'])}; if it changed hands, "
+                f"remove {self.path}/records/{record_id}.json"
+            )
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -129,23 +161,17 @@ class State(Records):
 
     records: int
 
-    def __init__(self, root: int, path: str) -> None:
-        self._open = []
-        self._path = path
-        try:
-            state = self._enter(root, STATE_DIRECTORY)
-            self.stage, self.locks, self.records, self.cache = (
-                self._enter(state, name) for name in ("stage", "locks", "records", "cache")
-            )
-        except BaseException:
-            self.close()
-            raise
+    def _open_all(self, above: int, name: str) -> None:
+        self.top = state = self._enter(above, name)
+        self.stage, self.locks, self.records, self.cache = (
+            self._enter(state, each) for each in ("stage", "locks", "records", "cache")
+        )
 
     def _enter(self, parent: int, name: str) -> int:
         # To make a name in the storage root waits for everybody who lists that. Nobody lists what is ours, and there
         # the attempt finds out at once whether the disk takes writes at all.
         made = False
-        if name != STATE_DIRECTORY or not exists(parent, name):
+        if self._open or not exists(parent, name):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o700, dir_fd=parent)
                 made = True
@@ -178,7 +204,7 @@ class State(Records):
         why = discard(self.stage, left, int(stage.split("-")[1]), SWEEP_SECONDS)
         if why is None:
             return []
-        return [f"something is left in {STATE_DIRECTORY}/stage/{left}: {why}; the next run tries again"]
+        return [f"something is left in {self.path}/stage/{left}: {why}; the next run tries again"]
 
     def sweep(self) -> None:
         """Remove the stages that a killed run left behind: those whose lock is free. What is left has to wait."""
@@ -206,22 +232,13 @@ def _is_record(record: Record) -> bool:
     return all(isinstance(part, dict) for part in parts)
 
 
-def check_owner_name(record: Record, name: str, record_id: str) -> None:
-    """Refuse (StorageError) a directory that belongs to another username."""
-    if record["name"] != name:
-        raise StorageError(
-            f"this directory is recorded as that of the user {printable(record['name'])}; if it changed hands, "
-            f"remove {STATE_DIRECTORY}/records/{record_id}.json below the storage root"
-        )
-
-
 def open_private(parent: int, name: str, path: str) -> int:
-    """Open a directory that must be this process's alone, below the storage root at ``path``."""
+    """Open a directory that must be this process's alone, below the storage root or ``records_dir`` at ``path``."""
     try:
         directory = os.open(name, DIRECTORY, dir_fd=parent)
     except NotADirectoryError:
         raise StorageError(
-            f"{name}, below the storage root, is not a directory: somebody put it there"
+            f"{name}, below {printable(path)}, is not a directory: somebody put it there"
         ) from None
     status = os.fstat(directory)
     if status.st_uid != os.geteuid() or status.st_mode & 0o077:
@@ -231,7 +248,7 @@ def open_private(parent: int, name: str, path: str) -> int:
         raise StorageError(
             sentence(kind, path, mount, status)
             if kind
-            else f"{name}, below the storage root, must belong to uid {os.geteuid()} with mode 0700 (it has uid "
+            else f"{name}, below {printable(path)}, must belong to uid {os.geteuid()} with mode 0700 (it has uid "
             f"{status.st_uid}, mode {status.st_mode & 0o7777:04o}): it holds the state of ansible_bootstrap"
         )
     return directory

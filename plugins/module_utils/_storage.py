@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ from dataclasses import dataclass
 from ._as_user import NO_LIMIT, Answer, Patience, Task, run_all
 from ._descriptors import DIRECTORY, NAMES, held
 from ._errors import LeftAloneError, StorageError, printable
-from ._files import enter, kind, open_parent, open_root
-from ._mounts import is_of_user, refuse_what_takes_no_records, refuse_what_takes_nothing
-from ._names import carries
-from ._state import Records, State, identity
+from ._files import enter, exists, kind, open_parent, open_records_dir, open_root, sync
+from ._mounts import is_of_user, mount_id, refuse_what_takes_no_records, refuse_what_takes_nothing
+from ._names import STATE_DIRECTORY, carries, check_roots
+from ._state import Records, State, identity, state_name
 from ._ways import judge
 
 _ABOVE = 5.0
@@ -25,11 +26,33 @@ _ABOVE = 5.0
 
 
 @dataclass(frozen=True)
+class Roots:
+    """The storage roots of a batch; ``plugins/doc_fragments/batch.py`` documents the fields."""
+
+    root: str
+    roots: tuple[str, ...] = ()
+    records_dir: str = ""
+    work_as: int | None = None
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All of them; UserRefusedError if one is no good path, or lies in another, or has the records in it."""
+        every = (self.root, *self.roots)
+        return check_roots(every, self.records_dir) if self.roots or self.records_dir else every
+
+
+@dataclass(frozen=True)
 class Home:
-    """One directory and whose it is or shall be."""
+    """One directory and whose it is or shall be.
+
+    Attributes:
+        root: the storage root that it lies below.
+        parts: the path's components from there.
+    """
 
     name: str
     directory: str
+    root: str
     parts: tuple[str, ...]
     uid: int
     gid: int
@@ -46,12 +69,13 @@ class Home:
 
 
 class Storage:
-    """The storage root and our state in it, open for one batch.
+    """One storage root and our state in it, open for one batch.
 
     Args:
         root: its path.
         check: read only.
         patience: with the slowest of the batch's users.
+        records_dir: where our state is, in a directory named after the root, if it is not in the root.
 
     Attributes:
         fetched: how many sources a web server has sent for the batch.
@@ -60,18 +84,38 @@ class Storage:
         StorageError: the root cannot be used (:func:`open_root`), or the state is not ours alone.
     """
 
-    def __init__(self, root: str, *, check: bool, patience: Patience = NO_LIMIT) -> None:
+    def __init__(
+        self, root: str, *, check: bool, patience: Patience = NO_LIMIT, records_dir: str = ""
+    ) -> None:
         self.check = check
         self.patience = patience
         self.fetched = 0
         self.path = root
         self.root = open_root(root)
+        self._above = self.root
         try:
-            refuse_what_takes_no_records(self.root, root)
-            self.records = Records(self.root, root) if check else State(self.root, root)
+            name = STATE_DIRECTORY
+            if records_dir:
+                self._above, name = open_records_dir(records_dir), state_name(root)
+                if not exists(self._above, name):
+                    self._refuse_to_forget(records_dir, name)
+            refuse_what_takes_no_records(self._above, records_dir or root, name)
+            self.records = (Records if check else State)(self._above, records_dir or root, name)
         except BaseException:
-            os.close(self.root)
+            self._close_top()
             raise
+
+    def _refuse_to_forget(self, records_dir: str, name: str) -> None:
+        """Refuse (StorageError) to begin without the records that are in the root."""
+        with contextlib.suppress(OSError):
+            os.stat(f"{STATE_DIRECTORY}/records", dir_fd=self.root)
+            old, new = (
+                printable(shlex.quote(path))
+                for path in (f"{self.path}/{STATE_DIRECTORY}", f"{records_dir}/{name}")
+            )
+            raise StorageError(
+                f"the records of {printable(self.path)} are not in records_dir yet: `mv {old} {new}`"
+            )
 
     @property
     def state(self) -> State:
@@ -83,6 +127,21 @@ class Storage:
     def check_room(self) -> None:
         """Refuse (StorageError) to make homes in a root that takes none; our records may be on a mount of their own."""
         refuse_what_takes_nothing(self.root, self.path)
+
+    def check_moves(self) -> None:
+        """Refuse (StorageError) to make homes where none could be moved to its place: rename(2) leaves no mount."""
+        top = self._above if self.records.top is None else self.records.top
+        if mount_id(top) != mount_id(self.root):
+            raise StorageError(
+                f"no new home can be made: that is done in {self.records.path} and moved to its place in one step, and "
+                f"{printable(self.path)} is on another mount; have the home made before its user starts, or set "
+                "records_dir to a directory on the mount of the storage root"
+            )
+
+    def sync(self) -> None:
+        """Bring the records and what was made in the root onto the disk; OSError if it may not be safe there."""
+        for directory in {os.fstat(each).st_dev: each for each in (self.root, self.state.records)}.values():
+            sync(directory)
 
     def open_home(self, home: Home) -> int | None:
         """Open the directory in a home's place, whosever it is; None if there is nothing.
@@ -197,4 +256,8 @@ class Storage:
     def close(self) -> None:
         """Close all descriptors."""
         self.records.close()
-        os.close(self.root)
+        self._close_top()
+
+    def _close_top(self) -> None:
+        for descriptor in {self.root, self._above}:
+            os.close(descriptor)

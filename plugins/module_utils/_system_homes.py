@@ -38,12 +38,12 @@ from . import _acls, _batch
 from ._batch import Claim
 from ._descriptors import DIRECTORY, held, opened
 from ._errors import StorageError, printable
-from ._files import open_parent, rename_directory, sync
+from ._files import open_parent, rename_directory
 from ._mkhomedir_helper import Options, find_helper, open_skeleton, run_helper
-from ._names import STATE_DIRECTORY, UserRefusedError
+from ._names import UserRefusedError
 from ._partial_homes import is_partial, lacks_only_its_owner, other_than_skeleton
 from ._report import Report
-from ._storage import Home, Storage
+from ._storage import Home, Roots, Storage
 from ._users import system_user
 
 SETTLED = 60.0
@@ -51,7 +51,7 @@ SETTLED = 60.0
 
 
 def ensure(
-    users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
+    users: list[Any], root: str | Roots, uid_min: int, options: Options, *, check: bool, patience: float = 0
 ) -> Report:
     """Have a home made for every user of the batch; see the module ``mkhomedir``."""
     return _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
@@ -74,6 +74,7 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
                 if state != "present":
                     if state not in ("finished", "worked"):
                         _check_acl(storage, claim.home, mode)
+                        storage.check_moves()  # what a killed helper leaves is moved away
                     making.append((claim, state))
                 elif _began(claim):
                     ready.append(claim)
@@ -84,7 +85,7 @@ def _work(options: Options, storage: Storage, claims: list[Claim]) -> None:
                 claim.made(mode, over=state != "absent")
         elif making or ready:
             ready += _make(storage, making, helper, skeleton, options)
-            sync(storage.root)
+            storage.sync()
             for claim in ready:
                 with claim.alone():
                     claim.notes += _drop_taken(storage, claim.home, skeleton)
@@ -102,7 +103,7 @@ def _make(
         with claim.alone():
             # What was done to a home that is gone does not count for the new one.
             claim.save(storage, {"mkhomedir": {"began": True}})
-    sync(storage.root)  # else a power cut could leave a partial home and forget that we had begun
+    storage.sync()  # else a power cut could leave a partial home and forget that we had begun
     for claim, state in making:
         if claim.error is not None:
             continue
@@ -252,7 +253,7 @@ def _clear(storage: Storage, claim: Claim, state: str, skeleton: int) -> None:
             raise StorageError(f"{printable(home.directory)} is not empty any more: left as it is") from None
         if error.errno in (errno.EBUSY, errno.EXDEV):
             raise StorageError(
-                f"{printable(home.directory)} is a mounted file system, or on another one than the storage root: "
+                f"{printable(home.directory)} is a mounted file system, or on another mount than {storage.state.path}: "
                 "unmount it, or give it to the user with chown"
             ) from None
         raise
@@ -301,7 +302,7 @@ def _drop_taken(storage: Storage, home: Home, skeleton: int) -> list[str]:
     os.rename(f"{home.stage}-taken", kept, src_dir_fd=storage.state.stage, dst_dir_fd=storage.state.stage)
     return [
         f"its user has worked in the half-made home that was replaced ({other}): that is in "
-        f"{STATE_DIRECTORY}/stage/{kept}/home; give its user what is theirs, and remove it"
+        f"{storage.state.path}/stage/{kept}/home; give its user what is theirs, and remove it"
     ]
 
 

@@ -33,7 +33,7 @@ from ._names import STATE_DIRECTORY
 from ._placing import Found, Placing, drop, look_at, reveal, stage
 from ._report import Report
 from ._sources import Source, check_path, parse_sources
-from ._storage import Storage
+from ._storage import Roots, Storage
 from ._worker import NOWHERE, at
 
 
@@ -86,7 +86,7 @@ class _Job:
 
 
 def place(
-    users: list[Any], root: str, uid_min: int, options: Options, *, check: bool, patience: float = 0
+    users: list[Any], root: str | Roots, uid_min: int, options: Options, *, check: bool, patience: float = 0
 ) -> Report:
     """Give every user of the batch the tutorials they did not get yet; see the module ``tutorials``."""
     return _batch.run(users, root, uid_min, partial(_work, options), check=check, patience=patience)
@@ -269,20 +269,20 @@ def _sync(storage: Storage, jobs: list[_Job], *, elsewhere: bool = False) -> Non
         jobs: in whose homes the stages are.
         elsewhere: only homes on another file system than the records, whose order the journal does not keep.
     """
-    root = os.fstat(storage.root).st_dev
-    systems: dict[int, tuple[int, int]] = {root: (storage.state.stage, NOWHERE)}
+    ours = os.fstat(storage.state.records).st_dev
+    systems: dict[int, tuple[int, int]] = {ours: (storage.state.records, NOWHERE)}
     for job in jobs:
         if job.wanted and job.claim.error is None:
             systems.setdefault(job.device, (job.home, job.claim.place))
     if elsewhere:
-        del systems[root]
+        del systems[ours]
     for device, (directory, place) in systems.items():
         try:
             at(place)
             sync(directory)
         except OSError as error:
-            # Without the records, which are on the root's file system, nothing is safe.
-            unsafe = [job for job in jobs if device in (root, job.device)]
+            # Without the records nothing is safe.
+            unsafe = [job for job in jobs if device in (ours, job.device)]
             _fail(unsafe, explain(error))
             for job in unsafe:
                 job.claim.drafted = None

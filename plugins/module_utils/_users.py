@@ -42,7 +42,12 @@ _NOBODY = 65534
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """The admin's word on where directories lie and whose they are."""
+    """The admin's word on where directories lie and whose they are.
+
+    Attributes:
+        root: the storage root of users without a directory of their own.
+        roots: further storage roots.
+    """
 
     root: str
     uid: int | str = "nss"
@@ -50,6 +55,12 @@ class Policy:
     uid_min: int = 1000
     uid_max: int = 2**32 - 2
     gid_min: int = 100
+    roots: tuple[str, ...] = ()
+
+    @property
+    def all_roots(self) -> tuple[str, ...]:
+        """All storage roots."""
+        return (self.root, *self.roots)
 
 
 def parse_user(raw: object) -> dict[str, Any]:
@@ -85,9 +96,9 @@ def resolve_user(user: dict[str, Any], policy: Policy) -> dict[str, Any]:
         UserRefusedError: the owner is unknown, out of bounds, or not the one the policy says.
     """
     uid, gid, home = _owner(user, policy)
-    directory = user["directory"] or _default_directory(user["name"], home, policy.root)
+    directory = user["directory"] or _default_directory(user["name"], home, policy)
     for each in (directory, *user["also"]):
-        _names.below(policy.root, each)
+        _names.below(policy.all_roots, each)
     return {**user, "directory": directory, "uid": uid, "gid": gid}
 
 
@@ -155,16 +166,16 @@ def system_user(name: str) -> pwd.struct_passwd | None:
     return entry
 
 
-def _default_directory(name: str, home: str | None, root: str) -> str:
-    """A system user's home if it lies below the root, else a component of our own."""
+def _default_directory(name: str, home: str | None, policy: Policy) -> str:
+    """A system user's home if it lies below a storage root, else a component of our own."""
     if home:
         try:
-            _names.below(root, _names.check_directory(home))
+            _names.below(policy.all_roots, _names.check_directory(home))
         except _names.NameRefusedError:
             pass
         else:
             return home
-    return f"{root.rstrip('/')}/{_names.component(name)}"
+    return f"{policy.root.rstrip('/')}/{_names.component(name)}"
 
 
 def _optional(check: Callable[[object], Any], value: object) -> Any:

@@ -28,9 +28,14 @@ options:
     elements: raw
     default: []
   root:
-    description: Directory below which all users' directories lie.
+    description: Directory below which users' directories lie.
     type: str
     required: true
+  roots:
+    description: Further storage roots beside it, of which none lies in another.
+    type: list
+    elements: str
+    default: []
   uid:
     description: A uid, C(nss) for the system user of that name, or C(request) for what the record says.
     type: raw
@@ -111,6 +116,7 @@ def main() -> None:
             "users": {"type": "list", "elements": "raw", "default": []},
             "roles": {"type": "list", "elements": "raw", "default": []},
             "root": {"type": "str", "required": True},
+            "roots": {"type": "list", "elements": "str", "default": []},
             "uid": {"type": "raw", "default": "nss"},
             "gid": {"type": "raw"},
             "uid_min": {"type": "int", "default": 1000},
@@ -122,7 +128,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     policy = _users.Policy(
-        **{field: module.params[field] for field in ("root", "uid", "gid", "uid_min", "uid_max", "gid_min")}
+        **{field: module.params[field] for field in ("root", "uid", "gid", "uid_min", "uid_max", "gid_min")},
+        roots=tuple(module.params["roots"]),
     )
     users, failures = _users.resolve_users(module.params["users"], policy)
     module.exit_json(changed=False, users=users, failures=failures)

@@ -16,9 +16,21 @@ description:
   - Never fails because of what it finds.
 options:
   root:
-    description: Directory below which all users' directories lie.
+    description: Directory below which users' directories lie.
     type: str
     required: true
+  roots:
+    description: Further storage roots beside it.
+    type: list
+    elements: str
+    default: []
+  records_dir:
+    description: Directory in which records and locks are kept, if that is not the storage root.
+    type: str
+    default: ""
+  work_as:
+    description: The uid that all is done as, if it is not the one that Ansible works as.
+    type: int
   uid:
     description: The uid of all users, if it is one. Anything else means a uid that is nobody's.
     type: raw
@@ -49,7 +61,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 about:
-  description: What was seen, as C(python), C(account), C(kind), C(filesystem), C(owner) and C(mode).
+  description:
+    - What was seen, as C(python), C(account), C(kind), C(filesystem), C(owner) and C(mode); and by the path of each
+      further root all of this in one line.
   type: dict
   returned: always
 findings:
@@ -70,6 +84,9 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "str", "required": True},
+            "roots": {"type": "list", "elements": "str", "default": []},
+            "records_dir": {"type": "str", "default": ""},
+            "work_as": {"type": "int"},
             "uid": {"type": "raw"},
             "gid": {"type": "raw"},
             "storage_host": {"type": "str", "default": "localhost"},
@@ -77,7 +94,15 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    said = _probe.probe(given["root"], _number(given["uid"]), _number(given["gid"]), check=module.check_mode)
+    roots = (given["root"], *given["roots"])
+    said = _probe.probe_all(
+        roots,
+        _number(given["uid"]),
+        _number(given["gid"]),
+        check=module.check_mode,
+        records_dir=given["records_dir"],
+        work_as=given["work_as"],
+    )
     module.exit_json(changed=False, **said)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from ansible_bootstrap.storage import _homes, _probe, _tutorials
+from ansible_bootstrap.storage import _cleanup, _homes, _probe, _scripts, _state, _system_homes, _tutorials
+from ansible_bootstrap.storage._mkhomedir_helper import Options
+from ansible_bootstrap.storage._storage import Roots
 from tests.faults.conftest import mounted
 from tests.unit.storage.conftest import MakeUser
 
@@ -44,15 +47,23 @@ def bindfs(root: Path, needs: Callable[..., None]) -> Iterator[Callable[..., Non
         yield mount
 
 
-def user_dir(user: dict[str, Any], root: Path, *, check: bool = False) -> dict[str, Any]:
-    return _homes.ensure([user], str(root), 1000, _homes.Options(), check=check).users[0]
+@pytest.fixture
+def records(root: Path) -> Path:
+    made = root.parent / "records"
+    made.mkdir(mode=0o700)
+    return made
+
+
+def user_dir(user: dict[str, Any], root: Path | Roots, *, check: bool = False) -> dict[str, Any]:
+    roots = root if isinstance(root, Roots) else Roots(str(root))
+    return _homes.ensure([user], roots, 1000, _homes.Options(), check=check).users[0]
 
 
 @pytest.mark.parametrize(
     ("options", "kind", "says"),
     [
         (SQUASHED_ROOT, "root squashed", "no_root_squash"),
-        (SQUASHED_ALL, "all squashed", f"set uid to {UID}, and ansible_become_user"),
+        (SQUASHED_ALL, "all squashed", f"set work_as and uid to {UID}, and gid to {UID}"),
         (NO_OWNERS, "no owners", "mount it with the options uid=N,gid=N"),
         (OWNED_BY_THE_MOUNT, "no owners", "mount it with the options uid=N,gid=N"),
         ((), "plain", ""),
@@ -106,6 +117,89 @@ def test_where_all_are_squashed_no_chown_is_advised_without_the_way_that_helps(
     assert not as_user(UID, lambda: user_dir(alice, root))["changed"]
 
 
+def test_a_root_that_squashes_all_is_served_as_its_own_uid_from_the_first_name_on(
+    root: Path, bindfs: Callable[..., None], make_user: MakeUser
+) -> None:
+    skeleton, course, script = root.parent / "skel", root.parent / "course", root.parent / "script"
+    for directory in (skeleton, course):
+        directory.mkdir()
+        (directory / "a.csv").touch()
+    script.write_text("#!/bin/sh\nid -u >ran; id -G >>ran\n")
+    script.chmod(0o755)
+    os.chown(root, UID, UID)
+    root.chmod(0o700)
+    bindfs(*SQUASHED_ALL)
+    roots = Roots(str(root), (), "", UID)
+    users = [
+        make_user("alice", uid=UID, gid=UID, also=[str(root / "alice/work"), str(root / "data/alice")]),
+        make_user("bob", uid=UID, gid=UID),
+    ]
+    home, tutorial = _homes.Options("0750", str(skeleton)), [{"name": "course", "path": str(course)}]
+    roles: list[Callable[[bool], Any]] = [
+        lambda check: _homes.ensure(users, roots, 1000, home, check=check),
+        lambda check: _tutorials.place(users, roots, 1000, _tutorials.Options(tutorial), check=check),
+        lambda check: _scripts.run(users, roots, 1000, _scripts.Options(str(script)), check=check),
+        lambda check: _cleanup.clean(users, roots, 1000, ["course/a.csv"], 60, check=check),
+    ]
+    for role in roles:
+        for check, changed in ((True, True), (False, True), (True, False), (False, False)):
+            results = role(check).users
+            assert [(user["changed"], user["msg"], user["notes"]) for user in results] == [
+                (changed, "", [])
+            ] * 2
+    for name in ("alice", "bob"):
+        assert (root / name).stat().st_mode & 0o7777 == 0o750
+        assert (root / name / "ran").read_text() == f"{UID}\n{UID}\n"
+        assert sorted(os.listdir(root / name)) == sorted(
+            ["a.csv", "course", "ran"] + ["work"] * (name == "alice")
+        )
+    assert (root / "data/alice").is_dir()
+    assert _probe.probe(str(root), UID, UID, work_as=UID)["findings"] == []
+
+
+def test_another_uid_or_group_than_the_squashed_one_is_told_what_to_set(
+    root: Path, bindfs: Callable[..., None], make_user: MakeUser
+) -> None:
+    os.chown(root, UID, UID)
+    bindfs(*SQUASHED_ALL)
+    roots = Roots(str(root), (), "", UID)
+    stranger = user_dir(make_user("alice", uid=UID + 1, gid=UID), roots)
+    assert (
+        stranger["msg"]
+        == f"work_as is {UID}, so all is that uid's, and not uid {UID + 1}'s: set uid to it, too"
+    )
+    records = root.parent / "records"
+    records.mkdir(mode=0o700)
+    os.chown(records, UID, UID)
+    elsewhere = user_dir(make_user("dave", uid=UID, gid=UID), Roots(str(root), (), str(records), UID))
+    assert elsewhere["msg"].startswith("no new home can be made")
+    group = user_dir(make_user("bob", uid=UID, gid=UID + 1), roots)
+    assert group["msg"].endswith(f"and that cannot be changed: set gid to {UID}")
+    system = _homes.ensure(
+        [make_user("carol", uid=33, gid=33)],
+        Roots(str(root), (), "", 33),
+        1000,
+        _homes.Options(),
+        check=False,
+    )
+    assert "below uid_min" in system.users[0]["msg"]
+    assert sorted(os.listdir(root)) == [".ansible_bootstrap"]
+    assert os.listdir(root / ".ansible_bootstrap/stage") == []
+
+
+def test_what_needs_root_is_refused_where_all_is_done_as_another_uid(root: Path, make_user: MakeUser) -> None:
+    os.chown(root, UID, UID)
+    alice, roots = make_user("alice", uid=UID, gid=UID, home=True), Roots(str(root), (), "", UID)
+    script = root.parent / "script"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    as_root = _scripts.Options(str(script), as_root=True)
+    (said,) = _scripts.run([alice], roots, 1000, as_root, check=False).users
+    assert "script_as root needs root" in said["msg"]
+    (said,) = _system_homes.ensure([alice], roots, 1000, Options(), check=False).users
+    assert "mkhomedir_helper needs root" in said["msg"]
+
+
 def test_a_read_only_root_is_told_by_check_mode_too(root: Path, make_user: MakeUser) -> None:
     with mounted(root, "-t", "tmpfs", "-o", "ro,mode=755", "tmpfs"):
         for check in (True, False):
@@ -114,31 +208,136 @@ def test_a_read_only_root_is_told_by_check_mode_too(root: Path, make_user: MakeU
         assert _probe.probe(str(root), None, None)["about"]["kind"] == "read-only"
 
 
-def test_a_read_only_root_serves_homes_that_exist_where_our_records_are_mounted(
-    root: Path, make_user: MakeUser
+@pytest.mark.parametrize("way", ["records_dir", "a mount in the root"])
+def test_a_read_only_root_serves_homes_that_exist_where_our_records_are_elsewhere(
+    way: str, root: Path, records: Path, make_user: MakeUser
 ) -> None:
     alice, bob = make_user("alice", home=True), make_user("bob")
-    (root / ".ansible_bootstrap").mkdir(mode=0o700)
     (root / "course").mkdir()
     (root / "course/a.csv").write_text("1,2\n")
     with contextlib.ExitStack() as stack:
+        there = ""
+        if way == "records_dir":
+            there = str(records)
+        else:
+            (root / ".ansible_bootstrap").mkdir(mode=0o700)
         stack.enter_context(mounted(root, "--bind", str(root)))
         subprocess.run(["mount", "-o", "remount,bind,ro", str(root)], check=True)
-        stack.enter_context(mounted(root / ".ansible_bootstrap", "-t", "tmpfs", "-o", "mode=700", "tmpfs"))
+        if not there:
+            options = ("-t", "tmpfs", "-o", "mode=700", "tmpfs")
+            stack.enter_context(mounted(root / ".ansible_bootstrap", *options))
         stack.enter_context(
             mounted(root / "alice", "-t", "tmpfs", "-o", f"mode=755,uid={UID},gid={UID}", "tmpfs")
         )
-        answer = _probe.probe(str(root), None, None)
+        answer = _probe.probe(str(root), None, None, records_dir=there)
         assert answer["about"]["kind"] == "records elsewhere", answer
         assert answer["findings"][0]["level"] == "warning"
-        source = {"name": "course", "path": str(root / "course")}
-        for check in (True, False):
-            assert not user_dir(alice, root, check=check)["failed"]
-            assert "the file system is read-only" in user_dir(bob, root, check=check)["msg"]
-            options = _tutorials.Options([source])
-            (tutored,) = _tutorials.place([alice], str(root), 1000, options, check=check).users
-            assert tutored["changed"] and not tutored["failed"], tutored
+        roots = Roots(str(root), (), there)
+        tutorials = _tutorials.Options([{"name": "course", "path": str(root / "course")}])
+        for check, changed in ((True, True), (False, True), (False, False)):
+            assert not user_dir(alice, roots, check=check)["failed"]
+            assert "the file system is read-only" in user_dir(bob, roots, check=check)["msg"]
+            (tutored,) = _tutorials.place([alice], roots, 1000, tutorials, check=check).users
+            assert (tutored["changed"], tutored["msg"]) == (changed, "")
         assert (root / "alice/course/a.csv").exists()
+        (cleaned,) = _cleanup.clean([alice], roots, 1000, ["course/*.csv"], 60, check=False).users
+        assert cleaned["changed"] and not (root / "alice/course/a.csv").exists()
+        (tutored,) = _tutorials.place([alice], roots, 1000, tutorials, check=False).users
+        assert not tutored["changed"], "what was recorded counts"
+    assert sorted(os.listdir(root)) == sorted(
+        ["alice", "course"] + [".ansible_bootstrap"] * (way != "records_dir")
+    )
+
+
+def test_where_records_are_on_another_mount_no_home_is_made_and_none_is_left_half(
+    root: Path, records: Path, make_user: MakeUser
+) -> None:
+    roots = Roots(str(root), (), str(records))
+    alice, bob, carol = make_user("alice"), make_user("bob", home=True), make_user("carol")
+    (root / "carol").mkdir()  # as Docker leaves it
+    with mounted(records, "-t", "tmpfs", "-o", "mode=700", "tmpfs"):
+        before = sorted(os.listdir(root))
+        for check in (True, False):
+            results = _homes.ensure([alice, bob, carol], roots, 1000, _homes.Options(), check=check).users
+            assert [user["failed"] for user in results] == [True, False, True]
+            for user in (results[0], results[2]):
+                assert user["msg"].startswith(f"no new home can be made: that is done in {records}/")
+                assert "set records_dir to a directory on the mount of the storage root" in user["msg"]
+            assert sorted(os.listdir(root)) == before
+            assert (root / "carol").stat().st_uid == 0
+        assert [path.name for path in records.glob("*/stage/*")] == []
+        answer = _probe.probe(str(root), None, None, records_dir=str(records))
+        assert answer["about"]["kind"] == "records elsewhere"
+    assert user_dir(alice, roots)["changed"], "on the mount of the root they are made"
+    answer = _probe.probe(str(root), None, None, records_dir=str(records))
+    assert (answer["about"]["kind"], answer["findings"]) == ("plain", [])
+
+
+def test_what_a_user_gets_is_synced_before_records_on_another_file_system_count(
+    root: Path, records: Path, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure in between would leave a record of what is not there."""
+    alice = make_user("alice", home=True)
+    (root / "course").mkdir()
+    script = root.parent / "script"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    log = root.parent / "log"
+
+    def logged(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(directory: int, *rest: Any) -> Any:
+            with log.open("a") as file:
+                file.write(f"{real.__name__} {os.fstat(directory).st_dev}\n")
+            return real(directory, *rest)
+
+        return call
+
+    for module in (_tutorials, _scripts):
+        monkeypatch.setattr(module, "sync", logged(module.sync))
+    monkeypatch.setattr(_state, "put_draft", logged(_state.put_draft))
+    with mounted(records, "-t", "tmpfs", "-o", "mode=700", "tmpfs"):
+        roots, here, there = Roots(str(root), (), str(records)), root.stat().st_dev, records.stat().st_dev
+        tutorials = _tutorials.Options([{"name": "course", "path": str(root / "course")}])
+        roles: list[Callable[[], Any]] = [
+            lambda: _tutorials.place([alice], roots, 1000, tutorials, check=False),
+            lambda: _scripts.run([alice], roots, 1000, _scripts.Options(str(script)), check=False),
+        ]
+        for role in roles:
+            log.unlink(missing_ok=True)
+            assert role().users[0]["changed"]
+            lines = log.read_text().splitlines()
+            last = len(lines) - 1 - lines[::-1].index(f"put_draft {there}")
+            assert {f"sync {here}", f"sync {there}"} <= set(lines[:last])
+
+
+@pytest.mark.parametrize("state", ["missing", "partial"])
+def test_mkhomedir_makes_no_home_whose_half_it_could_not_take_away(
+    state: str, root: Path, records: Path, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roots, alice = Roots(str(root), (), str(records)), make_user("alice")
+    account = pwd.struct_passwd(
+        ("alice", "x", alice["uid"], alice["gid"], "", str(root / "alice"), "/bin/sh")
+    )
+    monkeypatch.setattr(_system_homes, "system_user", lambda name: account)
+    monkeypatch.setattr(_system_homes, "SETTLED", 0)
+    if state == "partial":
+        (root / "alice").mkdir(mode=0o700)
+    with mounted(records, "-t", "tmpfs", "-o", "mode=700", "tmpfs"):
+        for check in (True, False):
+            (result,) = _system_homes.ensure([alice], roots, 1000, Options(), check=check).users
+            assert result["msg"].startswith("no new home can be made")
+    assert (root / "alice").exists() == (state == "partial")
+
+
+def test_a_home_on_a_mount_below_the_root_is_told_with_both_places(root: Path, make_user: MakeUser) -> None:
+    (root / "big").mkdir()
+    alice = make_user("alice", directory=str(root / "big/alice"))
+    with mounted(root / "big", "-t", "tmpfs", "-o", "mode=755", "tmpfs"):
+        said = user_dir(alice, root)["msg"]
+        assert said.startswith(
+            f"{root}/big/alice is on another mount than {root}/.ansible_bootstrap, from where"
+        )
+        assert os.listdir(root / "big") == []
 
 
 @pytest.fixture

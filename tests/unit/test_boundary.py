@@ -100,6 +100,32 @@ def test_what_another_owns_is_named_and_the_command_mends_it(site: Path, name: s
     assert found(site) == []
 
 
+def test_each_storage_root_and_the_place_of_the_records_is_looked_at(site: Path) -> None:
+    places = {
+        "storage_root": f"{site}/home",
+        "storage_roots": [f"{site}/data"],
+        "records_dir": f"{site}/records",
+    }
+    for name in ("home", "data/.ansible_bootstrap", "records"):
+        (site / name).mkdir(parents=True)
+    assert found(site, **places) == []
+    for name in ("home", "data", "data/.ansible_bootstrap", "records"):
+        (site / name).chmod(0o777)
+        assert [finding.what for finding in found(site, **places)] == [f"{site}/{name}"]
+        (site / name).chmod(0o755)
+
+
+@pytest.mark.root
+def test_a_storage_root_may_be_the_uids_that_all_is_done_as_and_the_way_to_it_may_not(site: Path) -> None:
+    (site / "above/nfs").mkdir(parents=True)
+    os.chown(site / "above/nfs", 2000, 2000)
+    squashed = {"storage_root": f"{site}/above/nfs", "uid": 2000, "gid": 2000}
+    assert [finding.what for finding in found(site, **squashed)] == [f"{site}/above/nfs"]
+    assert found(site, **squashed, work_as=2000) == []
+    os.chown(site / "above", 2000, 2000)
+    assert [finding.what for finding in found(site, **squashed, work_as=2000)] == [f"{site}/above"]
+
+
 def test_links_are_followed_to_what_they_lead_through(site: Path) -> None:
     away = site / "away"
     away.mkdir(mode=0o755)

@@ -318,6 +318,12 @@ def in_a_container(hub: Hub) -> None:
     hub.mounts("/ overlay", "/elsewhere ext4")
 
 
+def in_a_container_with_one_root_mounted(hub: Hub) -> None:
+    (hub.directory / "system/.dockerenv").touch()
+    hub.has(storage_roots=["/opt/data"])
+    hub.mounts("/ overlay", f"{hub.directory} ext4")
+
+
 def in_a_pod(hub: Hub) -> None:
     (hub.directory / "system/proc/1").mkdir()
     (hub.directory / "system/proc/1/cgroup").write_text("0::/kubepods/pod1\n")
@@ -391,6 +397,7 @@ BROKEN: list[tuple[Callable[[Hub], None], str, str, str, str]] = [
     (an_older_other_side, "storage", "error", "malformed request: operation", ""),
     (a_squashed_root, "storage", "error", "root is squashed here", "no_root_squash"),
     (in_a_container, "container", "error", "is not a mount", "docker run -v"),
+    (in_a_container_with_one_root_mounted, "container", "error", "/opt/data is not a mount", ""),
     (in_a_pod, "container", "error", "is not a mount", ""),
     (
         unknown_spawner,

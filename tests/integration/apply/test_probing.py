@@ -43,6 +43,18 @@ def test_nothing_is_said_of_a_root_that_serves_and_nothing_is_left(
     assert list(site.root.iterdir()) == []
 
 
+def test_each_storage_root_is_probed(site: Site, apply_program: ApplyProgram) -> None:
+    data = site.path / "data"
+    data.mkdir()
+    settings = site.settings(storage_roots=[str(data)])
+    event, said = probe(apply_program, settings=settings)
+    assert said == "" and event["about"][str(data)].startswith("kind plain, ")
+    data.rmdir()
+    event, said = probe(apply_program, settings=settings)
+    assert event["about"]["kind"] == "plain"
+    assert f"storage root {data} does not exist on this host" in said
+
+
 @pytest.mark.parametrize(
     "user", [{"storage_host": "all"}, {"ansible_connection": "ssh"}, {"name": "{{ x }}"}]
 )
@@ -108,10 +120,45 @@ def test_a_python_that_is_too_old_is_named_with_the_one_that_is_needed(
 
 
 @pytest.mark.root
+def test_a_read_only_root_is_served_with_the_records_elsewhere(
+    open_site: Site, apply_program: ApplyProgram, needs: Any
+) -> None:
+    """As the probe advises."""
+    needs(root=True, programs=("unshare",))
+    root, records = open_site.root, open_site.path / "records"
+    records.mkdir(mode=0o700)
+    for place in (root / "alice", open_site.path / "course"):
+        place.mkdir()
+    (open_site.path / "course/a.csv").touch()
+    (root / "alice/old").touch()
+    home = f"mount -t tmpfs -o mode=755,uid={UID},gid={UID} tmpfs {root}/alice"
+    script = f'mount --bind {root} {root} && mount -o remount,bind,ro {root} && {home} && exec "$@"'
+    prefix = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh")
+    tutorial = {"tutorials_sources": [{"name": "course", "path": str(open_site.path / "course")}]}
+    settings = {
+        "storage_root": str(root),
+        "uid": UID,
+        "gid": UID,
+        "roles": ["user_dir", "tutorials"],
+        "extra_vars": tutorial,
+    }
+    event, said = probe(apply_program, settings=settings, prefix=prefix)
+    assert event["about"]["kind"] == "read-only" and "set records_dir to a directory of this host" in said
+    settings["records_dir"] = str(records)
+    event, said = probe(apply_program, settings=settings, prefix=prefix)
+    assert event["about"]["kind"] == "records elsewhere" and event["findings"][0]["level"] == "warning"
+    answer = apply_program(["alice", "bob"], settings=settings, prefix=prefix)
+    assert answer.ok == {"alice"}, answer
+    assert answer.outcomes["alice"]["changed"] == ["tutorials"]
+    assert "read-only" in answer.outcomes["bob"]["message"]
+    assert len(list(records.glob("*/records/*.json"))) == 1
+
+
+@pytest.mark.root
 def test_an_export_that_squashes_all_is_served_as_its_own_uid(
     open_site: Site, apply_program: ApplyProgram, needs: Any
 ) -> None:
-    """As the probe advises: the module becomes the account of that uid, and needs no chown."""
+    """As the probe advises, or with a module that becomes the account of that uid: neither needs a chown."""
     needs(root=True, programs=("bindfs", "sudo", "unshare"))
     open_site.path.chmod(0o755)
     os.chown(open_site.root, UID, UID)
@@ -126,7 +173,14 @@ def test_an_export_that_squashes_all_is_served_as_its_own_uid(
     wanted = {"storage_root": str(open_site.root), "uid": UID, "gid": UID}
     _, said = probe(apply_program, settings=wanted, prefix=prefix)
     assert f"all accounts are squashed on {open_site.root} (fuse)" in said
-    assert f"set uid to {UID}, and ansible_become_user" in said
+    assert f"set work_as and uid to {UID}, and gid to {UID}" in said
+
+    event, said = probe(apply_program, settings={**wanted, "work_as": UID}, prefix=prefix)
+    assert said == "" and event["about"]["account"] == str(UID)
+    for changed in (["user_dir"], []):
+        answer = apply_program(["bob"], settings={**wanted, "work_as": UID}, prefix=prefix)
+        assert answer.ok == {"bob"}, answer
+        assert answer.outcomes["bob"]["changed"] == changed
 
     settings = {**wanted, "inventory": str(open_site.path / "hosts.yml")}
     event, said = probe(apply_program, "t1", settings=settings, prefix=prefix)

@@ -74,6 +74,47 @@ def test_with_ansible_alone(site: Site, playbook: Any) -> None:
     assert {"alice", "alice/gpu", "work/alice"} < set(_everything(site.root))
 
 
+def test_home_and_further_directory_below_different_storage_roots(
+    site: Site, apply_program: Any, playbook: Any
+) -> None:
+    """As ``/home`` and ``/opt/data``; one of the two may be missing."""
+    data = site.path / "data"
+    data.mkdir()
+    users = [
+        {"name": "alice", "also": [f"{data}/alice"]},
+        {"name": "bob", "directory": f"{data}/bob"},
+        "carol",
+    ]
+    settings = site.settings(
+        storage_roots=[str(data)], roles=["user_dir", "tutorials"], extra_vars=_course(site)
+    )
+    for check, changed in (
+        (True, ["user_dir", "tutorials"]),
+        (False, ["user_dir", "tutorials"]),
+        (False, []),
+    ):
+        answer = apply_program(users, settings=settings, check=check)
+        assert answer.status == 0, answer
+        assert all(outcome["changed"] == changed for outcome in answer.outcomes.values())
+    homes = {"alice", "carol"}, {"bob"}
+    for place, names, more in zip((site.root, data), homes, (set(), {"alice"}), strict=True):
+        courses = {f"{name}/course{file}" for name in names for file in ("", "/01.ipynb")}
+        assert _everything(place) == dict.fromkeys(names | courses | more, OWNER)
+    play = playbook(
+        bootstrap_roots=str(data), bootstrap_batch=[{"name": "dave", "directory": f"{data}/dave"}]
+    )
+    assert (play.status, play.changed) == (0, 1), play.output
+
+    data.rename(site.path / "gone")
+    answer = apply_program([*users, "erin"], settings=settings)
+    assert answer.ok == {"carol", "erin"}
+    assert f"storage root {data} does not exist" in answer.outcomes["bob"]["message"]
+    play = playbook(bootstrap_roots=[f"{site.root}/in"], bootstrap_batch=[{"name": "frank"}])
+    assert play.status != 0
+    assert f"{site.root}/in lies in {site.root}" in " ".join(play.output.split())
+    assert not (site.root / "frank").exists()
+
+
 def test_what_is_not_below_the_storage_root_is_named_with_both_paths_and_the_setting(
     site: Site, apply_program: Any
 ) -> None:

@@ -157,6 +157,19 @@ async def test_all_volumes_of_the_user_are_prepared_the_one_at_the_notebook_dire
         assert set(place.also) == {told["/home/jovyan/work"], told["/srv"]}
 
 
+@pytest.mark.parametrize("home", ["/home", "/opt/data"])
+async def test_mounts_below_any_storage_root_are_the_users(home: str) -> None:
+    other = {"/home": "/opt/data", "/opt/data": "/home"}[home]
+    volumes = {
+        f"{home}/{{username}}": "/home/jovyan",
+        f"{other}/{{username}}": "/data",
+        "/srv/{username}": "/srv",
+    }
+    asked = spawner(Docker, "red", volumes=volumes | {f"{other}/home/red": "/red"})
+    place = await resolve(asked, settings(storage_root="/home", storage_roots=["/opt/data"]))
+    assert (place.directory, place.also) == (f"{home}/red", (f"{other}/red",))
+
+
 async def test_servers_of_one_user_that_share_the_home_but_nothing_else_are_two_pieces_of_work() -> None:
     volumes = {f"{ROOT}/{{username}}": "/home/jovyan", f"{ROOT}/data/{{username}}/{{servername}}": "/data"}
     places = [

@@ -83,7 +83,7 @@ def test_a_server_that_lets_root_write_nothing_is_told_by_a_look(
     try:
         assert _mounts.kind_by_look(directory) == kind
         with pytest.raises(StorageError) as refusal:
-            _mounts.refuse_what_takes_no_records(directory, str(root))
+            _mounts.refuse_what_takes_no_records(directory, str(root), _names.STATE_DIRECTORY)
         assert _mounts.sentence(kind, str(root), mount(filesystem), root.stat()) == str(refusal.value)
     finally:
         os.close(directory)

@@ -183,7 +183,7 @@ def test_two_homes_that_do_not_answer_are_taken_for_the_storage(root: Path, make
         results = _ensure(root, *users)
     assert all(user["hangs"] for user in results)
     assert "this directory does not answer" in results[0]["msg"]
-    assert all("the storage does not answer" in user["msg"] for user in results[1:])
+    assert all(f"the storage {root} does not answer" in user["msg"] for user in results[1:])
     assert not any(user["failed"] for user in _ensure(root, *users))
 
 
@@ -200,7 +200,9 @@ def test_a_frozen_disk_is_told_to_everybody_and_thawed_it_is_as_ever(
                 "reading is possible"
             )
             results = _ensure(root, *users)
-            assert all(user["hangs"] and "the storage does not answer" in user["msg"] for user in results)
+            assert all(
+                user["hangs"] and f"the storage {root} does not answer" in user["msg"] for user in results
+            )
         results = _ensure(root, *users)
         assert [(user["failed"], user["changed"]) for user in results] == [
             (False, False),
