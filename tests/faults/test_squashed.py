@@ -103,6 +103,23 @@ def test_state_of_nobodys_is_a_squashed_root_for_check_mode_too(
         assert "root is squashed" in user_dir(make_user("alice"), root, check=check)["msg"]
 
 
+def test_homes_on_a_squashed_root_are_served_with_the_records_elsewhere(
+    root: Path, records: Path, bindfs: Callable[..., None], make_user: MakeUser
+) -> None:
+    alice, bob = make_user("alice", home=True), make_user("bob")
+    (root / "alice/old").touch()
+    os.chown(root / "alice/old", alice["uid"], alice["gid"])
+    bindfs(*SQUASHED_ROOT)
+    roots = Roots(str(root), (), str(records))
+    for check in (True, False):
+        results = _homes.ensure([alice, bob], roots, 1000, _homes.Options(), check=check).users
+        assert results[0]["msg"] == "" and results[1]["msg"].startswith("no new home can be made")
+        (cleaned,) = _cleanup.clean([alice], roots, 1000, ["old"], 60, check=check).users
+        assert cleaned["changed"] and not cleaned["failed"], cleaned
+    assert os.listdir(root) == ["alice"] and os.listdir(root / "alice") == []
+    assert len(list(records.glob("*/records/*.json"))) == 1
+
+
 def test_where_all_are_squashed_no_chown_is_advised_without_the_way_that_helps(
     root: Path, bindfs: Callable[..., None], make_user: MakeUser, as_user: Callable[..., Any]
 ) -> None:
