@@ -23,7 +23,7 @@ from ansible_bootstrap.hub.failure import log_name, one_line, shown, why
 from ansible_bootstrap.hub.person import check_person
 from ansible_bootstrap.hub.progress import ProgressLog
 from ansible_bootstrap.place import Place
-from ansible_bootstrap.places.resolve import resolve
+from ansible_bootstrap.places.resolve import check_container, resolve
 from ansible_bootstrap.protocol import Outcome
 from ansible_bootstrap.state.moves import where
 
@@ -46,6 +46,8 @@ class Spawn:
     begun: bool = False
     ready: float | None = None
     """When the storage was ready, by ``time.monotonic``."""
+    checked: bool = False
+    """Whether the server mounts what was prepared."""
 
 
 def spawn_of(spawner: Any) -> Spawn:
@@ -130,17 +132,20 @@ async def bootstrap_if_moved(spawner: Any) -> None:
 async def check_mounted(spawner: Any) -> None:
     """Fail the start of a server that mounts another directory than was prepared.
 
-    What a spawner's own ``start`` sets is not known to a hook.
+    What a spawner's own ``start`` sets is not known to a hook, nor with which mounts a container was made that is kept.
 
     Raises:
         BootstrapError: the log names both directories.
     """
     spawn = spawn_of(spawner)
-    if spawn.place is None:
+    if spawn.place is None or spawn.checked:
         return
     try:
         async with asyncio.timeout(MOUNTED_SECONDS):
             moved = await _moved(spawner, spawn.place)
+            if moved is None:
+                await check_container(spawner, spawn.place)
+                spawn.checked = True
     except (UnresolvedError, RefusedError) as error:  # Before the start the spawner had another answer.
         spawn.ready = None
         raise shown(spawner, error) from None

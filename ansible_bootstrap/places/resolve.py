@@ -89,6 +89,17 @@ async def resolve(spawner: Any, config: AnsibleBootstrap | None = None) -> Place
     return checked(await identified(replace(place, **said), spawner, config), config)
 
 
+async def check_container(spawner: Any, place: Place) -> None:
+    """Ask the container that was made for the server, where there is one, whether it mounts the place.
+
+    Raises:
+        UnresolvedError: it has other mounts; the details say how to get rid of it.
+    """
+    while (family := _family(spawner)).wraps:
+        spawner = await family.starting(spawner)
+    await family.check_container(spawner, {place.directory or "", *place.also})
+
+
 async def unasked(spawner: Any, config: AnsibleBootstrap) -> Place:
     """Return what is known of a user without a question to the spawner: a name, the settings' ids and host.
 
