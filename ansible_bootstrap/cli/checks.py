@@ -33,7 +33,7 @@ from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
 from ansible_bootstrap.fingerprints import short_name
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.offline import Detached
-from ansible_bootstrap.places.resolve import is_known
+from ansible_bootstrap.places.resolve import objection
 from ansible_bootstrap.protocol import Described, Event, Finding, Operation, Outcome, Probed, Request
 from ansible_bootstrap.settings import ApplySettings, make_settings
 from ansible_bootstrap.state.directory import ensure_state_dir
@@ -285,10 +285,9 @@ def _container(site: Site) -> Found:
 
 
 async def _users(site: Site) -> FoundLater:
-    if site.settings.place is None and not is_known(site.spawner_class):
+    if problem := objection(site.spawner_class, site.settings.place):
         site.skipped.add("known users")
-        what = f"{site.about['spawner']} is a spawner of an unknown class, so no server will start"
-        yield _error(what, "set c.AnsibleBootstrap.place: docs/places.md")
+        yield problem
         return
     under, ledger = site.settings.place_digest(), site.ledger
     remembered = RosterPlaces(site.settings, lambda name: ledger.places(name, under) if ledger else ())

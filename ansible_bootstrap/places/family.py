@@ -94,6 +94,8 @@ class Family:
     """Fills in a template as the spawner would. Raises LookupError or ValueError."""
     starting: Callable[[Any], Awaitable[Any]] = _itself
     """Returns the spawner as it will be once it has applied the user's options, as a copy where that changes it."""
+    volumes: bool = False
+    """Whether ``c.AnsibleBootstrap.place`` may say where its volumes are."""
     wraps: bool = False
     """Whether ``starting`` returns another spawner, which is to be asked instead."""
     choices: Callable[[Any], Awaitable[list[dict[str, Any]]]] = _no_choice

@@ -94,6 +94,7 @@ KUBE: Final = Family(
     render=_expand,
     starting=_starting,
     choices=_profiles,
+    volumes=True,
 )
 
 

@@ -26,6 +26,7 @@ from ansible_bootstrap.places.identity import identified
 from ansible_bootstrap.places.kube import KUBE
 from ansible_bootstrap.places.system import BATCH, LOCAL, SIMPLE, SYSTEMD, TLJH
 from ansible_bootstrap.places.wrap import WRAP
+from ansible_bootstrap.protocol import Finding
 from ansible_bootstrap.storage._names import NameRefusedError, check_hub_name
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ async def resolve(spawner: Any, config: AnsibleBootstrap | None = None) -> Place
     place = await unasked(spawner, config)
     said = await _said(config.place, spawner)
     volumes = said.pop("volumes", {})
+    if volumes and (problem := objection(type(spawner), {"volumes": volumes})):
+        raise UnresolvedError(f"{problem.what}: {problem.mend}")
     if not callable(config.place) or not {"directory", "uid", "gid"} <= set(said):
         with _explained(spawner):
             family, asked = await _starting(spawner)
@@ -228,9 +231,16 @@ async def _unknown(spawner: Any, storage: Storage) -> list[str]:
 UNKNOWN: Final = Family(where=_unknown)
 
 
-def is_known(spawner_class: type) -> bool:
-    """Whether spawners of this class can be asked."""
-    return _family_of(spawner_class) is not UNKNOWN
+def objection(spawner_class: type, place: Any) -> Finding | None:
+    """Return why no server of this class can start with this setting ``c.AnsibleBootstrap.place``, if that is so."""
+    family, name = _family_of(spawner_class), f"{spawner_class.__module__}.{spawner_class.__qualname__}"
+    if place is None and family is UNKNOWN:
+        what = f"{name} is a spawner of an unknown class, so no server will start"
+        return Finding(level="error", what=what, mend="set c.AnsibleBootstrap.place (docs/places.md)")
+    if isinstance(place, Mapping) and place.get("volumes") and not family.volumes:
+        what = f"c.AnsibleBootstrap.place has volumes, which {name} does not have, so no server will start"
+        return Finding(level="error", what=what, mend="they are for KubeSpawner: name the directory instead")
+    return None
 
 
 def _family(spawner: Any) -> Family:

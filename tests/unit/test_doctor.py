@@ -333,6 +333,10 @@ def unknown_spawner(hub: Hub) -> None:
     del hub.settings["uid"], hub.settings["gid"]
 
 
+def volumes_of_no_pod(hub: Hub) -> None:
+    hub.has(place={"volumes": {"home": "/volumes/home"}})
+
+
 def named_volume(hub: Hub) -> None:
     hub.has("c.DockerSpawner.volumes = {'jupyterhub-{username}': '/home/jovyan'}")
 
@@ -399,6 +403,7 @@ BROKEN: list[tuple[Callable[[Hub], None], str, str, str, str]] = [
         "YarnSpawner is a spawner of an unknown class",
         "AnsibleBootstrap.place",
     ),
+    (volumes_of_no_pod, "users", "error", "place has volumes, which ", "for KubeSpawner"),
     (named_volume, "users", "error", "unresolved", ""),
     (claim_of_each_user, "users", "error", "unresolved", ""),
     (

@@ -46,6 +46,10 @@ UNKNOWN = """
 from jupyterhub.spawner import Spawner
 c.JupyterHub.spawner_class = type("Own", (Spawner,), dict.fromkeys(("start", "stop", "poll"), lambda self: None))
 """
+VOLUMES = """
+c.JupyterHub.spawner_class = "simple"
+c.AnsibleBootstrap.place = {"volumes": {"home": "/volumes/home"}}
+"""
 FILE = """
 c.JupyterHub.spawner_class = "simple"
 (path / "part.py").write_text("from ansible_bootstrap import setup\\nc = get_config()\\nsetup(c)")
@@ -139,6 +143,15 @@ async def test_one_line_says_what_will_be_done(begin: Callable[..., RunningHub])
     assert "unknown class" not in hub.log
 
 
-async def test_a_spawner_of_an_unknown_class_is_named_at_the_start(begin: Callable[..., RunningHub]) -> None:
-    hub = begin(more=UNKNOWN)
-    assert "Own is a spawner of an unknown class, so no server will start" in hub.log
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (UNKNOWN, "Own is a spawner of an unknown class, so no server will start"),
+        (VOLUMES, "place has volumes, which jupyterhub.spawner.SimpleLocalProcessSpawner does not have"),
+    ],
+    ids=["class", "volumes"],
+)
+async def test_what_lets_no_server_start_is_named_at_the_start(
+    begin: Callable[..., RunningHub], more: str, said: str
+) -> None:
+    assert said in begin(more=more).log
