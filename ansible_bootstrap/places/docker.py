@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ansible_bootstrap.errors import UnreachableError, UnresolvedError
 from ansible_bootstrap.places.family import SETTING, Family, Storage, account, copied, evaluated, looked_up
-from ansible_bootstrap.places.mounts import Mount, below_root, choose, of_the_user
+from ansible_bootstrap.places.mounts import Mount, below_root, choose, of_the_user, written
 
 if TYPE_CHECKING:
     from ansible_bootstrap.place import Place
@@ -157,14 +157,16 @@ async def _service_mounts(spawner: Any) -> list[Mount]:
 
 def _marked(spawner: Any, mounts: list[Mount], templates: Any = None) -> list[Mount]:
     """Mark those that are made of a template with a field of the user's."""
-    sources = [
-        *spawner.volumes,
-        *(mount.get("source") for mount in spawner.mounts),
-    ]  # Swarm's are made of its volumes
+    # Swarm's mounts are made of its volumes.
+    sources = [*spawner.volumes, *(mount.get("source") or "" for mount in spawner.mounts)]
     own = of_the_user(sources, lambda text: str(spawner.format_volume_name(text, spawner)))
-    binds = of_the_user(templates, lambda text: _text(_render(spawner, text)))
-    own |= {text.partition(":")[0] for text in binds}
-    return [replace(mount, own=mount.source in own) for mount in mounts]
+    sources = [_text(bind).partition(":")[0] for bind in (templates or {}).get("binds") or ()]
+    sources += [_text(mount.get("Source") or "") for mount in (templates or {}).get("mounts") or ()]
+    own |= of_the_user(sources, lambda text: _text(_render(spawner, text)))
+    fixed = written(spawner)
+    return [
+        replace(mount, own=mount.source in own, fixed=mount.source.rstrip("/") in fixed) for mount in mounts
+    ]
 
 
 async def _tell_missing(spawner: Any, mounts: list[Mount], found: list[str], storage: Storage) -> None:

@@ -195,6 +195,21 @@ async def test_a_pod_that_is_left_is_deleted_by_kubespawner_so_its_mounts_are_th
     assert await asked._make_create_pod_request(pod, 10)
 
 
+TEAMS = {"name": "teams", "nfs": {"server": "nfs1", "path": f"{ROOT}/teams"}}
+
+
+async def test_a_teams_directory_is_not_given_to_the_user_who_is_called_like_the_team() -> None:
+    team = {"name": "teams", "mountPath": "/team", "subPath": "red"}
+    place = await resolve(pod_of("red", volumes=(NFS, TEAMS), mounts=[mount("{username}"), team]), settings())
+    assert (place.directory, place.also) == (f"{ROOT}/red", ())
+    with pytest.raises(UnresolvedError, match="teams/red at /home/jovyan counts as shared by users"):
+        await resolve(pod_of("red", volumes=(TEAMS,), mounts=[{**team, "mountPath": HOME}]), settings())
+    claimed = {"name": "teams", "persistentVolumeClaim": {"claimName": "teams"}}
+    place_of_claim = settings(place={"volumes": {"teams": f"{ROOT}/teams"}})
+    with pytest.raises(UnresolvedError, match="counts as shared by users"):
+        await resolve(pod_of("red", volumes=(claimed,), mounts=[{**team, "mountPath": HOME}]), place_of_claim)
+
+
 async def test_extra_settings_replace_the_mounts() -> None:
     asked = pod_of(
         extra_container_config={"volumeMounts": [mount("fixed/alice")]},
