@@ -187,6 +187,7 @@ class AnsibleBootstrap(SingletonConfigurable):
         What happens to a known user whose storage would now be at another place, where there is no directory yet, while
         the old directory has files: ``refuse`` (default): no server starts until the directory is moved, the settings
         are set back, or ``ansible-bootstrap accept NAME`` lets the user begin anew. ``warn``: one line in the log.
+        Directories beside the home count only after a change of settings, for a profile may mount others.
         """,
     ).tag(config=True)
 

@@ -313,12 +313,12 @@ async def _users(site: Site) -> FoundLater:
 
 async def _moved(site: Site) -> FoundLater:
     """Known users who would get another place than the last one."""
-    moved = []
+    moved, under = [], site.settings.place_digest()
     if (ledger := site.ledger) is None:
         return
     async for record, said in _resolved(site, "comparing with the ledger", _known(site)):
         for entry in () if isinstance(said, Outcome) else said:
-            if (old := ledger.elsewhere(entry.place)) is not None:
+            if (old := ledger.elsewhere(entry.place, under)) is not None:
                 moved.append(f"{record['name']}: {where(old)} → {where(entry.place)}")
     if moved:
         users = "1 user" if len(moved) == 1 else f"{len(moved)} users"
