@@ -201,7 +201,8 @@ class AnsibleBootstrap(SingletonConfigurable):
         ``directory`` and ``account`` (templates), ``uid``, ``gid``, ``storage_host``, ``groups``, ``volumes``; or
         ``callable(spawner)`` that returns a Place or such a dict (its text is no template; it may be async, and it
         must not block, for it runs on the hub's event loop). Of what is left out, the spawner is asked, then the
-        settings. None: ask the spawner. docs/places.md has an example for each spawner. Default: None.
+        settings. None: ask the spawner. ``"nowhere"``, also as the answer of the function: nothing is prepared for
+        this user, and the server starts. docs/places.md has an example for each spawner. Default: None.
         """,
     ).tag(config=True)
 

@@ -300,7 +300,7 @@ async def _users(site: Site) -> FoundLater:
             last = await remembered.entries(1, record)
             answer = said if isinstance(last, Outcome) else last
         if isinstance(answer, Outcome):
-            failed.append(answer)
+            failed += [answer] * (answer.status == "failed")
             continue
         for place in (entry.place for entry in answer):
             made = f"{root}/{place.sent_name}" if root else None  # What the apply side makes of a name.

@@ -15,6 +15,7 @@ from ansible_bootstrap.errors import (
     AnsibleBootstrapError,
     ApplyError,
     DeadlineError,
+    NowhereError,
     RefusedError,
     UnresolvedError,
 )
@@ -35,6 +36,10 @@ MOUNTED_SECONDS: Final = 15.0
 
 EARLY_SECONDS: Final = 60.0
 """A server that dies so soon may have died because its storage is not what we think it is."""
+
+
+_nowhere: set[type] = set()
+"""Classes of which the log has said that nothing is prepared."""
 
 
 @dataclass
@@ -80,6 +85,9 @@ async def bootstrap(spawner: Any) -> None:
         if task is not None and task.cancelling():
             raise
         raise shown(spawner, ApplyError("cancelled from within")) from None
+    except NowhereError:
+        way = "nowhere"
+        _tell_nowhere(spawner)
     except TimeoutError:
         raise shown(spawner, DeadlineError("a step of the bootstrap timed out")) from None
     except AnsibleBootstrapError as error:
@@ -94,6 +102,16 @@ async def bootstrap(spawner: Any) -> None:
         spawn.progress.close()
         if core is not None:
             core.metrics.hook(way, time.monotonic() - began)
+
+
+def _tell_nowhere(spawner: Any) -> None:
+    if type(spawner) not in _nowhere:
+        _nowhere.add(type(spawner))
+        spawner.log.info(
+            "ansible_bootstrap: servers of %s start without a storage that is prepared, where c.AnsibleBootstrap.place "
+            'says "nowhere"; this is said once',
+            type(spawner).__name__,
+        )
 
 
 async def _make_ready(spawner: Any, core: Core, spawn: Spawn) -> str:
@@ -170,7 +188,10 @@ async def check_mounted(spawner: Any) -> None:
 
 async def _moved(spawner: Any, place: Place) -> Place | None:
     """Return the place that the spawner names now, if it is not this one."""
-    now = await resolve(spawner, core_of(spawner).config)
+    try:
+        now = await resolve(spawner, core_of(spawner).config)
+    except NowhereError:
+        return None
     same = (now.job_key, now.uid, now.gid) == (place.job_key, place.uid, place.gid)
     return None if same else now
 
@@ -216,6 +237,8 @@ async def _observe(spawner: Any, core: Core) -> None:
         place = await _resolved(spawner, core, deadline)
         await core.check_move(place)
         outcome = await _wait(core, place, ProgressLog(), deadline, {})
+    except NowhereError:
+        _tell_nowhere(spawner)
     except AnsibleBootstrapError as error:
         spawner.log.warning(
             "ansible_bootstrap: observed %s: would fail (%s): %s", name, error.reason, why(error)
@@ -271,6 +294,8 @@ async def stopped(spawner: Any) -> None:
         core.dispatcher.cleanup(place, partial(_is_in_use, core.users, spawner.user, place.name))
         if core.pending is not None:
             await core.pending.written(POST_STOP_SECONDS)  # A hub killed right after this still knows of it.
+    except NowhereError:
+        pass
     except Exception as error:
         spawner.log.warning("ansible_bootstrap: no clean-up for %s: %s", log_name(spawner), why(error))
 

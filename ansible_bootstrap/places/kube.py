@@ -174,7 +174,7 @@ def _why_not(spawner: Any, name: str, volume: Mapping[str, Any], source: str, ro
         return (
             f"the claim {claim!r} is a volume of this user's own, which only the cluster's pods can reach: nothing can "
             f"be prepared there. Mount one shared volume with subPath {{username}} and {example}; where storage "
-            "inside of pods is all that is meant, do without setup(c)"
+            "inside of pods is all that is meant, c.AnsibleBootstrap.place = 'nowhere'"
         )
     kind = f"claim {claim!r}" if claim else f"volume {name!r}"
     return f"the {kind} is the cluster's: say where it is on the storage host, {example}"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ansible_bootstrap.errors import AnsibleBootstrapError, RefusedError, UnresolvedError
+from ansible_bootstrap.errors import AnsibleBootstrapError, NowhereError, RefusedError, UnresolvedError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.docker import DOCKER, SWARM, SYSTEM_USER
 from ansible_bootstrap.places.family import SETTING, Family, Storage
@@ -50,6 +50,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
 TEMPLATES: Final = ("account", "directory")
 """Those fields of a dict in ``c.AnsibleBootstrap.place`` that the spawner fills in."""
 
+NOWHERE: Final = "nowhere"
+"""What ``c.AnsibleBootstrap.place`` says of users of whom the storage host has nothing."""
+
 PLACE_FIELDS: Final = ("account", "also", "directory", "gid", "groups", "storage_host", "uid", "volumes")
 """What a dict in ``c.AnsibleBootstrap.place`` may have."""
 
@@ -65,6 +68,7 @@ async def resolve(spawner: Any, config: AnsibleBootstrap | None = None) -> Place
         UnresolvedError: it cannot be told; the details name the setting to make.
         UnreachableError: the name service, which knows it, does not answer.
         RefusedError: the name, the path or the host is not acceptable.
+        NowhereError: the settings say that nothing is to be prepared.
     """
     if config is None:
         from ansible_bootstrap.config import AnsibleBootstrap  # noqa: PLC0415 - traitlets, which the apply program may lack
@@ -171,9 +175,11 @@ async def _said(setting: Any, spawner: Any) -> dict[str, Any]:
     """Return the fields that ``c.AnsibleBootstrap.place`` says; templates are not filled in."""
     if setting is None:
         return {}
+    answer = await _call("place", setting, spawner) if callable(setting) else setting
+    if answer == NOWHERE:
+        raise NowhereError
     if isinstance(setting, str):
         return {"directory": setting}
-    answer = await _call("place", setting, spawner) if callable(setting) else setting
     name = spawner.user.name
     if answer is None:
         return {}
@@ -187,7 +193,7 @@ async def _said(setting: Any, spawner: Any) -> dict[str, Any]:
         }
     if not isinstance(answer, Mapping):
         raise UnresolvedError(
-            f"c.AnsibleBootstrap.place returned {type(answer).__name__}; it returns a Place, a dict or None"
+            f"c.AnsibleBootstrap.place returned {type(answer).__name__}, not a Place, a dict, None or '{NOWHERE}'"
         )
     given = {key: value for key, value in answer.items() if value is not None}
     if not given.get("storage_host"):

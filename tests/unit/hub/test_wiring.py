@@ -362,6 +362,32 @@ async def test_each_start_is_counted_by_its_way(hub: Hub) -> None:
     assert after == {"run": 1, "known": 1, "failed": 0, "observed": 0}
 
 
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+async def test_where_nothing_is_to_be_prepared_the_server_starts_and_the_log_says_so_once(
+    hub: Hub, mode: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(spawns, "_nowhere", set())
+    hub.config.AnsibleBootstrap.update(
+        place=lambda spawner: "nowhere", mode=mode, cleanup_delay=0.0, at_login=True
+    )
+    before = metric("hook_duration_seconds_count", way="nowhere")
+    for _ in range(2):
+        spawner = await hub.start()
+        await until(lambda: not hub.core._background)
+        await spawns.bootstrap_if_moved(spawner)
+        spawns.note_place(spawner)
+        await spawns.check_mounted(spawner)
+        await spawns.stopped(spawner)
+        await spawns.stopped(hub.spawner())  # As after a restart of the hub.
+    assert await hub.log_in() == []
+    assert hub.runs == 0 and hub.apply.cleanups == []
+    assert metric("hook_duration_seconds_count", way="nowhere") - before == (2 if mode == "enforce" else 0)
+    said = [record for record in caplog.records if "start without a storage" in record.getMessage()]
+    assert len(said) == 1
+    assert all(record.levelno < logging.WARNING for record in caplog.records), caplog.text
+
+
 async def test_who_is_known_gets_a_run_all_the_same_while_something_of_theirs_is_under_way(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
