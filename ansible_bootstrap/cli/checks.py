@@ -29,17 +29,17 @@ from ansible_bootstrap.cli.roster import Record, shown
 from ansible_bootstrap.cli.roster_places import RosterEntry, RosterPlaces
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.dispatch.client import ApplyClient
-from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
+from ansible_bootstrap.errors import AnsibleBootstrapError
+from ansible_bootstrap.findings import ask, mount_of, outside_of_container, probe
 from ansible_bootstrap.fingerprints import short_name
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.offline import Detached
 from ansible_bootstrap.places.resolve import objection
-from ansible_bootstrap.protocol import Described, Event, Finding, Operation, Outcome, Probed, Request
+from ansible_bootstrap.protocol import Finding, Outcome
 from ansible_bootstrap.settings import ApplySettings, make_settings
 from ansible_bootstrap.state.directory import ensure_state_dir
 from ansible_bootstrap.state.ledger import FILE, Ledger
 from ansible_bootstrap.state.moves import where
-from ansible_bootstrap.storage._mounts import mounts
 from ansible_bootstrap.storage._plan import BUILT_IN_ROLES
 from ansible_bootstrap.threads import in_thread
 
@@ -57,15 +57,9 @@ KNOWN_USERS: Final = 20
 ALIKE: Final = 5
 """Up to so many users who fail have a finding each."""
 
-ASK_SECONDS: Final = 60.0
 FEW_SPAWNS: Final = 20
 
-SYSTEM: Final = Path("/")
-"""The root of the files that say what kind of machine this is."""
-
 _REMOTE: Final = re.compile(r"(nfs4?|cifs|smb3|ceph|lustre|gpfs|afs|9p|fuse\.(?!fuse-overlayfs).*)\Z")
-_CONTAINER: Final = re.compile("docker|containerd|kubepods|libpod")
-
 _LOG = logging.getLogger(__name__)
 
 Users = Callable[[AnsibleBootstrap], Sequence[Record]]
@@ -92,18 +86,6 @@ class Site:
     def apply_settings(self) -> ApplySettings | None:
         """The apply side's settings, where they are known here."""
         return make_settings(self.settings.apply_settings(), "") if self.settings.embedded else None
-
-    async def ask(self, operation: Operation, storage_host: str = "") -> Event:
-        """Return what the apply program says to ``describe`` or ``probe``."""
-        said: list[Event] = []
-        users = [{"name": "probe", "storage_host": storage_host}] if storage_host else []
-        request = Request(operation=operation, users=users)
-        run = await self.client.start(request, said.append, limit=ASK_SECONDS)
-        await run.finish()
-        for event in said:
-            if isinstance(event, Described | Probed):
-                return event
-        raise ApplyError(f"the apply program does not know {operation!r}: both sides need the same version")
 
 
 def _error(what: str, mend: str = "") -> Finding:
@@ -219,7 +201,7 @@ def _state_dir(site: Site) -> Found:
     site.skipped |= blocked  # The settings of an embedded apply program are written there.
     directory = str(ensure_state_dir(site.settings.state_dir))
     site.skipped -= blocked
-    _, kind = _mount(directory)
+    _, kind = mount_of(directory)
     if _REMOTE.match(kind):
         yield _warning(
             f"c.AnsibleBootstrap.state_dir {directory!r} is on {kind}: the hub waits for it at each spawn",
@@ -242,7 +224,7 @@ def _state_dir(site: Site) -> Found:
 
 async def _apply_program(site: Site) -> FoundLater:
     try:
-        await site.ask("describe")
+        await ask(site.client, "describe")
     except AnsibleBootstrapError as error:
         site.skipped.add("storage")
         by_hand = f"as the hub's account, `{shlex.join(site.settings.apply_command)} </dev/null`"
@@ -254,34 +236,15 @@ async def _storage(site: Site) -> FoundLater:
     fixed = site.settings.storage_host
     hosts = {place.storage_host for place in site.places} | (set() if callable(fixed) else {str(fixed)})
     for host in sorted(hosts):
-        try:
-            answer = await site.ask("probe", host)
-        except AnsibleBootstrapError as error:
-            yield _error(_at(host, error.details))
-            continue
-        if isinstance(answer, Probed):
-            site.about["hosts"][host] = answer.about
-            for finding in answer.findings:
-                yield finding.model_copy(update={"what": _at(host, finding.what)})
-
-
-def _at(host: str, what: str) -> str:
-    return what if host == "localhost" or what.startswith(host) else f"{host}: {what}"
+        found, about = await probe(site.client, host)
+        if about:
+            site.about["hosts"][host] = about
+        for finding in found:
+            yield finding
 
 
 def _container(site: Site) -> Found:
-    """Servers that run beside the hub's container mount the host's directories, not those in it."""
-    settings = site.apply_settings
-    names = {f"{cls.__module__}.{cls.__name__}" for cls in getattr(site.spawner_class, "__mro__", ())}
-    inside = "jupyterhub.spawner.LocalProcessSpawner" in names
-    if settings is None or site.settings.storage_host != "localhost" or inside or not _in_container():
-        return
-    if _mount(settings.storage_root)[0] == "/":
-        root = settings.storage_root
-        yield _error(
-            f"the hub runs in a container, and {root} is not a mount: what is prepared here is not on the host",
-            f"docker run -v {root}:{root} …",
-        )
+    yield from outside_of_container(site.settings, site.spawner_class)
 
 
 async def _users(site: Site) -> FoundLater:
@@ -369,22 +332,3 @@ CHECKS: Final[Mapping[str, Callable[[Site], Found | FoundLater]]] = {
     "known users": _moved,
     "storage": _storage,
 }
-
-
-# -- the machine -----------------------------------------------------------------------------------
-
-
-def _in_container() -> bool:
-    if any((SYSTEM / mark).exists() for mark in (".dockerenv", "run/.containerenv")):
-        return True
-    with contextlib.suppress(OSError):
-        return bool(_CONTAINER.search((SYSTEM / "proc/1/cgroup").read_text()))
-    return False
-
-
-def _mount(path: str) -> tuple[str, str]:
-    """Return the mount point that the path is below, and the type of its file system."""
-    real = f"{os.path.realpath(path)}/"
-    above = [mount for mount in reversed(mounts().values()) if real.startswith(f"{mount.point.rstrip('/')}/")]
-    mount = max(above, key=lambda mount: len(mount.point), default=None)  # Of two at one point, the later.
-    return (mount.point, mount.filesystem) if mount else ("/", "")

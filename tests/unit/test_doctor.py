@@ -19,6 +19,7 @@ from typing import Any
 import kubespawner.spawner
 import pytest
 
+from ansible_bootstrap import findings
 from ansible_bootstrap.cli import checks
 from ansible_bootstrap.cli import main as cli
 from ansible_bootstrap.cli.init import SPAWNERS
@@ -55,7 +56,7 @@ class Hub:
         self.apply = [sys.executable, "-S", str(directory / "apply.py")]
         monkeypatch.setattr(AnsibleBootstrap, "apply_argv", lambda config: self._argv(config))
         monkeypatch.setattr("ansible_bootstrap.hub.install._running_hub", lambda: None)
-        monkeypatch.setattr(checks, "SYSTEM", directory / "system")
+        monkeypatch.setattr(findings, "SYSTEM", directory / "system")
         self.mounts("/ ext4")
         self.says()
         self.settings = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_fakes import FakeApply
+from hub_fakes import FakeApply, until
 from hub_process import RunningHub
 
 ORDER = """
@@ -141,6 +141,21 @@ async def test_one_line_says_what_will_be_done(begin: Callable[..., RunningHub])
     (line,) = [line for line in hub.log.splitlines() if "ansible_bootstrap 0." in line]
     assert "mode enforce, places from SimpleLocalProcessSpawner" in line and sys.executable in line
     assert "unknown class" not in hub.log
+
+
+async def test_what_the_probe_of_the_storage_host_finds_is_said_once_the_hub_is_up(
+    begin: Callable[..., RunningHub], own: FakeApply
+) -> None:
+    own.do(findings=[{"level": "error", "what": "root is squashed here", "mend": "no_root_squash"}])
+    hub = begin(more='c.AnsibleBootstrap.storage_host = "localhost"')
+    await until(lambda: "root is squashed here" in hub.log)
+    async with hub.api() as api:
+        await api.create("alice")
+        assert (await api.spawn("alice")).status_code == 201
+    (line,) = [line for line in hub.log.splitlines() if "squashed" in line]
+    assert line.startswith("[E ") and line.endswith(
+        "ansible_bootstrap: root is squashed here: no_root_squash"
+    )
 
 
 @pytest.mark.parametrize(
