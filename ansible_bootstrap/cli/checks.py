@@ -274,16 +274,21 @@ async def _users(site: Site) -> FoundLater:
         yield _error(f"{len(failed[ALIKE:])} more users have no place", "name them, to see why")
 
 
-async def _moved(site: Site) -> FoundLater:
-    """Known users who would get another place than the last one."""
-    moved, under = [], site.settings.place_digest()
-    if (ledger := site.ledger) is None:
-        return
+async def moved_users(site: Site) -> list[str]:
+    """Return the known users who would get another place than the last one, each with both."""
+    moved: list[str] = []
+    under, ledger = site.settings.place_digest(), site.ledger
+    if ledger is None:
+        return moved
     async for record, said in _resolved(site, "comparing with the ledger", _known(site)):
         for entry in () if isinstance(said, Outcome) else said:
             if (old := ledger.elsewhere(entry.place, under)) is not None:
                 moved.append(f"{record['name']}: {where(old)} → {where(entry.place)}")
-    if moved:
+    return moved
+
+
+async def _moved(site: Site) -> FoundLater:
+    if moved := await moved_users(site):
         users = "1 user" if len(moved) == 1 else f"{len(moved)} users"
         yield _warning(
             f"{users} would get another directory than they have: {', '.join(moved[:3])}{', …' * bool(moved[3:])}",
