@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .errors import AnsibleBootstrapError as AnsibleBootstrapError
     from .errors import ApplyError as ApplyError
     from .errors import DeadlineError as DeadlineError
+    from .errors import NowhereError as NowhereError
     from .errors import RefusedError as RefusedError
     from .errors import RoleFailedError as RoleFailedError
     from .errors import SettingsError as SettingsError
@@ -35,6 +36,7 @@ _HOME = {
     "ApplyError": "errors",
     "BootstrapError": "hub",
     "DeadlineError": "errors",
+    "NowhereError": "errors",
     "Place": "place",
     "RefusedError": "errors",
     "RoleFailedError": "errors",

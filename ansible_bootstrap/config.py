@@ -187,6 +187,7 @@ class AnsibleBootstrap(SingletonConfigurable):
         What happens to a known user whose storage would now be at another place, where there is no directory yet, while
         the old directory has files: ``refuse`` (default): no server starts until the directory is moved, the settings
         are set back, or ``ansible-bootstrap accept NAME`` lets the user begin anew. ``warn``: one line in the log.
+        Directories beside the home count only after a change of settings, for a profile may mount others.
         """,
     ).tag(config=True)
 
@@ -200,7 +201,8 @@ class AnsibleBootstrap(SingletonConfigurable):
         ``directory`` and ``account`` (templates), ``uid``, ``gid``, ``storage_host``, ``groups``, ``volumes``; or
         ``callable(spawner)`` that returns a Place or such a dict (its text is no template; it may be async, and it
         must not block, for it runs on the hub's event loop). Of what is left out, the spawner is asked, then the
-        settings. None: ask the spawner. docs/places.md leads to an example for each spawner. Default: None.
+        settings. None: ask the spawner. ``"nowhere"``, also as the answer of the function: nothing is prepared for
+        this user, and the server starts. docs/places.md leads to an example for each spawner. Default: None.
         """,
     ).tag(config=True)
 

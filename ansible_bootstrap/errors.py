@@ -98,6 +98,13 @@ BY_REASON: Final[dict[str, type[AnsibleBootstrapError]]] = {
 """The class that stands for each reason of an outcome."""
 
 
+class NowhereError(Exception):
+    """Nothing is to be prepared for this user, by the admin's word; no failure, so none of the tree above."""
+
+    def __init__(self) -> None:
+        super().__init__('c.AnsibleBootstrap.place says "nowhere": nothing is prepared for this user')
+
+
 def reason_for_log(error: Exception) -> str:
     """Return what an admin should read of it."""
     details = error.details if isinstance(error, AnsibleBootstrapError) else ""

@@ -30,17 +30,17 @@ from ansible_bootstrap.cli.roster import Record, shown
 from ansible_bootstrap.cli.roster_places import RosterEntry, RosterPlaces
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.dispatch.client import ASK_DOCTOR, ApplyClient
-from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
+from ansible_bootstrap.errors import AnsibleBootstrapError
+from ansible_bootstrap.findings import ask, mount_of, outside_of_container, probe
 from ansible_bootstrap.fingerprints import short_name
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.offline import Detached
-from ansible_bootstrap.places.resolve import is_known
-from ansible_bootstrap.protocol import Described, Event, Finding, Operation, Outcome, Probed, Request
+from ansible_bootstrap.places.resolve import objection
+from ansible_bootstrap.protocol import Finding, Outcome
 from ansible_bootstrap.settings import ApplySettings, make_settings
 from ansible_bootstrap.state.directory import ensure_state_dir
 from ansible_bootstrap.state.ledger import FILE, Ledger
 from ansible_bootstrap.state.moves import where
-from ansible_bootstrap.storage._mounts import mounts
 from ansible_bootstrap.storage._plan import BUILT_IN_ROLES
 from ansible_bootstrap.threads import in_thread
 
@@ -58,15 +58,9 @@ KNOWN_USERS: Final = 20
 ALIKE: Final = 5
 """Up to so many users who fail have a finding each."""
 
-ASK_SECONDS: Final = 60.0
 FEW_SPAWNS: Final = 20
 
-SYSTEM: Final = Path("/")
-"""The root of the files that say what kind of machine this is."""
-
 _REMOTE: Final = re.compile(r"(nfs4?|cifs|smb3|ceph|lustre|gpfs|afs|9p|fuse\.(?!fuse-overlayfs).*)\Z")
-_CONTAINER: Final = re.compile("docker|containerd|kubepods|libpod")
-
 _LOG = logging.getLogger(__name__)
 
 Users = Callable[[AnsibleBootstrap], Sequence[Record]]
@@ -93,18 +87,6 @@ class Site:
     def apply_settings(self) -> ApplySettings | None:
         """The apply side's settings, where they are known here."""
         return make_settings(self.settings.apply_settings(), "") if self.settings.embedded else None
-
-    async def ask(self, operation: Operation, storage_host: str = "") -> Event:
-        """Return what the apply program says to ``describe`` or ``probe``."""
-        said: list[Event] = []
-        users = [{"name": "probe", "storage_host": storage_host}] if storage_host else []
-        request = Request(operation=operation, users=users)
-        run = await self.client.start(request, said.append, limit=ASK_SECONDS)
-        await run.finish()
-        for event in said:
-            if isinstance(event, Described | Probed):
-                return event
-        raise ApplyError(f"the apply program does not know {operation!r}: both sides need the same version")
 
 
 def _error(what: str, mend: str = "") -> Finding:
@@ -220,7 +202,7 @@ def _state_dir(site: Site) -> Found:
     site.skipped |= blocked  # The settings of an embedded apply program are written there.
     directory = str(ensure_state_dir(site.settings.state_dir))
     site.skipped -= blocked
-    _, kind = _mount(directory)
+    _, kind = mount_of(directory)
     if _REMOTE.match(kind):
         yield _warning(
             f"c.AnsibleBootstrap.state_dir {directory!r} is on {kind}: the hub waits for it at each spawn",
@@ -243,7 +225,7 @@ def _state_dir(site: Site) -> Found:
 
 async def _apply_program(site: Site) -> FoundLater:
     try:
-        await site.ask("describe")
+        await ask(site.client, "describe")
     except AnsibleBootstrapError as error:
         site.skipped.add("storage")
         said = error.details.removesuffix(ASK_DOCTOR)
@@ -255,44 +237,21 @@ async def _storage(site: Site) -> FoundLater:
     fixed = site.settings.storage_host
     hosts = {place.storage_host for place in site.places} | (set() if callable(fixed) else {str(fixed)})
     for host in sorted(hosts):
-        try:
-            answer = await site.ask("probe", host)
-        except AnsibleBootstrapError as error:
-            yield _error(_at(host, error.details))
-            continue
-        if isinstance(answer, Probed):
-            site.about["hosts"][host] = answer.about
-            for finding in answer.findings:
-                yield finding.model_copy(update={"what": _at(host, finding.what)})
-
-
-def _at(host: str, what: str) -> str:
-    return what if host == "localhost" or what.startswith(host) else f"{host}: {what}"
+        found, about = await probe(site.client, host)
+        if about:
+            site.about["hosts"][host] = about
+        for finding in found:
+            yield finding
 
 
 def _container(site: Site) -> Found:
-    """Servers that run beside the hub's container mount the host's directories, not those in it."""
-    settings = site.apply_settings
-    names = {f"{cls.__module__}.{cls.__name__}" for cls in getattr(site.spawner_class, "__mro__", ())}
-    inside = names & {
-        "jupyterhub.spawner.LocalProcessSpawner",
-        "systemdspawner.systemdspawner.SystemdSpawner",
-    }
-    if settings is None or site.settings.storage_host != "localhost" or inside or not _in_container():
-        return
-    for root in (*site.settings.roots(), *filter(None, (settings.records_dir,))):
-        if _mount(root)[0] == "/":
-            yield _error(
-                f"the hub runs in a container, and {root} is not a mount: what is prepared here is not on the host",
-                f"docker run -v {root}:{root} …",
-            )
+    yield from outside_of_container(site.settings, site.spawner_class)
 
 
 async def _users(site: Site) -> FoundLater:
-    if site.settings.place is None and not is_known(site.spawner_class):
+    if problem := objection(site.spawner_class, site.settings.place):
         site.skipped.add("known users")
-        what = f"{site.about['spawner']} is a spawner of an unknown class, so no server will start"
-        yield _error(what, "set c.AnsibleBootstrap.place: docs/places.md")
+        yield problem
         return
     under, ledger = site.settings.place_digest(), site.ledger
     remembered = RosterPlaces(site.settings, lambda name: ledger.places(name, under) if ledger else ())
@@ -305,7 +264,7 @@ async def _users(site: Site) -> FoundLater:
             last = await remembered.entries(1, record)
             answer = said if isinstance(last, Outcome) else last
         if isinstance(answer, Outcome):
-            failed.append(answer)
+            failed += [answer] * (answer.status == "failed")
             continue
         for place in (entry.place for entry in answer):
             made = f"{root}/{place.sent_name}" if root else None  # What the apply side makes of a name.
@@ -316,16 +275,21 @@ async def _users(site: Site) -> FoundLater:
         yield _error(f"{len(failed[ALIKE:])} more users have no place", "name them, to see why")
 
 
-async def _moved(site: Site) -> FoundLater:
-    """Known users who would get another place than the last one."""
-    moved = []
-    if (ledger := site.ledger) is None:
-        return
+async def moved_users(site: Site) -> list[str]:
+    """Return the known users who would get another place than the last one, each with both."""
+    moved: list[str] = []
+    under, ledger = site.settings.place_digest(), site.ledger
+    if ledger is None:
+        return moved
     async for record, said in _resolved(site, "comparing with the ledger", _known(site)):
         for entry in () if isinstance(said, Outcome) else said:
-            if (old := ledger.elsewhere(entry.place)) is not None:
+            if (old := ledger.elsewhere(entry.place, under)) is not None:
                 moved.append(f"{record['name']}: {where(old)} → {where(entry.place)}")
-    if moved:
+    return moved
+
+
+async def _moved(site: Site) -> FoundLater:
+    if moved := await moved_users(site):
         users = "1 user" if len(moved) == 1 else f"{len(moved)} users"
         yield _warning(
             f"{users} would get another directory than they have: {', '.join(moved[:3])}{', …' * bool(moved[3:])}",
@@ -375,22 +339,3 @@ CHECKS: Final[Mapping[str, Callable[[Site], Found | FoundLater]]] = {
     "known users": _moved,
     "storage": _storage,
 }
-
-
-# -- the machine -----------------------------------------------------------------------------------
-
-
-def _in_container() -> bool:
-    if any((SYSTEM / mark).exists() for mark in (".dockerenv", "run/.containerenv")):
-        return True
-    with contextlib.suppress(OSError):
-        return bool(_CONTAINER.search((SYSTEM / "proc/1/cgroup").read_text()))
-    return False
-
-
-def _mount(path: str) -> tuple[str, str]:
-    """Return the mount point that the path is below, and the type of its file system."""
-    real = f"{os.path.realpath(path)}/"
-    above = [mount for mount in reversed(mounts().values()) if real.startswith(f"{mount.point.rstrip('/')}/")]
-    mount = max(above, key=lambda mount: len(mount.point), default=None)  # Of two at one point, the later.
-    return (mount.point, mount.filesystem) if mount else ("/", "")

@@ -341,13 +341,15 @@ def _hubs_ledger(args: argparse.Namespace) -> Iterator[Ledger]:
 
 
 def _status(args: argparse.Namespace) -> int:
+    from ansible_bootstrap.cli.checks import Site, moved_users  # noqa: PLC0415
     from ansible_bootstrap.cli.status import print_past, print_status  # noqa: PLC0415
     from ansible_bootstrap.state.history import FILE, History  # noqa: PLC0415
     from ansible_bootstrap.state.ledger import Ledger  # noqa: PLC0415
     from ansible_bootstrap.state.lookback import look_back  # noqa: PLC0415
 
     _checked({args.name or ""})
-    state_dir = _load_config(args.config).state_dir
+    settings = _load_config(args.config)
+    state_dir = settings.state_dir
     history = History(state_dir)
     if not (Path(state_dir) / FILE).exists():
         print(f"ansible-bootstrap: no history in {printable(state_dir)}", file=sys.stderr)
@@ -355,12 +357,15 @@ def _status(args: argparse.Namespace) -> int:
         past = history.outcomes(args.name, LAST_OUTCOMES) if args.name else []
         places = Ledger(state_dir).places(args.name) if args.name else []
         runs, all_of_it = history.runs(LAST_RUNS), look_back(history)
+        site = Site(settings, lambda _: ())
+        site.ledger = None if args.name else Ledger(state_dir)
+        moved = len(asyncio.run(moved_users(site)))
     except (OSError, ValueError, sqlite3.Error) as error:
         raise SettingsError(f"the history in {state_dir} cannot be read: {error}; move it away") from None
     if args.name:
         print_past(args.name, past, places, as_json=args.json)
     else:
-        print_status(runs, all_of_it, as_json=args.json)
+        print_status(runs, all_of_it, moved, as_json=args.json)
     return EXIT_OK
 
 

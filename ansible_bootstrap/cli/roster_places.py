@@ -13,7 +13,7 @@ from typing import Any
 
 from ansible_bootstrap.cli.roster import shown
 from ansible_bootstrap.config import AnsibleBootstrap
-from ansible_bootstrap.errors import AnsibleBootstrapError, UnresolvedError
+from ansible_bootstrap.errors import AnsibleBootstrapError, NowhereError, UnresolvedError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.identity import GID_ATTRIBUTE, UID_ATTRIBUTE
 from ansible_bootstrap.places.offline import Detached
@@ -54,7 +54,7 @@ class RosterPlaces:
         return self._detached.names_only
 
     async def entries(self, number: int, record: Any) -> list[RosterEntry] | Outcome:
-        """Return what is to be done for a record, or why nothing can be: a bad record costs only itself.
+        """Return what is to be done for a record, or why there is nothing: a bad record costs only itself.
 
         Args:
             number: of the record, from 1, by which one without a usable name is known.
@@ -70,6 +70,9 @@ class RosterPlaces:
         notes = self._notes(user.name)
         try:
             places = await self._places(user, groups_known="groups" in record)
+        except NowhereError as said:
+            key = self._unique(user.key)
+            return Outcome(key=key, name=user.name, status="ok", message=str(said))
         except AnsibleBootstrapError as error:
             return Outcome(
                 key=self._unique(user.key),

@@ -17,13 +17,21 @@ from ansible_bootstrap.state.lookback import Failures, LookBack, Period, RoleTim
 from ansible_bootstrap.state.moves import where
 
 
-def print_status(runs: Sequence[RunSummary], past: LookBack, *, as_json: bool) -> None:
-    """Print the last runs, the newest first, and the look back; or one JSON object with ``runs`` and that."""
+def print_status(runs: Sequence[RunSummary], past: LookBack, moved: int = 0, *, as_json: bool) -> None:
+    """Print the last runs, the newest first, the look back, and how many users' storage is now at another place.
+
+    Or one JSON object with ``runs``, ``moved`` and what the look back has.
+    """
     if as_json:
-        print_json({"runs": [run.as_dict() for run in runs], **past.as_dict()})
+        print_json({"runs": [run.as_dict() for run in runs], "moved": moved, **past.as_dict()})
         return
     width = None if sys.stdout.isatty() else 160  # in a pipe nothing is cut
     console = Console(highlight=False, width=width)
+    if moved:
+        users = "1 user is" if moved == 1 else f"{moved} users are"
+        console.print(
+            f"[yellow]{users} elsewhere than their last run[/]: ansible-bootstrap doctor names them\n"
+        )
     if not runs:
         console.print("No run yet: the first spawn, or ansible-bootstrap run, makes one.")
         return

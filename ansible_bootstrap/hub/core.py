@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
@@ -17,11 +18,12 @@ from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.dispatch.dispatcher import Dispatcher
 from ansible_bootstrap.dispatch.observer import Observer
 from ansible_bootstrap.errors import SettingsError
+from ansible_bootstrap.findings import outside_of_container, probe
 from ansible_bootstrap.hub.current_fingerprints import CurrentFingerprints
-from ansible_bootstrap.hub.failure import why
+from ansible_bootstrap.hub.failure import one_line, why
 from ansible_bootstrap.hub.metrics import metrics_of
 from ansible_bootstrap.place import Place
-from ansible_bootstrap.protocol import Outcome, RoleFingerprint
+from ansible_bootstrap.protocol import Finding, Outcome, RoleFingerprint
 from ansible_bootstrap.run_record import RunRecord
 from ansible_bootstrap.state.bookkeeper import Bookkeeper
 from ansible_bootstrap.state.directory import hold_state_dir
@@ -74,6 +76,8 @@ class Core(Observer):
         self.books = Bookkeeper(Ledger(config.state_dir, config.trust_for), config.log, config.place_digest())
         self._doubts: dict[tuple[str, str], str] = {}
         """By storage host and name of users whose clean-up has begun: its token."""
+        self.begun = False
+        """Whether what is to be done at the hub's start has begun."""
         self.preparing: set[str] = set()
         """Names of users for whose login the work is just being begun."""
         self.metrics = metrics_of(hosts=[config.storage_host] if isinstance(config.storage_host, str) else [])
@@ -229,7 +233,36 @@ def when_up(loop: asyncio.AbstractEventLoop) -> None:
     except Exception as error:  # Each spawn says so, too.
         app.log.error("ansible_bootstrap: %s", why(error))
         return
-    core.start(_make_ready(core))
+    if not core.begun:  # ``setup`` may be called more than once.
+        core.begun = True
+        core.start(_make_ready(core))
+        core.start(_look(core, app.tornado_settings.get("spawner_class")))
+
+
+async def _look(core: Core, spawner_class: Any) -> None:
+    """Have the log say at the hub's start what would fail the first spawns; with nothing to say, it says nothing."""
+    config = core.config
+    try:
+        found = await in_thread(
+            partial(outside_of_container, config, spawner_class), timeout=DESCRIBE_SECONDS
+        )
+        _tell(core, found)
+        hosts = [config.storage_host]
+        if callable(config.storage_host):
+            last = await in_thread(Ledger(config.state_dir).last_places, timeout=DESCRIBE_SECONDS)
+            hosts = sorted({place.storage_host for place in last})
+        for host in [] if config.observing else hosts:  # A probe makes a directory, and removes it.
+            found, _ = await probe(core.client, host)
+            _tell(core, found)
+    except Exception as error:
+        config.log.warning("ansible_bootstrap: the storage was not probed: %s", why(error))
+
+
+def _tell(core: Core, found: Sequence[Finding]) -> None:
+    for finding in found:
+        level = logging.ERROR if finding.level == "error" else logging.WARNING
+        said = ": ".join(filter(None, (finding.what, finding.mend)))
+        core.config.log.log(level, "ansible_bootstrap: %s", one_line(said))
 
 
 async def _make_ready(core: Core) -> None:

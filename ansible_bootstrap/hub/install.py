@@ -24,7 +24,7 @@ from ansible_bootstrap.errors import SettingsError
 from ansible_bootstrap.hub.core import UP_SECONDS, when_up
 from ansible_bootstrap.hub.failure import why
 from ansible_bootstrap.hub.mixin import BootstrappedSpawner, bootstrapped, prepared_at_login
-from ansible_bootstrap.places.resolve import is_known
+from ansible_bootstrap.places.resolve import objection
 from ansible_bootstrap.state.directory import hold_state_dir
 
 
@@ -83,9 +83,5 @@ def _check(app: Any) -> None:
     app.log.info(
         "ansible_bootstrap %s: %s, places from %s", ansible_bootstrap.__version__, config.summary(), where
     )
-    if config.place is None and not is_known(spawner):
-        app.log.error(
-            "ansible_bootstrap: %s is a spawner of an unknown class, so no server will start: set "
-            "c.AnsibleBootstrap.place (docs/places.md)",
-            spawner.__qualname__,
-        )
+    if problem := objection(spawner, config.place):
+        app.log.error("ansible_bootstrap: %s: %s", problem.what, problem.mend)

@@ -17,7 +17,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any, Final
 
-from ansible_bootstrap.errors import AnsibleBootstrapError
+from ansible_bootstrap.errors import AnsibleBootstrapError, NowhereError
 from ansible_bootstrap.hub.core import Core, make_core
 from ansible_bootstrap.hub.failure import why
 from ansible_bootstrap.hub.person import check_person
@@ -70,7 +70,7 @@ async def _prepare(core: Core, handler: Any, name: str) -> None:
             await core.check_move(place)
             core.dispatcher.prepare(place, done)
             core.metrics.login()
-    except AnsibleBootstrapError as error:
+    except (AnsibleBootstrapError, NowhereError) as error:
         core.config.log.info(
             "ansible_bootstrap: nothing is prepared for %s at login: %s", ascii(name), why(error)
         )

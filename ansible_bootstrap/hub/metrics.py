@@ -26,9 +26,9 @@ NAMESPACE: Final = "ansible_bootstrap"
 
 OPERATIONS: Final = ("bootstrap", "cleanup")
 
-WAYS: Final = ("known", "run", "failed", "cancelled", "observed")
-"""How a hook ended: the user was complete, a run made the user ready, the spawn failed, the user gave up, or (``mode =
-"observe"``) nobody waited."""
+WAYS: Final = ("known", "run", "failed", "cancelled", "observed", "nowhere")
+"""How a hook ended: the user was complete, a run made the user ready, the spawn failed, the user gave up, (``mode =
+"observe"``) nobody waited, or nothing was to be prepared."""
 
 RUN_WAYS: Final = ("cold", "spare", "ansible", "worker")
 """The words of ``protocol.End.way``."""

@@ -35,6 +35,11 @@ class BootstrappedSpawner:
             await bootstrap_if_moved(spawner)
         note_place(spawner)
 
+    async def start_object(self) -> None:
+        """Called by DockerSpawner when the container is there, and does not run yet: its mounts can be seen now."""
+        await check_mounted(self)
+        await super().start_object()  # type: ignore[misc]
+
     async def start(self) -> Any:
         """Start the server, and fail if what it mounts is not what was prepared."""
         address = await maybe_future(super().start())  # type: ignore[misc]

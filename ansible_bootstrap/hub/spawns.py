@@ -15,6 +15,7 @@ from ansible_bootstrap.errors import (
     AnsibleBootstrapError,
     ApplyError,
     DeadlineError,
+    NowhereError,
     RefusedError,
     UnresolvedError,
 )
@@ -23,7 +24,7 @@ from ansible_bootstrap.hub.failure import log_name, one_line, shown, why
 from ansible_bootstrap.hub.person import check_person
 from ansible_bootstrap.hub.progress import ProgressLog
 from ansible_bootstrap.place import Place
-from ansible_bootstrap.places.resolve import resolve
+from ansible_bootstrap.places.resolve import check_container, resolve
 from ansible_bootstrap.protocol import Outcome
 from ansible_bootstrap.state.moves import where
 
@@ -37,6 +38,10 @@ EARLY_SECONDS: Final = 60.0
 """A server that dies so soon may have died because its storage is not what we think it is."""
 
 
+_nowhere: set[type] = set()
+"""Classes of which the log has said that nothing is prepared."""
+
+
 @dataclass
 class Spawn:
     """What we know of a spawner's present start; ends with the post_stop_hook."""
@@ -46,6 +51,8 @@ class Spawn:
     begun: bool = False
     ready: float | None = None
     """When the storage was ready, by ``time.monotonic``."""
+    checked: bool = False
+    """Whether the server mounts what was prepared."""
 
 
 def spawn_of(spawner: Any) -> Spawn:
@@ -78,6 +85,9 @@ async def bootstrap(spawner: Any) -> None:
         if task is not None and task.cancelling():
             raise
         raise shown(spawner, ApplyError("cancelled from within")) from None
+    except NowhereError:
+        way = "nowhere"
+        _tell_nowhere(spawner)
     except TimeoutError:
         raise shown(spawner, DeadlineError("a step of the bootstrap timed out")) from None
     except AnsibleBootstrapError as error:
@@ -92,6 +102,16 @@ async def bootstrap(spawner: Any) -> None:
         spawn.progress.close()
         if core is not None:
             core.metrics.hook(way, time.monotonic() - began)
+
+
+def _tell_nowhere(spawner: Any) -> None:
+    if type(spawner) not in _nowhere:
+        _nowhere.add(type(spawner))
+        spawner.log.info(
+            "ansible_bootstrap: servers of %s start without a storage that is prepared, where c.AnsibleBootstrap.place "
+            'says "nowhere"; this is said once',
+            type(spawner).__name__,
+        )
 
 
 async def _make_ready(spawner: Any, core: Core, spawn: Spawn) -> str:
@@ -130,17 +150,20 @@ async def bootstrap_if_moved(spawner: Any) -> None:
 async def check_mounted(spawner: Any) -> None:
     """Fail the start of a server that mounts another directory than was prepared.
 
-    What a spawner's own ``start`` sets is not known to a hook.
+    What a spawner's own ``start`` sets is not known to a hook, nor with which mounts a container was made that is kept.
 
     Raises:
         BootstrapError: the log names both directories.
     """
     spawn = spawn_of(spawner)
-    if spawn.place is None:
+    if spawn.place is None or spawn.checked:
         return
     try:
         async with asyncio.timeout(MOUNTED_SECONDS):
             moved = await _moved(spawner, spawn.place)
+            if moved is None:
+                await check_container(spawner, spawn.place)
+                spawn.checked = True
     except (UnresolvedError, RefusedError) as error:  # Before the start the spawner had another answer.
         spawn.ready = None
         raise shown(spawner, error) from None
@@ -165,7 +188,10 @@ async def check_mounted(spawner: Any) -> None:
 
 async def _moved(spawner: Any, place: Place) -> Place | None:
     """Return the place that the spawner names now, if it is not this one."""
-    now = await resolve(spawner, core_of(spawner).config)
+    try:
+        now = await resolve(spawner, core_of(spawner).config)
+    except NowhereError:
+        return None
     same = (now.job_key, now.uid, now.gid) == (place.job_key, place.uid, place.gid)
     return None if same else now
 
@@ -211,6 +237,8 @@ async def _observe(spawner: Any, core: Core) -> None:
         place = await _resolved(spawner, core, deadline)
         await core.check_move(place)
         outcome = await _wait(core, place, ProgressLog(), deadline, {})
+    except NowhereError:
+        _tell_nowhere(spawner)
     except AnsibleBootstrapError as error:
         spawner.log.warning(
             "ansible_bootstrap: observed %s: would fail (%s): %s", name, error.reason, why(error)
@@ -266,6 +294,8 @@ async def stopped(spawner: Any) -> None:
         core.dispatcher.cleanup(place, partial(_is_in_use, core.users, spawner.user, place.name))
         if core.pending is not None:
             await core.pending.written(POST_STOP_SECONDS)  # A hub killed right after this still knows of it.
+    except NowhereError:
+        pass
     except Exception as error:
         spawner.log.warning("ansible_bootstrap: no clean-up for %s: %s", log_name(spawner), why(error))
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+import posixpath
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ansible_bootstrap.errors import UnreachableError, UnresolvedError
 from ansible_bootstrap.places.family import SETTING, Family, Storage, account, copied, evaluated, looked_up
-from ansible_bootstrap.places.mounts import Mount, below_root, choose, is_below, of_the_user
+from ansible_bootstrap.places.mounts import Mount, below_root, choose, is_below, of_the_user, written
 
 if TYPE_CHECKING:
     from ansible_bootstrap.place import Place
@@ -41,8 +42,7 @@ async def _container(spawner: Any, storage: Storage) -> list[str]:
 
 
 async def _service(spawner: Any, storage: Storage) -> list[str]:
-    """``SwarmSpawner.mounts`` is made of ``volume_binds``, and nothing else is mounted."""
-    return await _chosen(spawner, _marked(spawner, _binds(_own(spawner, "volume_binds"))), storage)
+    return await _chosen(spawner, await _service_mounts(spawner), storage)
 
 
 async def _containers_user(spawner: Any, place: Place) -> Place:
@@ -79,7 +79,43 @@ async def _system_user(spawner: Any, place: Place) -> Place:
     return replace(place, uid=uid if uid >= 0 else place.uid, gid=gid if gid >= 0 else place.gid)
 
 
-DOCKER: Final = Family(where=_container, whose=_containers_user, starting=_starting)
+async def _check(spawner: Any, directories: Collection[str]) -> None:
+    """A container of an earlier start, which is kept, has the mounts with which it was made, whatever ``volumes`` says.
+
+    A directory that the settings do not mount, for ``c.AnsibleBootstrap.place`` says it, is none of Docker's paths.
+    """
+    has = _made_with(await spawner.docker(f"inspect_{spawner.object_type}", spawner.object_id))
+    listed = _service_mounts if spawner.object_type == "service" else _all_mounts
+    way_out = (
+        "its class, or a setting beside c.DockerSpawner.volumes, says so: set it in volumes"
+        if spawner.remove
+        else "it is kept from an earlier start, with the mounts that it was made with. Remove it (docker rm "
+        f"{spawner.object_name}; what is in no mount is lost), or set c.DockerSpawner.remove = True"
+    )
+    for mount in await listed(spawner):
+        source, target = posixpath.normpath(mount.source), posixpath.normpath(mount.target)
+        if source not in directories or (source, True) in has.values():
+            continue
+        other, writable = has.get(target, ("nothing", True))
+        raise UnresolvedError(
+            f"{source} was prepared, and the {spawner.object_type} {spawner.object_name} has {other} "
+            f"{'' if writable else '(read-only) '}at {target}: {way_out}"
+        )
+
+
+def _made_with(made: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
+    """By path in the container or service, what is mounted there, and whether it can be written to."""
+    if "Mounts" in made:
+        mounts = [(each["Destination"], each.get("Source"), each["RW"]) for each in made["Mounts"]]
+    else:
+        listed = made["Spec"]["TaskTemplate"]["ContainerSpec"].get("Mounts") or ()
+        mounts = [(each["Target"], each.get("Source"), not each.get("ReadOnly")) for each in listed]
+    return {
+        posixpath.normpath(target): (posixpath.normpath(source or ""), rw) for target, source, rw in mounts
+    }
+
+
+DOCKER: Final = Family(where=_container, whose=_containers_user, starting=_starting, check_container=_check)
 SWARM: Final = replace(DOCKER, where=_service)
 SYSTEM_USER: Final = replace(DOCKER, where=_system_users_home, whose=_system_user)
 
@@ -114,16 +150,23 @@ async def _all_mounts(spawner: Any) -> list[Mount]:
     return _marked(spawner, binds + mounts, templates)
 
 
+async def _service_mounts(spawner: Any) -> list[Mount]:
+    """``SwarmSpawner.mounts`` is made of ``volume_binds``, and of nothing else."""
+    return _marked(spawner, _binds(_own(spawner, "volume_binds")))
+
+
 def _marked(spawner: Any, mounts: list[Mount], templates: Any = None) -> list[Mount]:
     """Mark those that are made of a template with a field of the user's."""
-    sources = [
-        *spawner.volumes,
-        *(mount.get("source") for mount in spawner.mounts),
-    ]  # Swarm's are made of its volumes
+    # Swarm's mounts are made of its volumes.
+    sources = [*spawner.volumes, *(mount.get("source") or "" for mount in spawner.mounts)]
     own = of_the_user(sources, lambda text: str(spawner.format_volume_name(text, spawner)))
-    binds = of_the_user(templates, lambda text: _text(_render(spawner, text)))
-    own |= {text.partition(":")[0] for text in binds}
-    return [replace(mount, own=mount.source in own) for mount in mounts]
+    sources = [_text(bind).partition(":")[0] for bind in (templates or {}).get("binds") or ()]
+    sources += [_text(mount.get("Source") or "") for mount in (templates or {}).get("mounts") or ()]
+    own |= of_the_user(sources, lambda text: _text(_render(spawner, text)))
+    fixed = written(spawner)
+    return [
+        replace(mount, own=mount.source in own, fixed=mount.source.rstrip("/") in fixed) for mount in mounts
+    ]
 
 
 async def _tell_missing(spawner: Any, mounts: list[Mount], found: list[str], storage: Storage) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pwd
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -72,6 +72,10 @@ async def _itself(spawner: Any) -> Any:
     return spawner
 
 
+async def _not_known(spawner: Any, directories: Collection[str]) -> None:
+    pass
+
+
 async def _no_choice(spawner: Any) -> list[dict[str, Any]]:
     return []
 
@@ -90,10 +94,15 @@ class Family:
     """Fills in a template as the spawner would. Raises LookupError or ValueError."""
     starting: Callable[[Any], Awaitable[Any]] = _itself
     """Returns the spawner as it will be once it has applied the user's options, as a copy where that changes it."""
+    volumes: bool = False
+    """Whether ``c.AnsibleBootstrap.place`` may say where its volumes are."""
     wraps: bool = False
     """Whether ``starting`` returns another spawner, which is to be asked instead."""
     choices: Callable[[Any], Awaitable[list[dict[str, Any]]]] = _no_choice
     """The ``user_options`` among which a user chooses on the spawn page."""
+    check_container: Callable[[Any, Collection[str]], Awaitable[None]] = _not_known
+    """Asks the container that was made for the server whether it mounts those of the directories that the settings say
+    it does. Raises :class:`UnresolvedError`."""
 
 
 def copied(spawner: Any) -> Any:

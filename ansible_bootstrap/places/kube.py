@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ansible_bootstrap.errors import UnresolvedError
 from ansible_bootstrap.places.docker import CONTAINER_HOME
 from ansible_bootstrap.places.family import Family, Storage, copied, evaluated, fields_of
-from ansible_bootstrap.places.mounts import Mount, choose, is_below, of_the_user
+from ansible_bootstrap.places.mounts import Mount, choose, is_below, of_the_user, written
 
 if TYPE_CHECKING:
     from ansible_bootstrap.place import Place
@@ -48,8 +48,7 @@ async def _starting(spawner: Any) -> Any:
 async def _pod(spawner: Any, storage: Storage) -> list[str]:
     volumes, mounts = await _volumes(spawner)
     known = {volume["name"]: volume for volume in volumes}
-    templates = [spawner.volumes, spawner.volume_mounts, spawner.extra_pod_config]
-    own = of_the_user(templates, lambda text: _expand(spawner, text))
+    own = _own(spawner, storage)
     writable = [
         _mount(spawner, known.get(mount["name"], {}), mount, storage, own)
         for mount in mounts
@@ -94,6 +93,7 @@ KUBE: Final = Family(
     render=_expand,
     starting=_starting,
     choices=_profiles,
+    volumes=True,
 )
 
 
@@ -107,29 +107,54 @@ async def _volumes(spawner: Any) -> tuple[Sequence[Mapping[str, Any]], Sequence[
         pod = await evaluated(spawner, lambda asked: asked.modify_pod_hook(asked, manifest))
         spec = spawner.api.api_client.sanitize_for_serialization(pod)["spec"]
         return spec.get("volumes") or (), spec["containers"][0].get("volumeMounts") or ()
-    expand, listed = spawner._expand_all, spawner._sorted_dict_values
-    volumes = _get(expand(spawner.extra_pod_config), "volumes")  # Replaces the others, as the next does.
-    mounts = _get(spawner.extra_container_config, "volumeMounts")
-    return (
-        expand(listed(spawner.volumes)) if volumes is None else volumes,
-        expand(listed(spawner.volume_mounts)) if mounts is None else mounts,
-    )
+    volumes, mounts = _templates(spawner)
+    extra = _get(spawner.extra_container_config, "volumeMounts")  # Replaces the others.
+    return spawner._expand_all(volumes), spawner._expand_all(mounts) if extra is None else extra
+
+
+def _templates(spawner: Any) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+    """Return volumes and mounts as the settings have them; volumes of ``extra_pod_config`` replace the others."""
+    volumes, listed = _get(spawner.extra_pod_config, "volumes"), spawner._sorted_dict_values
+    return listed(spawner.volumes) if volumes is None else volumes, listed(spawner.volume_mounts)
+
+
+def _own(spawner: Any, storage: Storage) -> set[str]:
+    """Return the directories in whose templates, of volume and ``subPath``, is a field of the user's."""
+    volumes, mounts = _templates(spawner)
+    by_name = {_expand(spawner, volume["name"]): volume for volume in volumes}
+    own = set()
+    for mount in mounts:
+        name = _expand(spawner, mount["name"])
+        top, sub = _parts(name, by_name.get(name, {}), mount, storage)
+        if of_the_user((top, sub), str):
+            own.add(_joined(_expand(spawner, top), _expand(spawner, sub)))
+    return own
+
+
+def _parts(
+    name: str, volume: Mapping[str, Any], mount: Mapping[str, Any], storage: Storage
+) -> tuple[str, str]:
+    """Return the directory that is the volume's root, empty if it is not known, and the path below it."""
+    kinds = [_get(volume, kind) or {} for kind in ("hostPath", "nfs")]
+    top = storage.volumes.get(name) or next((kind["path"] for kind in kinds if kind.get("path")), "")
+    return str(top), str(_get(mount, "subPath") or "")
 
 
 def _mount(
     spawner: Any, volume: Mapping[str, Any], mount: Mapping[str, Any], storage: Storage, own: set[str]
 ) -> Mount:
     name, target = str(mount["name"]), str(_get(mount, "mountPath"))
-    root = storage.volumes.get(name) or _get(_get(volume, "hostPath") or {}, "path")
-    nfs = _get(volume, "nfs") or {}
-    top, sub = str(root or nfs.get("path") or ""), str(_get(mount, "subPath") or "")
-    source = _joined(top, sub)
+    said = storage.volumes.get(name) or _get(_get(volume, "hostPath") or {}, "path")
+    parts = _parts(name, volume, mount, storage)
+    source = _joined(*parts)
     if _get(mount, "subPathExpr"):
         why_not = (
             f"the subPathExpr of volume {name!r} is expanded by the cluster; use subPath with {{username}}"
         )
-    elif root or (nfs and (not storage.roots or is_below(storage.roots, source))):
-        return Mount(source, target, own=not own.isdisjoint((top, sub)))
+    elif said or (_get(volume, "nfs") and (not storage.roots or is_below(storage.roots, source))):
+        said_so = written(spawner) | {root.rstrip("/") for root in storage.volumes.values()}
+        fixed = {part.rstrip("/") for part in parts if part} <= said_so
+        return Mount(source, target, own=source in own, fixed=fixed)
     else:
         why_not = _why_not(spawner, name, volume, source, storage.roots)
     return Mount("", target, why_not)
@@ -149,7 +174,7 @@ def _why_not(spawner: Any, name: str, volume: Mapping[str, Any], source: str, ro
         return (
             f"the claim {claim!r} is a volume of this user's own, which only the cluster's pods can reach: nothing can "
             f"be prepared there. Mount one shared volume with subPath {{username}} and {example}; where storage "
-            "inside of pods is all that is meant, do without setup(c)"
+            "inside of pods is all that is meant, c.AnsibleBootstrap.place = 'nowhere'"
         )
     kind = f"claim {claim!r}" if claim else f"volume {name!r}"
     return f"the {kind} is the cluster's: say where it is on the storage host, {example}"

@@ -1,8 +1,9 @@
 """Which of the directories that a container mounts are the user's storage.
 
-The home may be told by the user's name in its path, for it is only one, and at a known place in the container. That a
-further directory is the user's is believed only where the spawner has filled in a field of the user's: a user who is
-called ``red`` must not be given ``teams/red``.
+That a directory is the user's is believed where the spawner has filled in a field of the user's. A path that only has
+the user's name in it proves nothing: a user who is called ``red`` must not be given ``teams/red``. For the home, which
+is one directory at a known place in the container, there is a second proof: the name is in its path, and no setting has
+that path, so that code of the site's (a hook, a class, a function) has made it for this user.
 """
 
 from __future__ import annotations
@@ -33,16 +34,30 @@ class Mount:
     """If the source is no path of the storage host: why nothing can be prepared there, and what to set."""
     own: bool = False
     """Whether the source was made of a template with a field of the user's (:func:`of_the_user`)."""
+    fixed: bool = False
+    """Whether a setting has the source as it is, so that it is the same for all users (:func:`written`)."""
 
 
-def of_the_user(templates: Any, render: Callable[[str], str]) -> set[str]:
-    """Return what becomes of those texts of a setting, however deep in it, that have a field of the user's."""
-    if isinstance(templates, str):
-        return {render(templates)} if _USERS_FIELD.search(templates) else set()
-    if isinstance(templates, Mapping):
-        templates = [*templates.keys(), *templates.values()]
-    inner = templates if isinstance(templates, (list, tuple)) else ()
-    return set().union(*(of_the_user(each, render) for each in inner))
+def of_the_user(templates: Iterable[str], render: Callable[[str], str]) -> set[str]:
+    """Return what becomes of those templates that have a field of the user's."""
+    return {render(template) for template in templates if _USERS_FIELD.search(template)}
+
+
+def written(spawner: Any) -> set[str]:
+    """Return all texts of the spawners' settings, without what comes after a colon, as in ``source:target``."""
+    own = {cls.__name__ for cls in type(spawner).__mro__}
+    return _texts(
+        [values for name, values in spawner.config.items() if name in own or name.endswith("Spawner")]
+    )
+
+
+def _texts(settings: Any) -> set[str]:
+    if isinstance(settings, str):
+        return {settings.partition(":")[0].rstrip("/")}
+    if isinstance(settings, Mapping):
+        settings = [*settings.keys(), *settings.values()]
+    inner = settings if isinstance(settings, (list, tuple)) else ()
+    return set().union(*map(_texts, inner))
 
 
 def choose(
@@ -61,8 +76,18 @@ def choose(
         UnresolvedError: there is none, or it cannot be told which it is.
     """
     word = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, own))})(?![A-Za-z0-9])")
-    shared = [source for source in below_root(mounts, roots) if not word.search(_below(roots, source))]
-    home = _home([mount for mount in mounts if mount.source not in shared], inside, roots, nothing)
+
+    def is_shared(mount: Mount) -> bool:
+        by_name = not mount.fixed and word.search(_below(roots, mount.source) or mount.source)
+        return mount.source.startswith("/") and not (mount.own or by_name)
+
+    shared = [mount for mount in mounts if is_shared(mount)]
+    if shared:
+        nothing = (
+            f"{shared[0].source} at {shared[0].target} counts as shared by users, for no field of the user's, such as "
+            "{username}, is in its template"
+        )
+    home = _home([mount for mount in mounts if mount not in shared], inside, roots, nothing)
     return [home, *below_root([mount for mount in mounts if mount.own], roots)]
 
 

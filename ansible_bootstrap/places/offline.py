@@ -29,7 +29,7 @@ from typing import Any, Final
 from traitlets import HasTraits
 
 from ansible_bootstrap.config import AnsibleBootstrap
-from ansible_bootstrap.errors import RefusedError, UnreachableError, UnresolvedError
+from ansible_bootstrap.errors import NowhereError, RefusedError, UnreachableError, UnresolvedError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.family import looked_up
 from ansible_bootstrap.places.identity import identified
@@ -146,7 +146,7 @@ class Detached:
         try:
             async with asyncio.timeout(RESOLVE_SECONDS):
                 return await self._ask(name, groups, auth_state)
-        except (RefusedError, UnreachableError):
+        except (NowhereError, RefusedError, UnreachableError):
             raise
         except UnresolvedError as error:
             raise UnresolvedError(f"{error.details}; {WAY_OUT}") from error
@@ -185,14 +185,19 @@ class Detached:
             place = await unasked(nobody, self._settings)
             return checked(await identified(place, nobody, self._settings), self._settings)
         spawner = self.spawner(name, groups=groups, auth_state=auth_state)
-        places = set()
+        places, nowhere = set(), False
         for number, options in enumerate(await choices(spawner) or [{}]):
             if number:
                 spawner = self.spawner(name, groups=groups, auth_state=auth_state)
             spawner.user_options = options
-            places.add(await resolve(await with_options(spawner), self._settings))
+            try:
+                places.add(await resolve(await with_options(spawner), self._settings))
+            except NowhereError:
+                nowhere = True
+        if not places:
+            raise NowhereError
         directories = sorted({path for place in places for path in (str(place.directory), *place.also)})
-        if len(places) > 1:
+        if len(places) + nowhere > 1:
             raise UnresolvedError(f"it depends on what is chosen on the spawn page: {', '.join(directories)}")
         if any(_USER_ID in text for text in (*directories, *(place.account for place in places))):
             raise UnresolvedError(f"the path has user.id in it: {_ONLY_A_HUB}")

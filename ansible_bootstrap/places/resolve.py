@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ansible_bootstrap.errors import AnsibleBootstrapError, RefusedError, UnresolvedError
+from ansible_bootstrap.errors import AnsibleBootstrapError, NowhereError, RefusedError, UnresolvedError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.docker import DOCKER, SWARM, SYSTEM_USER
 from ansible_bootstrap.places.family import SETTING, Family, Storage
@@ -26,6 +26,7 @@ from ansible_bootstrap.places.identity import identified
 from ansible_bootstrap.places.kube import KUBE
 from ansible_bootstrap.places.system import BATCH, LOCAL, SIMPLE, SYSTEMD, TLJH
 from ansible_bootstrap.places.wrap import WRAP
+from ansible_bootstrap.protocol import Finding
 from ansible_bootstrap.storage._names import NameRefusedError, check_hub_name
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
 TEMPLATES: Final = ("account", "directory")
 """Those fields of a dict in ``c.AnsibleBootstrap.place`` that the spawner fills in."""
 
+NOWHERE: Final = "nowhere"
+"""What ``c.AnsibleBootstrap.place`` says of users of whom the storage host has nothing."""
+
 PLACE_FIELDS: Final = ("account", "also", "directory", "gid", "groups", "storage_host", "uid", "volumes")
 """What a dict in ``c.AnsibleBootstrap.place`` may have."""
 
@@ -64,6 +68,7 @@ async def resolve(spawner: Any, config: AnsibleBootstrap | None = None) -> Place
         UnresolvedError: it cannot be told; the details name the setting to make.
         UnreachableError: the name service, which knows it, does not answer.
         RefusedError: the name, the path or the host is not acceptable.
+        NowhereError: the settings say that nothing is to be prepared.
     """
     if config is None:
         from ansible_bootstrap.config import AnsibleBootstrap  # noqa: PLC0415 - traitlets, which the apply program may lack
@@ -72,6 +77,8 @@ async def resolve(spawner: Any, config: AnsibleBootstrap | None = None) -> Place
     place = await unasked(spawner, config)
     said = await _said(config.place, spawner)
     volumes = said.pop("volumes", {})
+    if volumes and (problem := objection(type(spawner), {"volumes": volumes})):
+        raise UnresolvedError(f"{problem.what}: {problem.mend}")
     if not callable(config.place) or not {"directory", "uid", "gid"} <= set(said):
         with _explained(spawner):
             family, asked = await _starting(spawner)
@@ -87,6 +94,17 @@ async def resolve(spawner: Any, config: AnsibleBootstrap | None = None) -> Place
                 home, *others = await family.where(asked, Storage(config.roots(), volumes))
                 place = replace(place, directory=home, also=tuple(others))
     return checked(await identified(replace(place, **said), spawner, config), config)
+
+
+async def check_container(spawner: Any, place: Place) -> None:
+    """Ask the container that was made for the server, where there is one, whether it mounts the place.
+
+    Raises:
+        UnresolvedError: it has other mounts; the details say how to get rid of it.
+    """
+    while (family := _family(spawner)).wraps:
+        spawner = await family.starting(spawner)
+    await family.check_container(spawner, {place.directory or "", *place.also})
 
 
 async def unasked(spawner: Any, config: AnsibleBootstrap) -> Place:
@@ -157,9 +175,11 @@ async def _said(setting: Any, spawner: Any) -> dict[str, Any]:
     """Return the fields that ``c.AnsibleBootstrap.place`` says; templates are not filled in."""
     if setting is None:
         return {}
+    answer = await _call("place", setting, spawner) if callable(setting) else setting
+    if answer == NOWHERE:
+        raise NowhereError
     if isinstance(setting, str):
         return {"directory": setting}
-    answer = await _call("place", setting, spawner) if callable(setting) else setting
     name = spawner.user.name
     if answer is None:
         return {}
@@ -173,7 +193,7 @@ async def _said(setting: Any, spawner: Any) -> dict[str, Any]:
         }
     if not isinstance(answer, Mapping):
         raise UnresolvedError(
-            f"c.AnsibleBootstrap.place returned {type(answer).__name__}; it returns a Place, a dict or None"
+            f"c.AnsibleBootstrap.place returned {type(answer).__name__}, not a Place, a dict, None or '{NOWHERE}'"
         )
     given = {key: value for key, value in answer.items() if value is not None}
     if not given.get("storage_host"):
@@ -217,9 +237,16 @@ async def _unknown(spawner: Any, storage: Storage) -> list[str]:
 UNKNOWN: Final = Family(where=_unknown)
 
 
-def is_known(spawner_class: type) -> bool:
-    """Whether spawners of this class can be asked."""
-    return _family_of(spawner_class) is not UNKNOWN
+def objection(spawner_class: type, place: Any) -> Finding | None:
+    """Return why no server of this class can start with this setting ``c.AnsibleBootstrap.place``, if that is so."""
+    family, name = _family_of(spawner_class), f"{spawner_class.__module__}.{spawner_class.__qualname__}"
+    if place is None and family is UNKNOWN:
+        what = f"{name} is a spawner of an unknown class, so no server will start"
+        return Finding(level="error", what=what, mend="set c.AnsibleBootstrap.place (docs/places.md)")
+    if isinstance(place, Mapping) and place.get("volumes") and not family.volumes:
+        what = f"c.AnsibleBootstrap.place has volumes, which {name} does not have, so no server will start"
+        return Finding(level="error", what=what, mend="they are for KubeSpawner: name the directory instead")
+    return None
 
 
 def _family(spawner: Any) -> Family:

@@ -25,4 +25,4 @@ async def _never(spawner: Any, storage: Storage) -> list[str]:
     raise NotImplementedError("the child is asked")
 
 
-WRAP: Final = Family(where=_never, starting=_child, wraps=True, choices=_profiles)
+WRAP: Final = Family(where=_never, starting=_child, wraps=True, choices=_profiles, volumes=True)

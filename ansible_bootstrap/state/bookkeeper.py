@@ -116,7 +116,7 @@ class Bookkeeper(Writer):
             RefusedError: naming both.
         """
         try:
-            last = self._ledger.elsewhere(place)
+            last = self._ledger.elsewhere(place, self._under)
         except Exception as error:
             self._complain(error)
             return

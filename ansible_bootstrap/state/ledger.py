@@ -327,20 +327,26 @@ class Ledger:
         rows = self._file.select("SELECT place FROM places WHERE server_name = '' ORDER BY rowid DESC", ())
         return [place for (text,) in rows if (place := Place.from_json(text)) is not None]
 
-    def elsewhere(self, place: Place) -> Place | None:
+    def elsewhere(self, place: Place, under: str) -> Place | None:
         """Return where the user's server of that name last had its storage, if that was not this place.
 
-        None for a user who has once been complete at this place: then both are known.
+        None for a user who has once been complete at this place: then both are known. Under the same settings only the
+        first directory counts: which others are mounted may go by a profile that the user chooses.
+
+        Args:
+            place: where it would have it now.
+            under: digest of the present settings, as for :meth:`note_places`.
         """
         rows = self._file.select(
-            "SELECT place FROM places WHERE name = ? AND server_name = ? AND NOT EXISTS"
+            "SELECT place, under FROM places WHERE name = ? AND server_name = ? AND NOT EXISTS"
             " (SELECT 1 FROM complete WHERE storage_host = ? AND work = ? AND name = ?)",
             (place.name, place.server_name, *place.job_key, place.name),
         )
         last = Place.from_json(rows[0][0]) if rows else None
-        if last is None or (last.storage_host, last.directory) == (place.storage_host, place.directory):
-            return None
-        return last
+        if last is None or (last.storage_host, last.directory) != (place.storage_host, place.directory):
+            return last
+        left, new = set(last.also) - set(place.also), set(place.also) - set(last.also)
+        return last if left and new and rows[0][1] != under else None
 
     # -- which person has a name -------------------------------------------------------------------------
 

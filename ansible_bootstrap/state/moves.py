@@ -19,6 +19,8 @@ SEEN_HOSTS: Final = ("", "localhost")
 def check_move(old: Place, new: Place) -> None:
     """Refuse a new directory for a user whose old one may still have files; blocks as long as its disk does.
 
+    The first is compared with the first, the others with the others.
+
     Args:
         old: where the user's server last had its storage.
         new: where it would have it now; another directory, or on another storage host.
@@ -29,17 +31,32 @@ def check_move(old: Place, new: Place) -> None:
     if old.directory is None or new.directory is None:
         return  # Only the apply side knows the path.
     here = new.storage_host in SEEN_HOSTS and old.storage_host in SEEN_HOSTS
-    if here and os.path.lexists(new.directory):
+    same = (
+        set()
+        if new.storage_host != old.storage_host
+        else {old.directory, *old.also} & {new.directory, *new.also}
+    )
+    found = {
+        _left_behind({old.directory} - same, {new.directory} - same, here),
+        _left_behind(set(old.also) - same, set(new.also) - same, here),
+    }
+    if found == {False}:
         return
-    files = _has_files(old.directory) if here else None
-    if files is False:
-        return
+    files = True in found
     why = "still has files" if files else "may still have files, which cannot be seen from here"
     raise RefusedError(
         f"{new.name!a} had the storage in {where(old)}, which {why}, and would get a new directory {where(new)}: move "
         f"the old directory there, or undo the change of settings; `ansible-bootstrap accept {new.name!a}` lets this "
         'user begin anew, c.AnsibleBootstrap.on_move = "warn" lets all users'
     )
+
+
+def _left_behind(old: set[str], new: set[str], here: bool) -> bool | None:
+    """Whether an old directory has files while a new one would be made; None if it cannot be told from here."""
+    if not (old and new) or (here and all(map(os.path.lexists, new))):
+        return False
+    found = {_has_files(directory) if here else None for directory in old}
+    return True if True in found else None if None in found else False
 
 
 def where(place: Place) -> str:

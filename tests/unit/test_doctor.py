@@ -19,6 +19,7 @@ from typing import Any
 import kubespawner.spawner
 import pytest
 
+from ansible_bootstrap import findings
 from ansible_bootstrap.cli import checks
 from ansible_bootstrap.cli import main as cli
 from ansible_bootstrap.cli.init import SPAWNERS
@@ -55,7 +56,7 @@ class Hub:
         self.apply = [sys.executable, "-S", str(directory / "apply.py")]
         monkeypatch.setattr(AnsibleBootstrap, "apply_argv", lambda config: self._argv(config))
         monkeypatch.setattr("ansible_bootstrap.hub.install._running_hub", lambda: None)
-        monkeypatch.setattr(checks, "SYSTEM", directory / "system")
+        monkeypatch.setattr(findings, "SYSTEM", directory / "system")
         self.mounts("/ ext4")
         self.says()
         self.settings = {
@@ -339,6 +340,10 @@ def unknown_spawner(hub: Hub) -> None:
     del hub.settings["uid"], hub.settings["gid"]
 
 
+def volumes_of_no_pod(hub: Hub) -> None:
+    hub.has(place={"volumes": {"home": "/volumes/home"}})
+
+
 def named_volume(hub: Hub) -> None:
     hub.has("c.DockerSpawner.volumes = {'jupyterhub-{username}': '/home/jovyan'}")
 
@@ -359,6 +364,20 @@ def moved(hub: Hub) -> None:
 def another_escape(hub: Hub) -> None:
     hub.knows(**{"jane.doe": f"{hub.root}/jane-2edoe", "bob": f"{hub.root}/bob"})
     hub.has("c.DockerSpawner.escape = 'legacy'")
+
+
+@pytest.mark.parametrize(
+    ("users", "said"), [(moved, "4 users are elsewhere"), (another_escape, "1 user is elsewhere")]
+)
+def test_status_counts_those_whom_doctor_counts(
+    hub: Hub, users: Callable[[Hub], None], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users(hub)
+    hub.command()  # Writes the configuration.
+    assert cli.main(["status", "--config", str(hub.directory / "config.py")]) == 0
+    assert said in capsys.readouterr().out
+    assert cli.main(["status", "--json", "--config", str(hub.directory / "config.py")]) == 0
+    assert json.loads(capsys.readouterr().out)["moved"] == int(said[0])
 
 
 BROKEN: list[tuple[Callable[[Hub], None], str, str, str, str]] = [
@@ -406,6 +425,7 @@ BROKEN: list[tuple[Callable[[Hub], None], str, str, str, str]] = [
         "YarnSpawner is a spawner of an unknown class",
         "AnsibleBootstrap.place",
     ),
+    (volumes_of_no_pod, "users", "error", "place has volumes, which ", "for KubeSpawner"),
     (named_volume, "users", "error", "unresolved", ""),
     (claim_of_each_user, "users", "error", "unresolved", ""),
     (

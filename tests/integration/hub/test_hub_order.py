@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_fakes import FakeApply
+from hub_fakes import FakeApply, until
 from hub_process import RunningHub
 
 ORDER = """
@@ -45,6 +45,10 @@ LATE = ORDER.replace("class Own", "class Unused").replace(
 UNKNOWN = """
 from jupyterhub.spawner import Spawner
 c.JupyterHub.spawner_class = type("Own", (Spawner,), dict.fromkeys(("start", "stop", "poll"), lambda self: None))
+"""
+VOLUMES = """
+c.JupyterHub.spawner_class = "simple"
+c.AnsibleBootstrap.place = {"volumes": {"home": "/volumes/home"}}
 """
 FILE = """
 c.JupyterHub.spawner_class = "simple"
@@ -139,6 +143,30 @@ async def test_one_line_says_what_will_be_done(begin: Callable[..., RunningHub])
     assert "unknown class" not in hub.log
 
 
-async def test_a_spawner_of_an_unknown_class_is_named_at_the_start(begin: Callable[..., RunningHub]) -> None:
-    hub = begin(more=UNKNOWN)
-    assert "Own is a spawner of an unknown class, so no server will start" in hub.log
+async def test_what_the_probe_of_the_storage_host_finds_is_said_once_the_hub_is_up(
+    begin: Callable[..., RunningHub], own: FakeApply
+) -> None:
+    own.do(findings=[{"level": "error", "what": "root is squashed here", "mend": "no_root_squash"}])
+    hub = begin(more='c.AnsibleBootstrap.storage_host = "localhost"')
+    await until(lambda: "root is squashed here" in hub.log)
+    async with hub.api() as api:
+        await api.create("alice")
+        assert (await api.spawn("alice")).status_code == 201
+    (line,) = [line for line in hub.log.splitlines() if "squashed" in line]
+    assert line.startswith("[E ") and line.endswith(
+        "ansible_bootstrap: root is squashed here: no_root_squash"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (UNKNOWN, "Own is a spawner of an unknown class, so no server will start"),
+        (VOLUMES, "place has volumes, which jupyterhub.spawner.SimpleLocalProcessSpawner does not have"),
+    ],
+    ids=["class", "volumes"],
+)
+async def test_what_lets_no_server_start_is_named_at_the_start(
+    begin: Callable[..., RunningHub], more: str, said: str
+) -> None:
+    assert said in begin(more=more).log

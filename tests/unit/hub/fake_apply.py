@@ -89,6 +89,9 @@ def main() -> None:
     if request["operation"] == "describe":
         emit("described", roles=fingerprints)
         os._exit(0)
+    if request["operation"] == "probe":
+        emit("probed", storage_host=users[0]["storage_host"], findings=control.get("findings", []))
+        os._exit(0)
     if control.get("orphan"):
         orphan = subprocess.Popen(["sleep", "30"], start_new_session=True)
         note("orphan", orphan=orphan.pid)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,11 +21,12 @@ from traitlets.utils.importstring import import_item
 
 from ansible_bootstrap.cli.roster_places import RosterPlaces
 from ansible_bootstrap.config import AnsibleBootstrap
-from ansible_bootstrap.errors import RefusedError, UnresolvedError
+from ansible_bootstrap.errors import NowhereError, RefusedError, UnresolvedError
 from ansible_bootstrap.hub import bootstrapped
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.offline import CLASSES, Detached
 from ansible_bootstrap.places.resolve import resolve
+from ansible_bootstrap.protocol import Outcome
 from ansible_bootstrap.storage._names import component
 
 ROOT = "/volumes/jupyterhub"
@@ -334,3 +336,30 @@ def test_an_authenticator_that_cannot_be_made_has_no_opinion() -> None:
     config = configured("simple")
     config.JupyterHub.authenticator_class = "nope.Authenticator"
     assert detached(config).normal_form("Alice") == "Alice"
+
+
+async def test_nothing_is_prepared_for_whom_the_admin_says_nowhere_and_a_command_has_no_failure(
+    tmp_path: Path,
+) -> None:
+    config = Config({"JupyterHub": {"spawner_class": "simple"}})
+    config.AnsibleBootstrap = Config(storage_root=str(tmp_path), uid=1000, gid=100, place="nowhere")
+    with pytest.raises(NowhereError):
+        await Detached(AnsibleBootstrap(config=config)).place("alice")
+    said = await RosterPlaces(AnsibleBootstrap(config=config), lambda name: ()).entries(1, {"name": "alice"})
+    assert isinstance(said, Outcome)
+    assert (said.status, said.changed) == ("ok", ())
+    assert "nowhere" in said.message
+
+
+async def test_nowhere_for_one_choice_and_a_directory_for_another_depends_on_the_choice(
+    tmp_path: Path,
+) -> None:
+    def place(spawner: Any) -> Any:
+        return "nowhere" if spawner.user_options["profile"] == "cloud" else None
+
+    profiles = [(name, name, "jupyterhub.spawner.SimpleLocalProcessSpawner", {}) for name in ("cloud", "nfs")]
+    config = Config({"JupyterHub": {"spawner_class": "wrapspawner.ProfilesSpawner"}})
+    config.ProfilesSpawner.profiles = profiles
+    config.AnsibleBootstrap = Config(storage_root=str(tmp_path), uid=1000, gid=100, place=place)
+    with pytest.raises(UnresolvedError, match="chosen on the spawn page"):
+        await Detached(AnsibleBootstrap(config=config)).place("alice")

@@ -108,11 +108,11 @@ def test_who_was_let_through_without_a_role_is_told_by_role(scrape: Scrape) -> N
 
 
 def test_hooks_are_counted_by_their_way_and_no_other(scrape: Scrape) -> None:
-    for way in ("run", "cancelled", "observed", "failed", "known", "known", "something new"):
+    for way in ("run", "cancelled", "observed", "nowhere", "failed", "known", "known", "something new"):
         scrape.metrics.hook(way, 0.002)
     assert scrape.value("hook_duration_seconds_count", way="known") == 2
     assert scrape.value("hook_duration_seconds_count", way="failed") == 2
-    for way in ("run", "cancelled", "observed"):
+    for way in ("run", "cancelled", "observed", "nowhere"):
         assert scrape.value("hook_duration_seconds_count", way=way) == 1
     assert scrape.value("hook_duration_seconds_bucket", way="known", le="0.001") == 0
     assert scrape.value("hook_duration_seconds_bucket", way="known", le="0.0025") == 2

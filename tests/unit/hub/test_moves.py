@@ -77,21 +77,55 @@ def test_only_the_apply_side_may_know_the_path() -> None:
 def test_the_ledger_knows_where_a_server_was_whatever_the_settings_were(tmp_path: Path) -> None:
     ledger = SeeingLedger(tmp_path / "state")
     old, new = Place("alice", "/a/alice"), Place("alice", "/b/alice")
-    assert ledger.elsewhere(new) is None, "a new user"
+    assert ledger.elsewhere(new, "now") is None, "a new user"
     ledger.note_places([old, replace(old, server_name="gpu", directory="/g/alice")], under="old settings")
-    assert ledger.elsewhere(new) == old
-    assert ledger.elsewhere(old) is None
-    assert ledger.elsewhere(replace(new, server_name="cpu")) is None, "a server that never was"
-    assert ledger.elsewhere(replace(new, server_name="gpu")) == Place("alice", "/g/alice")
-    assert ledger.elsewhere(replace(old, storage_host="nas2")) == old
-    assert ledger.elsewhere(replace(old, also=("/a/work",))) is None, "the home is where it was"
-    assert ledger.elsewhere(Place("bob", "/b/bob")) is None
+    assert ledger.elsewhere(new, "now") == old
+    assert ledger.elsewhere(old, "now") is None
+    assert ledger.elsewhere(replace(new, server_name="cpu"), "now") is None, "a server that never was"
+    assert ledger.elsewhere(replace(new, server_name="gpu"), "now") == Place("alice", "/g/alice")
+    assert ledger.elsewhere(replace(old, storage_host="nas2"), "now") == old
+    assert ledger.elsewhere(replace(old, also=("/a/work",)), "now") is None, "the home is where it was"
+    assert ledger.elsewhere(Place("bob", "/b/bob"), "now") is None
     ledger.complete([completed(new, "/b/alice", [ROLE])])
-    assert ledger.elsewhere(new) is None, "with profiles a user goes to and fro"
+    assert ledger.elsewhere(new, "now") is None, "with profiles a user goes to and fro"
     ledger.forget(["alice"])
-    assert ledger.elsewhere(new) == old
+    assert ledger.elsewhere(new, "now") == old
     assert ledger.accept(["alice", "bob"]) == 1
-    assert ledger.elsewhere(new) is None
+    assert ledger.elsewhere(new, "now") is None
+
+
+def test_a_further_directory_that_moves_with_the_settings_is_noticed(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "state")
+    old = replace(prepared("alice", tmp_path / "home"), also=(f"{tmp_path}/work", f"{tmp_path}/data"))
+    for each in old.also:
+        prepared("alice", Path(each))
+    new = replace(old, also=(f"{tmp_path}/new/work", f"{tmp_path}/data"))
+    ledger.note_places([old], under="older settings")
+    assert ledger.elsewhere(new, "older settings") is None, "a profile may mount another"
+    assert ledger.elsewhere(new, "new settings") == old
+    with pytest.raises(RefusedError, match="still has files"):
+        check_move(old, new)
+    for also in (old.also[:1], (*old.also, f"{tmp_path}/more"), ()):
+        assert ledger.elsewhere(replace(old, also=also), "new settings") is None, "nothing is left and made"
+    (tmp_path / "work/thesis.ipynb").unlink()
+    check_move(old, new)
+    (tmp_path / "work/thesis.ipynb").touch()
+    Path(new.also[1]).mkdir(parents=True)
+    check_move(old, new)
+
+
+def test_the_home_that_was_moved_by_hand_does_not_hide_a_further_directory_that_was_not(
+    tmp_path: Path,
+) -> None:
+    old = replace(prepared("alice", tmp_path / "home"), also=(f"{tmp_path}/work",))
+    prepared("alice", tmp_path / "work")
+    new = replace(prepared("alice", tmp_path / "new/home"), also=(f"{tmp_path}/new/work",))
+    with pytest.raises(RefusedError, match="still has files"):
+        check_move(old, new)
+    swapped = replace(old, directory=old.also[0], also=(str(old.directory),))
+    check_move(old, swapped)
+    with pytest.raises(RefusedError, match="cannot be seen"):
+        check_move(old, replace(new, storage_host="nas2"))
 
 
 async def test_an_upgrade_that_escapes_names_in_another_way_gives_no_user_an_empty_home(
@@ -112,7 +146,7 @@ async def test_an_upgrade_that_escapes_names_in_another_way_gives_no_user_an_emp
     same = refused = 0
     for name in names:
         place = await resolve(spawner(DockerSpawner, name, volumes=volumes), config)
-        old = ledger.elsewhere(place)
+        old = ledger.elsewhere(place, "now")
         if old is None:
             assert place == before[name]
             same += 1

@@ -245,7 +245,7 @@ HOME = {ROOT + "/{username}": "/home/jovyan"}
         {"extra_host_config": lambda self: {"binds": [f"{ROOT}/{self.user.name}:/home/jovyan"]}},
         {
             "volumes": {"/elsewhere": "/home/jovyan"},
-            "extra_host_config": {"binds": [ROOT + "/alice:/home/jovyan"]},
+            "extra_host_config": {"binds": [ROOT + "/{username}:/home/jovyan"]},
         },
         {"volumes": {ROOT + "/{username}": "/data/work"}, "notebook_dir": "/data/work"},
         {"volumes": {ROOT + "/{username}": "/data"}, "notebook_dir": "/data/{username}"},
@@ -282,7 +282,10 @@ async def test_dockers_escaping_is_dockers() -> None:
             {"volumes": {"/srv/course": {"bind": "/home/jovyan", "mode": "ro"}}},
             "mounts no writable directory",
         ),
-        ({"volumes": {"/srv/a": "/a", "/srv/b": "/b"}}, r"which of these.*/srv/a at /a, /srv/b at /b"),
+        (
+            {"volumes": {"/srv/a/{username}": "/a", "/srv/b/{username}": "/b"}},
+            r"which of these.*/srv/a/alice at /a, /srv/b/alice at /b",
+        ),
     ],
 )
 async def test_what_docker_cannot_tell_is_explained(given: dict[str, Any], why: str) -> None:
@@ -292,7 +295,7 @@ async def test_what_docker_cannot_tell_is_explained(given: dict[str, Any], why: 
     assert "/" not in caught.value.message
 
 
-@pytest.mark.parametrize("given", ["/volumes/../etc", "/volumes/jupyterhub//alice"])
+@pytest.mark.parametrize("given", ["/volumes/../etc/{username}", "/volumes/jupyterhub//{username}"])
 async def test_a_path_that_is_not_normal_is_refused_not_repaired(given: str) -> None:
     with pytest.raises(RefusedError):
         await resolve(docker(volumes={given: "/home/jovyan"}), settings())
@@ -361,7 +364,7 @@ async def test_a_place_from_the_admin_is_completed_from_the_settings() -> None:
 async def test_a_directory_shared_by_all_is_nobodys_home() -> None:
     both = {ROOT + "/shared": "/home/jovyan/shared", "/homes/{username}": "/home/jovyan"}
     assert (await resolve(docker(volumes=both), settings(storage_root=ROOT))).directory == "/homes/alice"
-    with pytest.raises(UnresolvedError, match="mounts no writable directory"):
+    with pytest.raises(UnresolvedError, match="shared at /home/jovyan/shared counts as shared by users"):
         await resolve(docker(volumes={ROOT + "/shared": "/home/jovyan/shared"}), settings(storage_root=ROOT))
 
 

@@ -11,6 +11,7 @@ import dockerspawner
 import pytest
 from spawner_fakes import ROOT, everybody_is_known, random_names, settings, spawner
 
+from ansible_bootstrap.errors import UnresolvedError
 from ansible_bootstrap.places.resolve import resolve
 
 
@@ -223,6 +224,47 @@ async def test_a_user_called_as_a_team_is_not_given_what_the_team_has() -> None:
         )
         place = await resolve(asked, settings())
         assert (place.directory, place.also) == (f"{ROOT}/home/{name}", ())
+
+
+TEAMS: list[dict[str, Any]] = [
+    {"volumes": {f"{ROOT}/teams/red": "/home/jovyan"}},
+    {"mounts": [{"type": "bind", "source": f"{ROOT}/teams/red", "target": "/home/jovyan"}]},
+    {"extra_host_config": {"binds": [f"{ROOT}/teams/red:/home/jovyan"]}},
+    {"group_overrides": {"1": {"groups": ["red"], "spawner_override": {"volumes": {f"{ROOT}/teams/red/": "/home/jovyan"}}}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("root", [ROOT, None])
+@pytest.mark.parametrize("way", TEAMS, ids=lambda way: next(iter(way)))
+async def test_a_teams_directory_is_not_the_home_of_the_user_who_is_called_like_the_team(
+    way: dict[str, Any], root: str | None
+) -> None:
+    for name in ("red", "teams", "bob"):
+        asked = spawner(Docker, name, "red", **way)
+        if "group_overrides" in way:
+            await asked.apply_group_overrides()
+        with pytest.raises(UnresolvedError, match=r"teams/red/? at /home/jovyan counts as shared by users"):
+            await resolve(asked, settings(storage_root=root))
+
+
+async def test_a_path_that_a_hook_has_made_with_the_name_in_it_is_the_home() -> None:
+    asked = spawner(Docker, "red", volumes={f"{ROOT}/teams/red": "/home/jovyan"})
+    asked.volumes = {f"{ROOT}/home/{asked.user.name}": "/home/jovyan"}
+    assert (await resolve(asked, settings())).directory == f"{ROOT}/home/red"
+
+
+async def test_a_field_in_the_target_alone_makes_no_directory_the_users() -> None:
+    for binds in (
+        [f"{ROOT}/{{username}}:/home/jovyan", f"{ROOT}/all:/home/{{username}}/all"],
+        {f"{ROOT}/all": {"bind": "/home/{username}/all", "mode": "rw"}},
+    ):
+        asked = spawner(
+            Docker,
+            volumes={f"{ROOT}/{{username}}": "/home/jovyan"},
+            extra_host_config={"binds": binds},
+        )
+        place = await resolve(asked, settings())
+        assert (place.directory, place.also) == (f"{ROOT}/alice", ())
 
 
 async def test_further_directories_in_every_spelling_of_a_mount() -> None:

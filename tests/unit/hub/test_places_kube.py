@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import kubespawner.spawner
 import pytest
+from kubernetes_asyncio.client.exceptions import ApiException
 from spawner_fakes import ROOT, random_names, settings, user
 from traitlets.config import Config
 
@@ -173,6 +175,39 @@ async def test_a_pod_that_a_hook_changes_is_asked_after_the_change() -> None:
 
     asked = pod_of(modify_pod_hook=modify)
     assert (await resolve(asked, settings())).directory == await mounted(asked) == f"{ROOT}/hooked/alice"
+
+
+async def test_a_pod_that_is_left_is_deleted_by_kubespawner_so_its_mounts_are_those_of_now() -> None:
+    stopped: list[bool] = []
+
+    async def create(namespace: str, pod: Any) -> None:
+        if not stopped:
+            raise ApiException(status=409)
+
+    async def stop(now: bool) -> None:
+        stopped.append(now)
+
+    asked = pod_of()
+    asked.api, asked.stop = SimpleNamespace(create_namespaced_pod=create), stop
+    pod = SimpleNamespace(metadata=SimpleNamespace(name="jupyter-alice"))
+    assert not await asked._make_create_pod_request(pod, 10)
+    assert stopped == [True]
+    assert await asked._make_create_pod_request(pod, 10)
+
+
+TEAMS = {"name": "teams", "nfs": {"server": "nfs1", "path": f"{ROOT}/teams"}}
+
+
+async def test_a_teams_directory_is_not_given_to_the_user_who_is_called_like_the_team() -> None:
+    team = {"name": "teams", "mountPath": "/team", "subPath": "red"}
+    place = await resolve(pod_of("red", volumes=(NFS, TEAMS), mounts=[mount("{username}"), team]), settings())
+    assert (place.directory, place.also) == (f"{ROOT}/red", ())
+    with pytest.raises(UnresolvedError, match="teams/red at /home/jovyan counts as shared by users"):
+        await resolve(pod_of("red", volumes=(TEAMS,), mounts=[{**team, "mountPath": HOME}]), settings())
+    claimed = {"name": "teams", "persistentVolumeClaim": {"claimName": "teams"}}
+    place_of_claim = settings(place={"volumes": {"teams": f"{ROOT}/teams"}})
+    with pytest.raises(UnresolvedError, match="counts as shared by users"):
+        await resolve(pod_of("red", volumes=(claimed,), mounts=[{**team, "mountPath": HOME}]), place_of_claim)
 
 
 async def test_extra_settings_replace_the_mounts() -> None:

@@ -212,6 +212,19 @@ async def test_what_is_said_is_completed_by_the_spawner(place: Any, directory: s
     assert (found.uid, found.gid) == ((7 if isinstance(place, dict) and "uid" in place else 1500), 55)
 
 
+@pytest.mark.parametrize("place", [{"volumes": {"home": ROOT}}, lambda asked: {"volumes": {"home": ROOT}}])
+async def test_volumes_that_the_spawner_does_not_have_are_no_silent_wish(place: Any) -> None:
+    asked = spawner(DockerSpawner, volumes={f"{ROOT}/{{username}}": "/home/jovyan"})
+    with pytest.raises(UnresolvedError, match=r"place has volumes, which .*DockerSpawner does not have"):
+        await resolve(asked, settings(place=place))
+    child = {
+        "child_class": DockerSpawner,
+        "child_config": {"volumes": {f"{ROOT}/{{username}}": "/home/jovyan"}},
+    }
+    wrapped = spawner(wrapspawner.WrapSpawner, **child)
+    assert (await resolve(wrapped, settings(place=place))).directory == f"{ROOT}/alice", "another child may"
+
+
 @pytest.mark.parametrize("name", ["CORP\\jdoe", "oauth2|idp|3f2a"])
 async def test_a_name_with_signs_works_under_the_spawners_directory_and_crosses_as_a_slug(name: str) -> None:
     asked = spawner(DockerSpawner, name, volumes={f"{ROOT}/{{username}}": "/home/jovyan"})

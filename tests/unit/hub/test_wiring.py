@@ -12,17 +12,19 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
+from dockerspawner import DockerSpawner
 from hub_fakes import FakeApply, until
 from prometheus_client import REGISTRY
 from traitlets.config import Config
 
-from ansible_bootstrap import AnsibleBootstrap, BootstrapError
+from ansible_bootstrap import AnsibleBootstrap, BootstrapError, findings
 from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.hub import core, login, post_stop_hook, pre_spawn_hook, spawns
 from ansible_bootstrap.hub.mixin import prepared_at_login
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import Outcome
 from ansible_bootstrap.run_record import RunRecord
+from ansible_bootstrap.state.ledger import Ledger
 
 V1, V2 = ({"role": "user_dir", "fingerprint": version, "revised": True} for version in ("1", "2"))
 
@@ -360,6 +362,82 @@ async def test_each_start_is_counted_by_its_way(hub: Hub) -> None:
     await hub.start()
     after = {way: metric("hook_duration_seconds_count", way=way) - count for way, count in before.items()}
     assert after == {"run": 1, "known": 1, "failed": 0, "observed": 0}
+
+
+SQUASHED = {
+    "level": "error",
+    "what": "root is squashed here\nforged",
+    "mend": "no_root_squash in /etc/exports",
+}
+
+
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+@pytest.mark.parametrize("hosts", ["nas1", "those of the ledger"])
+async def test_what_a_probe_finds_at_the_hubs_start_is_a_line_in_its_log(
+    hub: Hub, mode: str, hosts: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.config.AnsibleBootstrap.update(
+        mode=mode, storage_host="nas1" if hosts == "nas1" else lambda spawner: ""
+    )
+    made = core.make_core(hub.config, {"users": {}})
+    made.config.log = logging.getLogger("test.wiring")
+    Ledger(made.config.state_dir).note_places([Place("alice", "/v/alice", storage_host="nas1")], "")
+    hub.apply.do(findings=[SQUASHED, {"level": "warning", "what": "no cgroup", "mend": ""}])
+    await core._look(made, None)
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    if mode == "observe":
+        assert said == [], "nothing is changed"
+        return
+    assert said == [
+        ("ERROR", "ansible_bootstrap: nas1: root is squashed here\\nforged: no_root_squash in /etc/exports"),
+        ("WARNING", "ansible_bootstrap: nas1: no cgroup"),
+    ]
+    caplog.clear()
+    hub.apply.do()
+    await core._look(made, None)
+    assert not caplog.records, "it says nothing where there is nothing to say"
+
+
+async def test_a_hub_in_a_container_without_the_storage_is_told_at_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / ".dockerenv").touch()
+    (tmp_path / "mountinfo").write_text("1 0 8:1 / / rw - overlay dev rw\n")
+    monkeypatch.setattr(findings, "SYSTEM", tmp_path)
+    monkeypatch.setattr("ansible_bootstrap.storage._mounts.MOUNTINFO", str(tmp_path / "mountinfo"))
+    config = AnsibleBootstrap(
+        config=Config({"AnsibleBootstrap": {"storage_root": "/volumes", "mode": "observe", "uid": 1}})
+    )
+    config.log = logging.getLogger("test.wiring")
+    await core._look(SimpleNamespace(config=config), DockerSpawner)  # type: ignore[arg-type]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "the hub runs in a container, and /volumes is not a mount" in line and "docker run -v" in line
+
+
+@pytest.mark.parametrize("mode", ["enforce", "observe"])
+async def test_where_nothing_is_to_be_prepared_the_server_starts_and_the_log_says_so_once(
+    hub: Hub, mode: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(spawns, "_nowhere", set())
+    hub.config.AnsibleBootstrap.update(
+        place=lambda spawner: "nowhere", mode=mode, cleanup_delay=0.0, at_login=True
+    )
+    before = metric("hook_duration_seconds_count", way="nowhere")
+    for _ in range(2):
+        spawner = await hub.start()
+        await until(lambda: not hub.core._background)
+        await spawns.bootstrap_if_moved(spawner)
+        spawns.note_place(spawner)
+        await spawns.check_mounted(spawner)
+        await spawns.stopped(spawner)
+        await spawns.stopped(hub.spawner())  # As after a restart of the hub.
+    assert await hub.log_in() == []
+    assert hub.runs == 0 and hub.apply.cleanups == []
+    assert metric("hook_duration_seconds_count", way="nowhere") - before == (2 if mode == "enforce" else 0)
+    said = [record for record in caplog.records if "start without a storage" in record.getMessage()]
+    assert len(said) == 1
+    assert all(record.levelno < logging.WARNING for record in caplog.records), caplog.text
 
 
 async def test_who_is_known_gets_a_run_all_the_same_while_something_of_theirs_is_under_way(
