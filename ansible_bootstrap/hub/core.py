@@ -100,6 +100,11 @@ class Core(Observer):
         task.add_done_callback(self._background.discard)
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing runs beside the hooks."""
+        return not self._background
+
+    @property
     def remembers(self) -> bool:
         """Whether a user who is complete is let through without a run."""
         return self.config.recheck == "changed" and not self.config.observing
@@ -229,10 +234,10 @@ def when_up(loop: asyncio.AbstractEventLoop) -> None:
     except Exception as error:  # Each spawn says so, too.
         app.log.error("ansible_bootstrap: %s", why(error))
         return
-    core.start(_make_ready(core))
+    core.start(make_ready(core))
 
 
-async def _make_ready(core: Core) -> None:
+async def make_ready(core: Core) -> None:
     """Prepare at the hub's start what the first spawn needs."""
     core.client.prepare()
     if core.remembers:

@@ -96,8 +96,7 @@ async def test_before_anything_is_chosen_nothing_is_prepared_at_login(
     profiles: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first start of a server without options would be of another class still."""
-    monkeypatch.setattr(login, "_LOOK_SECONDS", 0)
-    monkeypatch.setattr(core, "_core", None)
+    monkeypatch.setattr(login, "LOOK_SECONDS", 0)
     AnsibleBootstrap.clear_instance()
     asked = spawner(wrapspawner.ProfilesSpawner, profiles=profiles)
     asked.config.AnsibleBootstrap.update(state_dir=str(tmp_path), storage_root=ROOT)
@@ -121,7 +120,6 @@ async def test_progress_that_is_a_property_fails_no_spawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hook goes on to its own work, and here to its own failure."""
-    monkeypatch.setattr(core, "_core", None)
     AnsibleBootstrap.clear_instance()
     asked = spawner(wrapspawner.ProfilesSpawner, profiles=PROFILES)
     asked.config.AnsibleBootstrap.update(state_dir=str(tmp_path), storage_root=ROOT, place={"uid": -1})
