@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOT_COPIED = (".git", ".venv", ".demo", "__pycache__", ".*_cache", "*.sqlite")
 
 # Several processes at once: too slow to run for each mutant.
-SLOW = "whoever_comes_first or another_process_forgets or several_processes or processes_that_read"
+SLOW = "another_process_forgets or several_processes or processes_that_read"
 HUB = "adapting_batches apply_client bulk cleanups dispatcher due_cleanups fairness hanging pace run_notices spare turnstile"
 # By area: what is mutated, and the folder and names of the tests that shall notice.
 AREAS = {

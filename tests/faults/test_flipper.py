@@ -198,7 +198,7 @@ def test_what_a_user_may_write_elsewhere_is_not_reached_through_the_home(
 
 
 def test_a_home_itself_cannot_be_exchanged(root: Path, make_user: MakeUser, victims: Path) -> None:
-    """Who could would own the directory above it, and below such a directory nothing is done."""
+    """A user who could exchange it would own the directory above, and below such a directory nothing is done."""
     alice = make_user("alice", directory=str(root / "students/alice"))
     (root / "students").mkdir()
     for uid, mode in ((alice["uid"], 0o755), (0, 0o775), (0, 0o777), (0, 0o1777)):

@@ -143,7 +143,7 @@ def test_a_read_only_root_serves_homes_that_exist_where_our_records_are_mounted(
 
 @pytest.fixture
 def automount(root: Path) -> Iterator[None]:
-    """The storage root is an autofs map whose daemon has gone."""
+    """The storage root is an autofs map, and its daemon has ended."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:  # the map's daemon is another process group: what is of its own it lets through

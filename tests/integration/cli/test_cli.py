@@ -99,7 +99,7 @@ def test_a_name_that_stands_in_the_roster_too_counts_once(admin: Admin) -> None:
     assert "2 users: 2 ok" in admin.types("run", "alice", "--roster", "class.txt", "--check")
 
 
-def test_whoever_is_complete_is_left_out_until_forgotten(admin: Admin) -> None:
+def test_a_complete_user_is_left_out_until_forgotten(admin: Admin) -> None:
     """Also while a role finds nothing to do: what is not asked for cannot be found to be so."""
     (admin.directory / "class.csv").write_text("username,groups\nalice,a;b\nbob\n")
     assert "2 users: 2 ok, 0 failed" in admin.types("run", "--roster", "class.csv")
@@ -133,7 +133,7 @@ def test_a_directory_is_where_the_hubs_spawner_will_mount_it(admin: Admin) -> No
 
 
 def test_a_long_run_says_how_far_it_is_where_there_is_no_terminal(admin: Admin) -> None:
-    """So that the mail of a cron job has it; a program that reads JSON, and one who wants quiet, get nothing."""
+    """So that the mail of a cron job has it; a program that reads JSON, and an admin who says --quiet, get nothing."""
     code = "import sys, ansible_bootstrap.cli.report as r; r.LINE_SECONDS = 0.02;"
     code += "from ansible_bootstrap.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
@@ -246,7 +246,9 @@ def test_ctrl_c_ends_the_run_and_everything_it_started(admin: Admin) -> None:
         cwd=admin.directory,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who starts the tests may ignore it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # the parent of the tests may ignore it
     ) as process:
         try:
             wait_for(lambda: running("sleep", seconds))

@@ -60,7 +60,7 @@ def test_of_the_quick_start_nothing_is_said(site: Path) -> None:
 def test_of_the_quick_start_without_containers_nothing_is_said(
     open_site: Any, unprivileged: tuple[str, ...]
 ) -> None:
-    """For a hub under an account of its own, whose the storage root is."""
+    """For a hub under an account of its own, which owns the storage root."""
     site = open_site.path
     (site / "homes").mkdir()
     for path in (site, site / "homes"):

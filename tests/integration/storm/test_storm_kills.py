@@ -19,7 +19,7 @@ from benchmarks.storm.storm import arrivals, crowd
 
 USERS, SECONDS = 30, 2.0
 BEGUN = 5
-"""Users for whom the script has begun when the kill comes: the first run has taken only the first of them."""
+"""Users for whom the script has begun when the kill comes: the first run has taken only the first users."""
 
 PATIENCE = 90.0
 BOUND = SCRIPT_SECONDS + GRACE

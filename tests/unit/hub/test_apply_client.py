@@ -84,7 +84,7 @@ async def test_a_command_that_cannot_start_says_which_setting_to_mend(command: l
     assert "/" not in caught.value.message
 
 
-async def test_a_program_that_dies_is_quoted_to_the_admin(session: Session, apply: FakeApply) -> None:
+async def test_a_program_that_crashes_is_quoted_in_the_log(session: Session, apply: FakeApply) -> None:
     apply.do(behave="die")
     run = await session.start()
     with pytest.raises(ApplyError, match=r"exited with 70.*the disk of /srv/secret is gone"):

@@ -209,7 +209,7 @@ async def test_what_a_pod_cannot_tell_is_explained(given: dict[str, Any], why: s
         await resolve(pod_of(**given), settings())
 
 
-async def test_whose_the_files_are_in_the_pod() -> None:
+async def test_the_pods_security_context_says_whose_the_files_are() -> None:
     async def gid(spawner: Any) -> int:
         return 55
 

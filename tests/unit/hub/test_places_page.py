@@ -44,7 +44,7 @@ async def test_a_configuration_of_the_page_says_what_it_says(
         assert ", ".join((str(place.directory), *place.also)) == said[1]
 
 
-def test_most_of_them_say_something() -> None:
+def test_most_families_say_what_is_chosen_on_the_page() -> None:
     assert sum("# jane.doe: " in block for block in BLOCKS) >= 9
 
 

@@ -266,7 +266,7 @@ def test_special_files_and_names_are_removed_without_waiting(home: Home, inside:
     result = clean(user, "t" if inside else "t/*")
     assert result["changed"]
     assert result["notes"] == []
-    assert all(entry["before"]["path"].isprintable() for entry in result["diff"])
+    assert result["diff"] and all(entry["before"]["path"].isprintable() for entry in result["diff"])
     assert names(place) == ([] if inside else ["t"])
 
 

@@ -146,7 +146,7 @@ def settle(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_home_is_made_once(root: Path, make_user: MakeUser, ensure: Ensure, skeleton: Path) -> None:
     alice, bob = make_user("alice"), make_user("bob")
     options = Options(skeleton=str(skeleton))
-    assert all(user["changed"] for user in ensure(alice, bob, check=True, options=options))
+    assert {user["changed"] for user in ensure(alice, bob, check=True, options=options)} == {True}
     assert os.listdir(root) == []
 
     results = ensure(alice, bob, options=options)
@@ -157,9 +157,8 @@ def test_a_home_is_made_once(root: Path, make_user: MakeUser, ensure: Ensure, sk
 
     before = snapshot(root)
     for check in (True, False):
-        assert not any(
-            user["changed"] or user["failed"] for user in ensure(alice, bob, check=check, options=options)
-        )
+        again = ensure(alice, bob, check=check, options=options)
+        assert [(user["changed"], user["failed"]) for user in again] == [(False, False)] * 2
     assert snapshot(root) == before
 
 
@@ -188,7 +187,7 @@ def test_a_home_of_the_users_is_left_alone_and_other_records_are_kept(
     assert record(root, "alice")["mkhomedir"] == {"made": False}
 
 
-def test_whoever_the_system_does_not_know_so_is_refused(
+def test_a_user_the_system_does_not_know_so_is_refused(
     root: Path, make_user: MakeUser, ensure: Ensure
 ) -> None:
     alice = make_user("alice")
@@ -359,7 +358,7 @@ def test_default_acls_do_not_widen_a_home_of_the_helpers(
     stranger = default_acl(bearing)
     home = root.joinpath(*above, "alice")
     alice, options = make_user("alice", directory=str(home)), Options(umask, str(skeleton))
-    if umask == "0027":  # the group gets in and others do not: so would whom the ACL names
+    if umask == "0027":  # the group gets in and others do not: so would a user whom the ACL names
         for check in (True, False):
             said = ensure(alice, check=check, options=options)[0]["msg"]
             assert f"{bearing} has a default ACL" in said
@@ -628,7 +627,7 @@ def test_without_root_it_says_so(root: Path, as_user: Callable[..., Any]) -> Non
     assert "needs root" in result["msg"]
 
 
-def test_the_helper_dies_with_the_module(
+def test_the_helper_ends_with_the_module(
     root: Path, make_user: MakeUser, ensure: Ensure, tmp_path: Path
 ) -> None:
     lonely = wrapper(tmp_path, f"echo $$ > {tmp_path}/pid; (sleep 0.3; kill -9 $PPID) & exec sleep 987")
