@@ -8,7 +8,8 @@ seen to by one processor, so a run has the same steps each time and *every* one 
 Whether the kernel does half a rename when it is killed is not asked: it does not.
 
 By default a random third of the steps is tried, and at least :data:`FEWEST`. The environment variable
-``ANSIBLE_BOOTSTRAP_STEPS`` is the seed of the choice, or ``all``; the summary of the run tells it.
+``ANSIBLE_BOOTSTRAP_STEPS`` is the seed of the choice, or ``all``; the summary of the run tells it. With ``all``, races
+are also run for more rounds (:func:`rounds`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ def chosen(steps: int, case: str) -> list[int]:
     if seed == "all":
         return list(every)
     return sorted(random.Random(f"{seed} {case}").sample(every, min(steps, max(FEWEST, steps // 3))))
+
+
+def rounds(few: int, many: int) -> int:
+    """How often a race is run."""
+    return many if os.environ["ANSIBLE_BOOTSTRAP_STEPS"] == "all" else few
 
 
 class _Counter:

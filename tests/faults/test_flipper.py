@@ -1,6 +1,6 @@
 """A user exchanges a name in their home for a link to somebody else's files, as fast as they can, while root works there.
 
-100 rounds of everything the file library does in a home. The victims belong to root and to another user; they
+30 rounds of everything the file library does in a home, and 100 in ``make test-full``. The victims belong to root and to another user; they
 are readable by all and writable by nobody but their owner, so that whatever root touched would show.
 """
 
@@ -24,7 +24,7 @@ from tests.faults.conftest import Flipper
 from tests.roles.conftest import Playbook
 from tests.unit.storage.conftest import MakeUser
 
-ROUNDS = 100
+ROUNDS = killing.rounds(30, 100)
 
 pytestmark = pytest.mark.root
 Flip = Callable[..., Flipper]

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.integration.cli import command
+
 OWNER = (20001, 100) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
 
 
@@ -41,9 +43,7 @@ class Admin:
         return [str(Path(sys.executable).parent / "ansible-bootstrap"), *args]
 
     def types(self, *args: str, status: int = 0) -> str:
-        done = subprocess.run(
-            self.command(*args), cwd=self.directory, capture_output=True, text=True, timeout=100, check=False
-        )
+        done = command.run(*args, cwd=self.directory)
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout if status != 2 else done.stderr
 
@@ -222,9 +222,7 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(admin: Admin, args: lis
 )
 def test_a_wrong_setting_is_named(admin: Admin, settings: dict[str, Any], said: str) -> None:
     admin.configure(**settings)
-    done = subprocess.run(
-        admin.command("run", "alice"), cwd=admin.directory, capture_output=True, text=True, check=False
-    )
+    done = command.run("run", "alice", cwd=admin.directory)
     assert done.returncode in (1, 2)
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -93,7 +93,7 @@ def test_system_users_are_those_of_the_storage_host(apply_program, storage_hosts
     assert "uid_min" in answer.outcomes["daemon"]["message"]
 
 
-def test_a_batch_role_in_which_one_of_twenty_users_fails(site, apply_program, storage_hosts, store, settings):
+def test_a_batch_role_and_a_role_in_which_one_user_fails(site, apply_program, storage_hosts, store, settings):
     site.role(
         "list",
         {

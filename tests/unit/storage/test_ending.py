@@ -38,7 +38,7 @@ for (1 .. {chains}) {{
     }}
     POSIX::_exit(0);
 }}
-sleep {sleep};
+select undef, undef, undef, {sleep};
 """
 
 
@@ -142,7 +142,7 @@ def behind() -> Iterator[None]:
 def test_chains_that_fork_and_exit_do_not_outrun_it(
     root: Path, alice: dict[str, Any], script: Callable[[str], str], chains: int, hangs: bool
 ) -> None:
-    path = script(CHAINS.format(chains=chains, sleep=20 if hangs else 1))
+    path = script(CHAINS.format(chains=chains, sleep=20 if hangs else 0.3))
     before = len(os.listdir("/proc"))
     begin = time.monotonic()
     with Others() as others:
@@ -235,6 +235,7 @@ end = time.monotonic() + 25
 traced = set()
 print("ready", flush=True)
 while time.monotonic() < end:
+    time.sleep(0.01)
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/cmdline", "rb") as file:

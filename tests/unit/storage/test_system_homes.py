@@ -373,6 +373,12 @@ def test_default_acls_do_not_widen_a_home_of_the_helpers(
 
 # Killed
 
+
+def tried(request: pytest.FixtureRequest) -> list[int]:
+    """Steps at which to kill: the first three, a third of the others unless all are asked for, and one that none has."""
+    return sorted({1, 2, 3, *killing.chosen(60, request.node.name), 60})
+
+
 CALLS = ("mkdir", "openat", "fchmod", "fchown", "write", "symlink", "lchown", "chmod", "chown")
 
 
@@ -388,6 +394,7 @@ def test_killed_at_any_call_the_next_run_makes_it_whole(
     call: str,
     umask: str,
     whole_module: bool,
+    request: pytest.FixtureRequest,
 ) -> None:
     needs(programs=("strace",))
     alice = make_user("alice")
@@ -396,13 +403,13 @@ def test_killed_at_any_call_the_next_run_makes_it_whole(
     mode = 0o777 & ~int(umask, 8)
     kills = 0
     opened = 0
-    for number in range(1, 60):
+    for number in tried(request):
         shutil.rmtree(root / "alice", ignore_errors=True)
         inject = f"?{call}:signal=KILL:when={number}"
         text = f'strace -f -o /dev/null -e trace="?{call}" -e inject="{inject}" {real} "$@" 2>/dev/null; status=$?'
         text += "\n[ $status = 0 ] || kill -9 $PPID" if whole_module else "\nexit $status"
-        killing = Options(umask, str(skeleton), wrapper(tmp_path, text))
-        (result,) = ensure(alice, options=killing)
+        killed = Options(umask, str(skeleton), wrapper(tmp_path, text))
+        (result,) = ensure(alice, options=killed)
         if not result["failed"]:
             break
         assert ("does the work was killed" if whole_module else "mkhomedir_helper") in result["msg"]
@@ -435,7 +442,13 @@ def test_killed_at_any_call_the_next_run_makes_it_whole(
 
 @pytest.mark.parametrize("before", ["absent", "partial", "given", "worked", "lacks only the owner"])
 def test_the_module_killed_at_each_of_its_own_steps(
-    root: Path, make_user: MakeUser, ensure: Ensure, skeleton: Path, tmp_path: Path, before: str
+    root: Path,
+    make_user: MakeUser,
+    ensure: Ensure,
+    skeleton: Path,
+    tmp_path: Path,
+    before: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     needs(programs=("strace",))
     alice, home = make_user("alice"), root / "alice"
@@ -449,7 +462,7 @@ def test_the_module_killed_at_each_of_its_own_steps(
         enter_namespace(tmp_path / "passwd")
         _system_homes.ensure([alice], str(root), 1000, options, check=False)
 
-    for step in range(1, 60):
+    for step in tried(request):
         shutil.rmtree(home, ignore_errors=True)
         shutil.rmtree(root / ".ansible_bootstrap", ignore_errors=True)
         ensure(alice, check=True)
