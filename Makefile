@@ -20,7 +20,7 @@ ifeq ($(or $(ARGS),$(filter 1,$(WORKERS))),)
 	$(PYTEST) -m "not slow and not alone" -n $(WORKERS) || { \
 	  echo "== what has failed beside other tests, once more and alone"; \
 	  $(PYTEST) -m "not slow and not alone" --last-failed --last-failed-no-failures none; } || failed=1; \
-	$(PYTEST) -m "not slow and alone" && [ -z "$$failed" ]
+	$(PYTEST) -m "not slow and alone" $$(grep -rl "mark\.alone" tests) && [ -z "$$failed" ]
 else
 	$(PYTEST) -m "not slow" $(ARGS)
 endif
