@@ -260,6 +260,16 @@ async def test_a_profile_that_moves_the_storage_is_for_a_hub_to_say_and_others_a
     assert (await Detached(configured(profile_list=same)).place("alice")).directory == f"{ROOT}/alice"
 
 
+async def test_no_choice_is_asked_on_a_spawner_that_has_applied_another() -> None:
+    def apply(spawner: Any, options: dict[str, Any]) -> None:
+        if options["profile"] == "one":
+            spawner.volume_mounts[0]["subPath"] = "one/{username}"
+
+    listed = [{"display_name": slug, "slug": slug} for slug in ("one", "two")]
+    with pytest.raises(UnresolvedError, match=r"chosen on the spawn page: .*/alice, .*/one/alice"):
+        await Detached(configured(profile_list=listed, apply_user_options=apply)).place("alice")
+
+
 async def test_all_mounts_of_the_user_are_prepared_and_no_shared_or_read_only_one() -> None:
     for name in random_names(5, 50):
         mounts = [
