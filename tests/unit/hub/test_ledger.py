@@ -681,12 +681,15 @@ def test_of_a_whole_class_only_those_made_unknown_meanwhile_are_not_noted(
     assert not any(ledger.recorded(place) for place in places)
 
 
-def test_a_path_that_is_no_text_costs_nobody_else_the_note(ledger: Ledger, alice: Place) -> None:
+def test_a_path_that_is_no_text_costs_nobody_else_the_note(
+    ledger: Ledger, alice: Place, tmp_path: Path
+) -> None:
     odd = completed(replace(alice, name="mallory"), "/homes/\udcff", FINGERPRINTS)
     ledger.note([odd, completed(alice, "", FINGERPRINTS)])
     assert ledger.recorded(alice) is not None
     ledger.note([completed(alice, "/homes/\udcff", FINGERPRINTS)])
-    assert len(ledger._file.select("SELECT name FROM complete", ())) == 1
+    with contextlib.closing(sqlite3.connect(tmp_path / "state" / FILE)) as database:
+        assert database.execute("SELECT count(*) FROM complete").fetchone() == (1,)
 
 
 def test_a_name_goes_to_another_person_only_instead_of_the_person_noted(ledger: Ledger) -> None:
