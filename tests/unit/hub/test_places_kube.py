@@ -175,6 +175,13 @@ async def test_a_pod_that_a_hook_changes_is_asked_after_the_change() -> None:
     assert (await resolve(asked, settings())).directory == await mounted(asked) == f"{ROOT}/hooked/alice"
 
 
+async def test_what_a_container_beside_the_notebook_mounts_is_not_the_users() -> None:
+    beside = {"name": "beside", "image": "x", "volumeMounts": [mount("beside/alice")]}
+    for given in ({}, {"modify_pod_hook": lambda spawner, pod: pod}):
+        asked = pod_of(extra_containers=[beside], **given)
+        assert (await resolve(asked, settings())).directory == await mounted(asked) == f"{ROOT}/alice"
+
+
 async def test_extra_settings_replace_the_mounts() -> None:
     asked = pod_of(
         extra_container_config={"volumeMounts": [mount("fixed/alice")]},
