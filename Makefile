@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Processes that run the tests side by side: one more than there are processors, for many tests wait.
-WORKERS ?= $(shell n=$$(nproc); echo $$((n > 1 ? n + 1 : 1)))
+# Processes that run the tests side by side: two more than there are processors, for nearly half of the time a test waits.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n > 1 ? n + 2 : 1)))
 PYTEST := $(BIN)/python -m pytest --durations=10
 
 .PHONY: help demo test test-full test-matrix lint bench bench-quick fuzz mutate clean
