@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-# Processes that run the tests side by side: one more than there are processors, for many tests wait.
-WORKERS ?= $(shell n=$$(nproc); echo $$((n > 1 ? n + 1 : 1)))
+# Processes that run the tests side by side: two more than there are processors, for nearly half of the time a test waits.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n > 1 ? n + 2 : 1)))
 PYTEST := $(BIN)/python -m pytest --durations=10
 
 .PHONY: help demo test test-full test-matrix lint bench bench-quick fuzz mutate clean
@@ -20,7 +20,7 @@ ifeq ($(or $(ARGS),$(filter 1,$(WORKERS))),)
 	$(PYTEST) -m "not slow and not alone" -n $(WORKERS) || { \
 	  echo "== what has failed beside other tests, once more and alone"; \
 	  $(PYTEST) -m "not slow and not alone" --last-failed --last-failed-no-failures none; } || failed=1; \
-	$(PYTEST) -m "not slow and alone" && [ -z "$$failed" ]
+	$(PYTEST) -m "not slow and alone" $$(grep -rl "mark\.alone" tests) && [ -z "$$failed" ]
 else
 	$(PYTEST) -m "not slow" $(ARGS)
 endif

@@ -42,7 +42,7 @@ def fuse(place: Path, uid: int, *, reads: bool = True, for_all: bool = False) ->
     try:
         yield
     finally:
-        os.kill(server, signal.SIGKILL)  # closes the device, so that all who wait get an error
+        os.kill(server, signal.SIGKILL)  # closes the device, so that all waiting processes get an error
         os.waitpid(server, 0)
         subprocess.run(["umount", "-l", str(place)], check=False)
 
@@ -76,7 +76,7 @@ def ext4(image: Path, place: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def frozen(place: Path) -> Iterator[None]:
-    """Until the end of the body whoever writes to this file system sleeps, beyond SIGKILL."""
+    """Until the end of the body a process that writes to this file system sleeps, beyond SIGKILL."""
     subprocess.run(["fsfreeze", "-f", str(place)], check=True)
     try:
         yield

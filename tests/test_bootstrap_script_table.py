@@ -1,4 +1,4 @@
-"""docs/coming-from-bootstrap-script.md names a test for every claim of JupyterHub's page, and each of them is there."""
+"""docs/coming-from-bootstrap-script.md names a test for every claim of JupyterHub's page, and each of these tests is there."""
 
 from __future__ import annotations
 

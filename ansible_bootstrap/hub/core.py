@@ -104,6 +104,11 @@ class Core(Observer):
         task.add_done_callback(self._background.discard)
 
     @property
+    def idle(self) -> bool:
+        """Whether nothing runs beside the hooks."""
+        return not self._background
+
+    @property
     def remembers(self) -> bool:
         """Whether a user who is complete is let through without a run."""
         return self.config.recheck == "changed" and not self.config.observing
@@ -235,7 +240,7 @@ def when_up(loop: asyncio.AbstractEventLoop) -> None:
         return
     if not core.begun:  # ``setup`` may be called more than once.
         core.begun = True
-        core.start(_make_ready(core))
+        core.start(make_ready(core))
         core.start(_look(core, app.tornado_settings.get("spawner_class")))
 
 
@@ -265,7 +270,7 @@ def _tell(core: Core, found: Sequence[Finding]) -> None:
         core.config.log.log(level, "ansible_bootstrap: %s", one_line(said))
 
 
-async def _make_ready(core: Core) -> None:
+async def make_ready(core: Core) -> None:
     """Prepare at the hub's start what the first spawn needs."""
     core.client.prepare()
     if core.remembers:

@@ -27,7 +27,7 @@ from ansible_bootstrap.places.resolve import choices, resolve, with_options
 USER_SECONDS: Final = 10.0
 """From the login to the hub's knowing the user."""
 
-_LOOK_SECONDS: Final = 0.1
+LOOK_SECONDS: Final = 0.1
 
 
 def begin(authenticator: Any, handler: Any, auth_model: Any) -> None:
@@ -92,8 +92,8 @@ async def _user(core: Core, handler: Any, name: str) -> Any:
     it is asked only where the handler does not get to know its user (an authenticator with its own way to log in).
     Not asked at once, in the midst of the request: a storm of known users then took a third longer.
     """
-    for _ in range(round(USER_SECONDS / _LOOK_SECONDS)):
-        await asyncio.sleep(_LOOK_SECONDS)
+    for _ in range(round(USER_SECONDS / LOOK_SECONDS)):
+        await asyncio.sleep(LOOK_SECONDS)
         user = getattr(handler, "current_user", None)
         if user is not None and user.name == name:
             return user

@@ -64,7 +64,7 @@ class Bookkeeper(Writer):
         self._ledger = ledger
         self._under = under
         self._completed: list[Entry] = []
-        self._probes = Probes()
+        self.probes = Probes()
         self._asked: set[_Question] = set()
         """Users who are being looked up."""
         self._lost: dict[str, float] = {}
@@ -81,7 +81,7 @@ class Bookkeeper(Writer):
         question = _Question(place.name)
         self._asked.add(question)
         try:
-            intact = await self._probes.run(
+            intact = await self.probes.run(
                 place.name, entry.directory, partial(self._ledger.holds, entry), PROBE_SECONDS
             )
         except TimeoutError:
@@ -240,7 +240,7 @@ class Bookkeeper(Writer):
                 await self._try(partial(self._ledger.note_persons, persons))
             if entries:
                 try:
-                    seen = await self._probes.run_all(
+                    seen = await self.probes.run_all(
                         [(entry.place.name, entry.directory, partial(probed, entry)) for entry in entries],
                         SEEN_SECONDS,
                         DISK_SECONDS,

@@ -68,6 +68,17 @@ class Probes:
         """Whether the loop is going to take what has returned; cleared before it takes it."""
         self._watch: asyncio.TimerHandle | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is no probe, no thread and no timer."""
+        return not (self._waiting or self._threads or self._watch)
+
+    def under_way(self) -> list[str]:
+        """Return the users of all probes that wait or are being made."""
+        with self._lock:
+            begun = [probe for _, probe in self._threads.values() if probe]
+            return [probe.user for probe in (*begun, *self._waiting)]
+
     async def run(self, user: str, directory: str, func: Callable[[], T], seconds: float) -> T:
         """Return what ``func`` returns, once the same user's earlier probes have really ended.
 

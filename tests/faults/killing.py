@@ -2,13 +2,14 @@
 
 The work is done in a forked process, the module; those calls are counted in the worker that it forks, and in the
 children that the worker forks for its users. At the chosen one the module is killed, and with it the worker and the
-children, who die with their parents. A write or a copy is killed when half of it is done. That one call comes after the other, never two at once, is
+children, which end with their parents. A write or a copy is killed when half of it is done. That one call comes after the other, never two at once, is
 seen to by one processor, so a run has the same steps each time and *every* one of them can be tried.
 
 Whether the kernel does half a rename when it is killed is not asked: it does not.
 
 By default a random third of the steps is tried, and at least :data:`FEWEST`. The environment variable
-``ANSIBLE_BOOTSTRAP_STEPS`` is the seed of the choice, or ``all``; the summary of the run tells it.
+``ANSIBLE_BOOTSTRAP_STEPS`` is the seed of the choice, or ``all``; the summary of the run tells it. With ``all``, races
+are also run for more rounds (:func:`rounds`).
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ def chosen(steps: int, case: str) -> list[int]:
     return sorted(random.Random(f"{seed} {case}").sample(every, min(steps, max(FEWEST, steps // 3))))
 
 
+def rounds(few: int, many: int) -> int:
+    """How often a race is run."""
+    return many if os.environ["ANSIBLE_BOOTSTRAP_STEPS"] == "all" else few
+
+
 class _Counter:
     """Shared by the process and its children: calls so far, and at which to kill."""
 
@@ -53,7 +59,7 @@ class _Counter:
 
     @property
     def victim(self) -> int:
-        """Process id of who came to the step, 0 while nobody has."""
+        """Process id of the process that came to the step, 0 before that."""
         return int.from_bytes(self._shared[8:16], "little")
 
     def step(self) -> bool:
@@ -63,7 +69,7 @@ class _Counter:
         return count == self.target
 
     def die(self) -> None:
-        """Say who is there, and wait to be killed: a child has no right to kill its parent itself."""
+        """Tell the own process id, and wait to be killed: a child has no right to kill its parent itself."""
         self._shared[8:16] = os.getpid().to_bytes(8, "little")
         while True:
             signal.pause()
@@ -112,7 +118,7 @@ def run(work: Callable[[], Any], at: int, *, only_child: bool = False) -> Run:
         if counter.victim:
             os.kill(counter.victim if only_child and in_child else main, signal.SIGKILL)
             ended, status = os.waitpid(main, 0)
-        while in_child and _alive(counter.victim):  # it dies with its parent
+        while in_child and _alive(counter.victim):  # it ends with its parent
             time.sleep(0.0002)
             assert time.monotonic() < until, "it outlives its parent"
     except BaseException:

@@ -102,7 +102,7 @@ def test_no_space_and_no_inodes(work: Work, role: str, limit: str, gone: str) ->
 
 @pytest.mark.root
 @pytest.mark.parametrize("role", ["home", "tutorial"])
-def test_no_byte_at_all_costs_those_who_are_complete_nothing(work: Work, role: str) -> None:
+def test_a_full_disk_does_not_affect_complete_users(work: Work, role: str) -> None:
     with small(work.root, "size=4m"):
         work.prepare()
         if role == "tutorial":

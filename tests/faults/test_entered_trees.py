@@ -151,7 +151,7 @@ def test_a_half_made_home_that_is_taken_back(
 
 @pytest.mark.parametrize("whose", ["alice", "bob"])
 def test_a_stage_that_is_swept(root: Path, make_user: MakeUser, project: Path, whose: str) -> None:
-    """The sweep has the rights of the stage's user, whoever owns what was moved into it."""
+    """The sweep has the rights of the stage's user, no matter which user owns what was moved into it."""
     alice = make_user("alice")
     _homes.ensure([make_user("carol")], str(root), 1000, _homes.Options(), check=False)
     stage = root / ".ansible_bootstrap/stage" / _stage(alice)
@@ -211,7 +211,7 @@ def test_what_a_user_does_in_a_home_that_was_moved_away_is_kept(
     killed: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever has a working directory in it works on, also between two runs of which the first was killed."""
+    """A process with its working directory in it works on, also between two runs of which the first was killed."""
     alice, options = make_user("alice"), Options("0022", str(skeleton))
     assert not ensure(alice, options=options)[0]["failed"]
     shutil.rmtree(root / "alice/course3")

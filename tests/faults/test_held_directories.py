@@ -1,4 +1,4 @@
-"""Who lists a directory into memory that never comes holds the kernel's lock of it, and costs nobody else more."""
+"""A user who lists a directory into memory that never comes holds the kernel's lock of it, and delays no other user."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Hold = Callable[[Path | int], None]
 
 
 @pytest.mark.parametrize("inside", ["", "class/"])
-def test_the_storage_root_costs_none_who_has_a_home(
+def test_a_held_storage_root_does_not_affect_users_with_a_home(
     root: Path, make_user: MakeUser, hold: Hold, inside: str
 ) -> None:
     alice, bob, new = [
@@ -30,7 +30,7 @@ def test_the_storage_root_costs_none_who_has_a_home(
     hold(root)
     started = time.monotonic()
     users = _homes.ensure([alice, bob], str(root), 1000, _homes.Options(), check=False).users
-    assert not any(user["failed"] for user in users), users
+    assert {user["failed"] for user in users} == {False}, users
     assert time.monotonic() - started < 8, "somebody waited for the lock"
     if not inside:  # a new name needs the lock: that user fails alone
         users = _homes.ensure([alice, bob, new], str(root), 1000, _homes.Options(), check=False).users
@@ -39,10 +39,10 @@ def test_the_storage_root_costs_none_who_has_a_home(
     assert [user["failed"] for user in users] == ([False, False, True] if not inside else [False]), users
 
 
-def test_homes_whose_mode_is_enforced_cost_their_users_alone(
+def test_held_homes_with_an_enforced_mode_affect_only_their_users(
     root: Path, make_user: MakeUser, hold: Hold
 ) -> None:
-    """Two of them count for the whole storage where root itself changes the mode."""
+    """Two such homes count for the whole storage where root itself changes the mode."""
     alice, bob, dave = [make_user(name, home=True) for name in ("alice", "bob", "dave")]
     for name in ("alice", "bob"):
         hold(root / name)
@@ -70,7 +70,7 @@ def test_a_stage_that_its_user_holds_is_left_alone_while_it_is_held(
     hold(held)
     for _ in range(3):
         users = _homes.ensure(others, str(root), 1000, _homes.Options(), check=False).users
-        assert not any(user["failed"] for user in users), users
+        assert {user["failed"] for user in users} == {False}, users
     waiting = {path.parent for path in Path("/proc").glob("[0-9]*/fd") if _has_open(path, stage)}
     assert len(waiting) == 1, "each run leaves another process that waits"
 

@@ -29,7 +29,7 @@ from ansible_bootstrap.storage import _homes, _tutorials
 user, root, course = eval(sys.argv[1])
 users = _homes.ensure([user], root, 1000, _homes.Options(skeleton=course), check=False).users
 users += _tutorials.place([user], root, 1000, _tutorials.Options([{"name": "course", "path": course}]), check=False).users
-assert not any(user["failed"] for user in users), users
+assert {user["failed"] for user in users} == {False}, users
 """
 
 
@@ -97,7 +97,7 @@ def test_killed_at_a_system_call(
             check=False,
         ).users,
     ):
-        assert not any(user["changed"] for user in users)
+        assert {user["changed"] for user in users} == {False}
     assert killing.tree(root, times=True) == before
 
 

@@ -359,7 +359,7 @@ def test_a_home_on_a_mount_below_the_root_is_told_with_both_places(root: Path, m
 
 @pytest.fixture
 def automount(root: Path) -> Iterator[None]:
-    """The storage root is an autofs map whose daemon has gone."""
+    """The storage root is an autofs map, and its daemon has ended."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:  # the map's daemon is another process group: what is of its own it lets through

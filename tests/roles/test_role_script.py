@@ -108,7 +108,7 @@ def test_killed_half_way_the_next_run_completes(storage: Storage, playbook: Book
     ]
 
 
-# The example's scripts, with a web of our own: both find wget and unzip by PATH, whose first directory is covered.
+# The example's scripts, with a web of our own: both find wget and unzip by PATH, and its first directory is covered.
 
 
 @pytest.fixture

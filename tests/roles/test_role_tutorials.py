@@ -105,7 +105,7 @@ def test_one_zip_from_a_web_server_for_a_whole_batch(
     assert "changed=0" in again.output
     assert web.requested == 1
 
-    # What users do with it is theirs, and who comes later gets it although the server is gone.
+    # What users do with it is theirs, and a later user gets it although the server is gone.
     (storage.root / "alice/tutorials/README.md").unlink()
     (storage.root / "bob/tutorials").rename(storage.root / "bob/old")
     storage.add("carol")

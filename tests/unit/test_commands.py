@@ -91,7 +91,7 @@ def test_a_reader_that_has_gone_says_nothing_against_the_history(
 def test_the_default_directory_of_another_account_than_the_hubs_is_not_taken_for_the_hubs(
     tmp_path: Path, config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As of root, who has run ``ansible-bootstrap run`` before."""
+    """As after a run of ``ansible-bootstrap run`` by root."""
     state = str(tmp_path / "state")
     for module in ("config", "state.directory"):
         monkeypatch.setattr(f"ansible_bootstrap.{module}.default_state_dir", lambda: state)

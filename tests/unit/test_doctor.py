@@ -584,7 +584,7 @@ def test_at_a_terminal_init_asks_for_what_is_not_given(
     assert "'dummy'" in written
     assert "/srv/homes/{username}" in written
     assert "['user_dir']" in written
-    assert not any("authenticator" in question for question in asked)
+    assert asked and not any("authenticator" in question for question in asked)
 
 
 # -- users -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Many rows in few statements, and none lost between two of them."""
+"""Many rows in few statements, and none lost between two statements."""
 
 from __future__ import annotations
 

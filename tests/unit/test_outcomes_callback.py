@@ -1,4 +1,4 @@
-"""The callback that writes outcomes: whom it believes."""
+"""The callback that writes outcomes: which results it believes."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_each_gets_one_outcome_the_first(told):
     assert len(told.lines) == 1
 
 
-def test_changes_and_notes_of_our_modules_are_of_whom_they_concern(told):
+def test_changes_and_notes_of_our_modules_go_to_their_users(told):
     users = [
         {"key": "alice", "changed": True, "notes": ["made \x1b[1mit"]},
         {"key": "bob", "changed": False},

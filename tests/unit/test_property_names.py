@@ -110,7 +110,7 @@ POLICY = st.builds(
 
 
 @given(RECORD | ANYTHING, POLICY, st.sampled_from([0, 1000]))
-def test_whoever_is_worked_for_is_within_the_admins_bounds(raw: Any, policy: Policy, euid: int) -> None:
+def test_every_user_of_a_run_is_within_the_admins_bounds(raw: Any, policy: Policy, euid: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_users.os, "geteuid", lambda: euid)
         try:

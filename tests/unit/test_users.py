@@ -1,4 +1,4 @@
-"""Whose directory it is, and where."""
+"""The owner of a directory, and where it is."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def archive(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_download_is_told_once_and_not_again_for_who_comes_later(open_site, apply_program, archive):
+def test_a_download_is_reported_once_and_not_again_for_later_users(open_site, apply_program, archive):
     program = type(apply_program)(open_site)
     sources = [{"name": "course", "url": archive}, {"name": "gone", "url": f"{archive}.gone"}]
     settings = open_site.settings(roles=["user_dir", "tutorials"], extra_vars={"tutorials_sources": sources})

@@ -1,4 +1,4 @@
-"""A user whose storage hangs costs the others of the batch seconds, and a disk that hangs is told to everybody soon."""
+"""A user whose storage hangs costs the others of the batch seconds, and a disk that hangs is soon reported to all users on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile usernames, all in one batch with good neighbours, who are always served."""
+"""Hostile usernames, all in one batch with ordinary users, and the ordinary users are always served."""
 
 from __future__ import annotations
 
@@ -124,8 +124,8 @@ def test_where_the_validation_is_bypassed_the_playbook_refuses_too(site, tmp_pat
 
 @pytest.mark.root
 @pytest.mark.parametrize(("policy", "served"), [("nss", set()), ("request", {"alice", "bob"})])
-def test_whose_directory_it_may_be(site, apply_program, policy, served):
-    """Root never works for a system account, whoever asks."""
+def test_the_policy_decides_which_uids_are_served(site, apply_program, policy, served):
+    """Root never works for a system account, by any policy."""
     site.role("serve", {"name": "Serve", "ansible.builtin.debug": {"msg": "{{ user_uid }}"}})
     users = [
         {"name": "daemon", "key": "system user"},

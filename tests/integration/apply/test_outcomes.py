@@ -1,4 +1,4 @@
-"""One request: who is served, what is said about it, and how the program ends."""
+"""One request: which users are served, what is said about it, and how the program ends."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_a_bad_user_costs_only_itself(site, apply_program):
     assert sorted(path.name for path in site.path.glob("served.*")) == ["served.alice", "served.bob"]
 
 
-def test_keys_are_one_each_whoever_repeats_them(site, apply_program):
+def test_repeated_keys_are_made_unique(site, apply_program):
     site.role("greet", GREET)
     users = [
         {"name": "alice", "key": "#2"},  # would pass for the next, which has no usable key

@@ -44,7 +44,7 @@ def _started(pid: int) -> str | None:
 
 
 def gone(pids: dict[int, str | None], seconds: float = 3) -> set[int]:
-    """Wait until these processes are dead; return who is not."""
+    """Wait until these processes have ended; return those that have not."""
     deadline = time.monotonic() + seconds
     while True:
         alive = {pid for pid, since in pids.items() if since and _started(pid) == since}

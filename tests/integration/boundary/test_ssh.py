@@ -94,5 +94,5 @@ def _running(words: str) -> set[int]:
 
 
 def _sshd_of(family: set[int]) -> int:
-    """The sshd whose connection one of these belongs to."""
+    """The sshd that serves the connection of one of these."""
     return next(pid for pid in _running("sshd: root@notty") if descendants(pid) & family)

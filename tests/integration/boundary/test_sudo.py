@@ -418,7 +418,7 @@ def _is_locked(path: Path) -> bool:
     return f" {device}:{status.st_ino} " in Path("/proc/locks").read_text()
 
 
-def test_whom_the_caller_may_name_is_the_admins_policy(machine, sudo):
+def test_the_admins_policy_decides_which_users_the_caller_may_name(machine, sudo):
     machine.root("useradd", "--no-create-home", "--uid", "20077", "--home-dir", "/home/carol", "carol")
     bad: list[dict[str, object]] = [
         {"key": "uid 0", "uid": 0},
@@ -567,7 +567,7 @@ def _first(family: dict[int, str | None], program: str) -> int:
 
 
 def _left(family: dict[int, str | None], seconds: float = 5) -> set[str]:
-    """Wait until all of a family have ended; return who has not, and end them."""
+    """Wait until all processes of a family have ended; return those that have not, and end them."""
     deadline = time.monotonic() + seconds
     while True:
         alive = {pid for pid, since in family.items() if since and _started(pid) == since}

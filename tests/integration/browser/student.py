@@ -80,7 +80,7 @@ class SteppedApply(FakeApply):
 
 @dataclass
 class Student:
-    """Somebody who looks at pages; what the spawn page showed them stays in :attr:`seen`."""
+    """A student at a browser; what the spawn page showed stays in :attr:`seen`."""
 
     name: str
     hub: StudentHub

@@ -162,7 +162,7 @@ async def test_a_name_that_would_be_html_is_refused_and_stays_text(hub: StudentH
 
 
 @pytest.mark.slow
-async def test_who_has_everything_sees_no_page_of_ours(
+async def test_a_complete_user_sees_no_page_of_ours(
     hub: StudentHub, apply: SteppedApply, student: Arrive
 ) -> None:
     apply.do(

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.integration.cli import command
+
 OWNER = (20001, 100) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
 
 
@@ -41,9 +43,7 @@ class Admin:
         return [str(Path(sys.executable).parent / "ansible-bootstrap"), *args]
 
     def types(self, *args: str, status: int = 0) -> str:
-        done = subprocess.run(
-            self.command(*args), cwd=self.directory, capture_output=True, text=True, timeout=100, check=False
-        )
+        done = command.run(*args, cwd=self.directory)
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout if status != 2 else done.stderr
 
@@ -99,7 +99,7 @@ def test_a_name_that_stands_in_the_roster_too_counts_once(admin: Admin) -> None:
     assert "2 users: 2 ok" in admin.types("run", "alice", "--roster", "class.txt", "--check")
 
 
-def test_whoever_is_complete_is_left_out_until_forgotten(admin: Admin) -> None:
+def test_a_complete_user_is_left_out_until_forgotten(admin: Admin) -> None:
     """Also while a role finds nothing to do: what is not asked for cannot be found to be so."""
     (admin.directory / "class.csv").write_text("username,groups\nalice,a;b\nbob\n")
     assert "2 users: 2 ok, 0 failed" in admin.types("run", "--roster", "class.csv")
@@ -133,7 +133,7 @@ def test_a_directory_is_where_the_hubs_spawner_will_mount_it(admin: Admin) -> No
 
 
 def test_a_long_run_says_how_far_it_is_where_there_is_no_terminal(admin: Admin) -> None:
-    """So that the mail of a cron job has it; a program that reads JSON, and one who wants quiet, get nothing."""
+    """So that the mail of a cron job has it; a program that reads JSON, and an admin who says --quiet, get nothing."""
     code = "import sys, ansible_bootstrap.cli.report as r; r.LINE_SECONDS = 0.02;"
     code += "from ansible_bootstrap.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
@@ -222,9 +222,7 @@ def test_wrong_usage_exits_with_2_and_says_what_is_wrong(admin: Admin, args: lis
 )
 def test_a_wrong_setting_is_named(admin: Admin, settings: dict[str, Any], said: str) -> None:
     admin.configure(**settings)
-    done = subprocess.run(
-        admin.command("run", "alice"), cwd=admin.directory, capture_output=True, text=True, check=False
-    )
+    done = command.run("run", "alice", cwd=admin.directory)
     assert done.returncode in (1, 2)
     assert said in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -246,7 +244,9 @@ def test_ctrl_c_ends_the_run_and_everything_it_started(admin: Admin) -> None:
         cwd=admin.directory,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who starts the tests may ignore it
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # the parent of the tests may ignore it
     ) as process:
         try:
             wait_for(lambda: running("sleep", seconds))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.cli import command
 from tests.integration.conftest import SOMEBODY
 
 ROOT = Path(__file__).parents[3]
@@ -21,8 +22,12 @@ pytestmark = pytest.mark.root
 
 
 def doctor(config: Path, *args: str, before: tuple[str, ...] = ()) -> tuple[int, Any]:
-    command = [*before, COMMAND, "doctor", "--json", "--config", str(config), *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    args = ("doctor", "--json", "--config", str(config), *args)
+    if before:
+        argv = [*before, COMMAND, *args]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=100, check=False)
+    else:
+        done = command.run(*args, cwd=config.parent)
     assert done.stdout, done.stderr
     said = json.loads(done.stdout)
     findings = [
@@ -60,7 +65,7 @@ def test_of_the_quick_start_nothing_is_said(site: Path) -> None:
 def test_of_the_quick_start_without_containers_nothing_is_said(
     open_site: Any, unprivileged: tuple[str, ...]
 ) -> None:
-    """For a hub under an account of its own, whose the storage root is."""
+    """For a hub under an account of its own, which owns the storage root."""
     site = open_site.path
     (site / "homes").mkdir()
     for path in (site, site / "homes"):
@@ -83,7 +88,7 @@ def test_a_storage_root_that_does_not_exist_is_named_with_what_makes_it(site: Pa
 
 def test_of_what_init_writes_nothing_is_said(site: Path) -> None:
     options = ["--spawner", "simple", "--storage-root", f"{site}/homes", "--directory", str(site)]
-    subprocess.run([COMMAND, "init", *options], check=True, stdin=subprocess.DEVNULL)
+    assert command.run("init", *options, cwd=site).returncode == 0
     config = site / "jupyterhub_config.py"
     config.write_text(f"c.AnsibleBootstrap.state_dir = '{site}/state'\n{config.read_text()}")
     status, said = doctor(config)
@@ -92,7 +97,7 @@ def test_of_what_init_writes_nothing_is_said(site: Path) -> None:
 
 def test_behind_sudo_the_program_that_is_not_there_is_named(site: Path) -> None:
     options = ["--spawner", "docker", "--boundary", "sudo", "--directory", str(site)]
-    subprocess.run([COMMAND, "init", *options], check=True, stdin=subprocess.DEVNULL)
+    assert command.run("init", *options, cwd=site).returncode == 0
     config = site / "jupyterhub_config.py"
     text = config.read_text().replace("/opt/ansible-bootstrap/bin/python", f"{site}/no/python")
     config.write_text(f"c.AnsibleBootstrap.state_dir = '{site}/state'\n{text}")

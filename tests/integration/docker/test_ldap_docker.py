@@ -81,7 +81,7 @@ def test_ldap_users_log_in_write_come_back_and_find_what_they_wrote(hub: Any, st
         assert [path.name for path in scratch.iterdir()] == ["kept.txt"]
 
 
-def test_who_already_had_dockers_directory_is_healed_at_the_next_start(hub: Any, docker_made: Any) -> None:
+def test_a_directory_that_docker_made_is_repaired_at_the_next_start(hub: Any, docker_made: Any) -> None:
     from chain import Student
 
     student = Student(hub, EARLY)

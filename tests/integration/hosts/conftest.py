@@ -192,7 +192,7 @@ class StorageHosts:
         """The prefix of a command that runs on the control node."""
         self.inventory = top / "inventory.ini"
         self.impatient = top / "impatient.ini"
-        """The same hosts, of whom ssh despairs sooner: by the apply program's own options, with less patience."""
+        """The same hosts, given up by ssh sooner: the apply program's own options with shorter limits."""
         self.hosts: dict[str, StorageHost] = {}
 
     def up(self) -> None:

@@ -1,4 +1,4 @@
-"""The configuration of a test's hub that says who its users are, with tokens that may see more or less of them."""
+"""The configuration of a test's hub that lists its users, with tokens that may see more or fewer users."""
 
 from pathlib import Path
 

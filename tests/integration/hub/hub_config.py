@@ -137,7 +137,7 @@ else:
 c.AnsibleBootstrap.state_dir = str(path / "state")
 c.AnsibleBootstrap.storage_host = storage_host
 if test["remote_root"]:
-    # As an admin of remote storage does whose spawner knows nothing of it.
+    # As an admin of remote storage does, where the spawner knows nothing of it.
     c.AnsibleBootstrap.place = lambda spawner: {"directory": f"{test['remote_root']}/{spawner.user.name}"}
 for name, value in test["settings"].items():
     c.AnsibleBootstrap[name] = value

@@ -115,7 +115,7 @@ class RunningHub:
 
     @property
     def to_clean_up(self) -> set[str]:
-        """Whose clean-up has no outcome yet, as the hub has written it down for the next one."""
+        """The users whose clean-up has no outcome yet, as the hub has written it down for the next one."""
         return {place.name for place in CleanupFile(self.path / "state").read().values()}
 
     def terminate(self) -> None:

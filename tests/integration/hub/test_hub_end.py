@@ -118,7 +118,7 @@ async def test_observing_holds_nobody_up_and_says_what_would_be(
         await until(lambda: "observed first: would fail (apply_failed)" in hub.log)
         await until(lambda: "observed alice: would change: user_dir" in hub.log)
         await until(lambda: "observed bob: would fail (role_failed)" in hub.log)
-        assert all(run["check"] for run in own.runs)
+        assert {run["check"] for run in own.runs} == {True}
 
 
 # With the real apply program
@@ -206,7 +206,7 @@ async def test_a_clean_up_in_flight_outlives_a_killed_hub_and_happens_once(
         for name in ("alice", "bob"):
             assert (await api.spawn(name)).status_code == 201
         await asyncio.gather(api.stop("alice"), api.stop("bob"))
-        await until(lambda: cleaned(own))  # One of them, or both: as their stops fell.
+        await until(lambda: cleaned(own))  # One user, or both: it depends on when the two stops came.
     await killed(hub, own)
     hub.restart()
     # Nobody has pressed Start.
@@ -221,7 +221,7 @@ async def test_a_clean_up_in_flight_outlives_a_killed_hub_and_happens_once(
     assert cleaned(own) == ["later"], "it was done already"
 
 
-async def test_a_clean_up_that_waits_outlives_a_killed_hub_and_whoever_is_back_needs_none(
+async def test_a_waiting_clean_up_survives_a_killed_hub_and_a_returned_user_needs_none(
     start_hub: Callable[..., RunningHub], own: FakeApply
 ) -> None:
     hub = start_hub(apply_command=own.command, cleanup_delay=600)

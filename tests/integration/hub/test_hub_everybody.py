@@ -1,4 +1,4 @@
-"""``run --hub``: everybody whom a real hub knows; and what command line and hub know of each other's work."""
+"""``run --hub``: all users of a real hub; and what command line and hub know of each other's work."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeApply]:
 
 @pytest.fixture(scope="module")
 def everybody(fake: FakeApply, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A hub with 260 users, every second of them in a group."""
+    """A hub with 260 users, every second user in a group."""
     path = tmp_path_factory.mktemp("hub")
     path.chmod(0o755)
     hub = Hub(path, apply_command=fake.command, timeout=60, at_login=False)
@@ -120,7 +120,7 @@ def test_a_token_that_may_not_is_told_which_scope_it_needs_and_how_to_grant_it(
     assert f"{name}-" not in caught.value.details, "the token is nobody's business"
 
 
-def test_who_is_deleted_meanwhile_moves_nobody_out_of_sight(everybody: Hub, token: Any) -> None:
+def test_a_user_deleted_between_two_pages_hides_no_other_user(everybody: Hub, token: Any) -> None:
     token("names")
 
     async def with_api(what: str) -> None:
@@ -140,7 +140,7 @@ def test_who_is_deleted_meanwhile_moves_nobody_out_of_sight(everybody: Hub, toke
     assert len(set(names)) == len(names)
 
 
-def test_the_command_bootstraps_all_of_them_and_the_hub_then_knows_that(
+def test_the_command_bootstraps_all_users_and_the_hub_then_knows_them(
     everybody: Hub, fake: FakeApply
 ) -> None:
     async def spawn(name: str) -> None:

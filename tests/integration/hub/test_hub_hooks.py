@@ -217,7 +217,7 @@ async def test_named_servers_and_double_clicks_share_one_run(hub: RunningHub, ap
             await api.stop("dora", server)
 
 
-async def test_one_of_two_who_share_a_run_may_cancel(hub: RunningHub, apply: FakeApply) -> None:
+async def test_one_of_two_users_in_a_run_may_cancel(hub: RunningHub, apply: FakeApply) -> None:
     apply.do(delay=2)
     async with hub.api() as api:
         await api.create("erin")
@@ -288,7 +288,7 @@ async def test_clean_ups_come_after_the_stops_and_together(hub: RunningHub, appl
         for name in names:
             await api.until(name, lambda servers: not servers)  # The stops have not waited for the clean-up.
         (cleanup,) = await until(lambda: apply.cleanups)
-        # Who comes back during it waits for its end.
+        # A user who comes back during the clean-up waits for its end.
         back = cleanup["users"][-1]
         count = len(apply.runs)
         spawn = api.spawn(back)

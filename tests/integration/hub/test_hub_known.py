@@ -1,4 +1,4 @@
-"""A user who needs nothing costs nothing, and whoever might need something is not taken for one of those."""
+"""A complete user starts without a run, and a user who may need something is not taken for complete."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def home(hub: RunningHub, name: str) -> Path:
 
 
 def noted(hub: RunningHub, *, believed: bool = False) -> set[str]:
-    """Whom the hub has written down; those in doubt too, unless only believed ones count."""
+    """The users that the hub has written down; those in doubt too, unless only believed ones count."""
     file = f"file:{hub.path}/state/{FILE}?mode=ro"
     with (
         contextlib.suppress(sqlite3.OperationalError),  # There is none yet.
@@ -63,7 +63,7 @@ def noted(hub: RunningHub, *, believed: bool = False) -> set[str]:
 
 
 def cleaned(apply: FakeApply) -> set[str]:
-    """Whose clean-up has begun; it has made them unknown before."""
+    """The users with a clean-up under way; it has made them unknown before."""
     return {name for cleanup in apply.cleanups for name in cleanup["users"]}
 
 
@@ -77,7 +77,7 @@ async def start(api: Api, name: str) -> None:
     await stop(api, name)
 
 
-async def test_who_has_everything_starts_without_a_run(
+async def test_a_complete_user_starts_without_a_run(
     hub: RunningHub, apply: FakeApply, known: Callable[..., Any]
 ) -> None:
     async with hub.api() as api:
@@ -113,7 +113,7 @@ def another_mode(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [without, another_mode])
-async def test_whose_directory_is_not_as_it_was_gets_everything(
+async def test_a_user_with_a_changed_directory_gets_every_role(
     hub: RunningHub, apply: FakeApply, known: Callable[..., Any], change: Callable[[Path], None]
 ) -> None:
     name = f"carla-{change.__name__}"
@@ -125,7 +125,7 @@ async def test_whose_directory_is_not_as_it_was_gets_everything(
     assert [(run["users"], run["done"]) for run in apply.runs] == [([name], {})]
 
 
-async def test_who_is_forgotten_by_the_admin_gets_everything(
+async def test_a_user_forgotten_by_the_admin_gets_every_role(
     hub: RunningHub, apply: FakeApply, known: Callable[..., Any]
 ) -> None:
     async with hub.api() as api:
@@ -135,7 +135,7 @@ async def test_who_is_forgotten_by_the_admin_gets_everything(
     assert [run["users"] for run in apply.runs] == [["dora"]]
 
 
-async def test_whose_server_does_not_start_is_doubted(
+async def test_a_server_that_does_not_start_makes_its_user_unknown(
     hub: RunningHub, apply: FakeApply, known: Callable[..., Any]
 ) -> None:
     async with hub.api() as api:
@@ -150,7 +150,7 @@ async def test_whose_server_does_not_start_is_doubted(
     assert [run["users"] for run in apply.runs] == [["emma"]]
 
 
-async def test_whose_server_dies_within_a_minute_is_doubted(
+async def test_a_server_that_ends_within_a_minute_makes_its_user_unknown(
     hub: RunningHub, apply: FakeApply, known: Callable[..., Any]
 ) -> None:
     async with hub.api() as api:
@@ -178,7 +178,7 @@ async def test_after_a_clean_up_that_changed_something_everything_is_looked_at_a
     assert [run["users"] for run in apply.runs] == ([[name]] if changed else [])
 
 
-async def test_who_is_back_before_the_clean_up_began_withdraws_it(
+async def test_a_user_who_returns_before_the_clean_up_withdraws_it(
     hub: RunningHub, apply: FakeApply, known: Callable[..., Any]
 ) -> None:
     async with hub.api() as api:

@@ -1,4 +1,4 @@
-"""What a real hub tells Prometheus, and whom it tells."""
+"""What a real hub shows to Prometheus, and to which callers."""
 
 from __future__ import annotations
 

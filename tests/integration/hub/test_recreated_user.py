@@ -1,4 +1,4 @@
-"""Who is deleted in the hub and made again does not get the old one's files, unless the admin says so."""
+"""A user who is deleted in the hub and made again does not get the old user's files, unless the admin says so."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_a_user_who_was_deleted_and_made_again(
         assert len(own.runs) == runs
         assert "`ansible-bootstrap accept 'alice'`" in hub.log
 
-        # The name of somebody who was renamed is another's, too; whoever was renamed is the same person.
+        # The name of a renamed user belongs to another person, too; the renamed user is the same person.
         (await api.client.patch("/users/zoe", json={"name": "zora"})).raise_for_status()
         await api.create("zoe")
         assert await _start(api, "zoe") == 503

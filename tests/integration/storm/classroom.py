@@ -1,4 +1,4 @@
-"""A hub whose users arrive all at once, and who of its processes is at work."""
+"""A hub with users who arrive all at once, and its processes at work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCRIPT_SECONDS = 5
 """What the admin's script may take; see ``bound``."""
 
 SCRIPT = """#!/bin/sh
-# The lock dies with whoever holds it, however that ends: who does not get it runs beside another for the same user.
+# The kernel frees the lock when its holder ends, in any way: a script that does not get it runs beside another for the same user.
 exec 9>> {log}/$1.lock
 flock -n 9 || echo $1 >> {log}/overlaps
 echo begin $1 $$ >> {log}/notes
@@ -63,7 +63,7 @@ class Classroom:
         file = self.log / "overlaps"
         return file.read_text().split() if file.exists() else []
 
-    # -- who is at work -------------------------------------------------------------------------
+    # -- processes at work ----------------------------------------------------------------------
 
     def at_work(self) -> list[int]:
         """Return the processes from one below the hub down to a script that runs now; none if none runs."""
@@ -81,7 +81,7 @@ class Classroom:
     # -- what there is ----------------------------------------------------------------------------
 
     def lessons(self) -> dict[str, int]:
-        """How many files of the course each user has, of those who have any place for them."""
+        """How many files of the course each user has; users without a place for it are left out."""
         homes = [path for path in self.hub.storage.iterdir() if path.name.startswith("student")]
         return {home.name: lessons(home) for home in homes if (home / "tutorials").exists()}
 
@@ -120,5 +120,5 @@ def born(pids: set[int]) -> set[tuple[int, str]]:
 
 
 def living(processes: set[tuple[int, str]]) -> set[tuple[int, str]]:
-    """Return those who still live."""
+    """Return the processes that still run."""
     return processes & born({pid for pid, _ in processes})

@@ -33,7 +33,7 @@ def test_a_hub_that_stood_still_is_not_taken_for_a_quick_one(tmp_path: Path) -> 
     assert found[-1] == 1000.0
 
 
-def test_the_table_compares_with_the_same_round_and_counts_who_was_never_served() -> None:
+def test_the_table_compares_with_the_same_round_and_counts_users_never_served() -> None:
     def storm(variant: str, *served: float) -> Storm:
         records = [Record(f"student{number}", served=at) for number, at in enumerate(served)]
         return Storm(variant, [0.0] * len(served), records, [0.1], [1.0, 2.0])

@@ -20,7 +20,7 @@ _LETTERS = "abcxyzABCXYZ0189éßеλ李._-@+' \\|"
 
 
 def random_names(seed: int, number: int = 200) -> list[str]:
-    """So many different names that the hub accepts; half of them are plain."""
+    """So many different names that the hub accepts; half are plain."""
     chance = random.Random(seed)
     found: dict[str, None] = {}
     while len(found) < number:

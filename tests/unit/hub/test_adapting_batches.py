@@ -14,7 +14,7 @@ from ansible_bootstrap.place import Place
 
 
 async def fly(hub: Hub, clock: Clock, users: int, seconds: float, how: str = "orderly") -> int:
-    """So many spawns at once, whose first run takes so long; return how many users it had."""
+    """Begin so many spawns at once, with a first run that takes so long; return how many users it had."""
     number = len(hub.runs) + 1
     spawns = [
         hub.spawn(f"r{number}u{user}", 30 if how != "late" else 0.2, storage_host="s1")

@@ -11,7 +11,7 @@ from hub_fakes import FakeApply, Lines, is_alive, until
 from ansible_bootstrap.dispatch import client as apply_client
 from ansible_bootstrap.dispatch.client import ApplyClient, ApplyRun
 from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError, DeadlineError, SettingsError
-from ansible_bootstrap.protocol import Event, OutcomeEvent, Request
+from ansible_bootstrap.protocol import End, Event, OutcomeEvent, Request
 
 REQUEST = Request(
     operation="bootstrap",
@@ -58,7 +58,8 @@ async def test_a_run_reports_each_user_and_leaves_nothing(session: Session, appl
 async def test_events_come_while_the_run_goes_on(session: Session, apply: FakeApply) -> None:
     apply.do(behave="linger")
     run = await session.start()
-    await until(lambda: len(session.outcomes) == 2)
+    await until(lambda: session.events and isinstance(session.events[-1], End))
+    assert len(session.outcomes) == 2
     assert apply.alive()
     run.stop(ApplyError("enough"))
     await run.finish()  # All outcomes and the last line had come: the stop is no failure.
@@ -84,7 +85,7 @@ async def test_a_command_that_cannot_start_says_which_setting_to_mend(command: l
     assert "/" not in caught.value.message
 
 
-async def test_a_program_that_dies_is_quoted_to_the_admin(session: Session, apply: FakeApply) -> None:
+async def test_a_program_that_crashes_is_quoted_in_the_log(session: Session, apply: FakeApply) -> None:
     apply.do(behave="die")
     run = await session.start()
     with pytest.raises(ApplyError, match=r"exited with 70.*the disk of /srv/secret is gone"):

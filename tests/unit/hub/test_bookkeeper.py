@@ -47,7 +47,7 @@ def books(ledger: Ledger, log: Lines) -> Bookkeeper:
     return Bookkeeper(ledger, log.logger, "d1")
 
 
-async def test_who_was_noted_is_known_to_this_hub_and_the_next(books: Bookkeeper, ledger: Ledger) -> None:
+async def test_a_noted_user_is_known_to_this_hub_and_the_next(books: Bookkeeper, ledger: Ledger) -> None:
     assert await books.look(place()) is None
     books.complete(place(), ok(), FINGERPRINTS)
     await books.written()
@@ -85,7 +85,7 @@ async def test_a_file_system_that_hangs_makes_unknown_and_does_not_block(
         released.set()
 
 
-async def test_who_is_unknown_costs_no_thread(
+async def test_an_unknown_user_costs_no_thread(
     books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger.note([completed(place("bob"), "", FINGERPRINTS)])
@@ -128,8 +128,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 def under_way(books: Bookkeeper, user: str) -> bool:
     """Whether a probe for this user waits, or is made."""
-    made = [probe for _, probe in list(books._probes._threads.values()) if probe]
-    return any(probe.user == user for probe in [*books._probes._waiting, *made])
+    return user in books.probes.under_way()
 
 
 async def test_one_user_whose_directory_hangs_takes_the_quick_way_from_nobody_else(
@@ -173,7 +172,7 @@ async def test_a_whole_class_is_noted_by_one_thread(
     assert all(ledger.look(place(f"u{number}")) for number in range(300))
 
 
-async def test_whose_directory_is_just_looked_at_is_noted_after_that(
+async def test_a_user_under_probe_is_noted_after_the_probe(
     books: Bookkeeper, ledger: Ledger, hanging: threading.Event
 ) -> None:
     ledger.note([completed(place("mallory"), "", OTHERS)])
@@ -219,12 +218,12 @@ async def test_directories_that_hang_take_no_more_threads_than_there_are(
     assert not any(ledger.recorded(place(f"mallory{number}")) for number in range(5))
     books.complete(place("mallory0"), ok("mallory0"), FINGERPRINTS)
     await asyncio.sleep(0.1)
-    hanging.set()  # Whose look has returned at last may be looked at again.
+    hanging.set()  # Once the probe has returned, the user may be probed again.
     await books.written()
     assert ledger.look(place("mallory0"))
 
 
-async def test_who_was_looked_at_beside_a_directory_that_hangs_is_free_again_soon(
+async def test_a_user_probed_beside_a_directory_that_hangs_is_free_again_soon(
     books: Bookkeeper, ledger: Ledger, hanging: threading.Event
 ) -> None:
     ledger.note([completed(place(name), "", OTHERS) for name in ("alice", "bob")])
@@ -315,7 +314,7 @@ async def test_forgetting_undoes_what_was_noted_before_and_is_not_written_yet(
     assert ledger.look(place()) is None
 
 
-async def test_whom_the_disk_would_not_forget_is_unknown_to_this_hub_all_the_same(
+async def test_a_user_whom_the_disk_could_not_forget_is_unknown_to_this_hub(
     books: Bookkeeper, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     books.complete(place(), ok(), FINGERPRINTS)
@@ -396,9 +395,7 @@ async def test_a_look_that_a_clean_up_of_the_user_has_overtaken_knows_nobody(
     assert not books._asked
 
 
-async def test_after_a_clean_up_only_those_whom_it_left_as_they_were_are_known(
-    books: Bookkeeper, ledger: Ledger
-) -> None:
+async def test_after_a_clean_up_only_unchanged_users_are_known(books: Bookkeeper, ledger: Ledger) -> None:
     ledger.note([completed(place(name), "", FINGERPRINTS) for name in ("alice", "bob")])
     token = await books.doubt([place(), place("bob")], 60)
     assert await books.look(place()) is None is await books.look(place("bob"))
@@ -406,7 +403,7 @@ async def test_after_a_clean_up_only_those_whom_it_left_as_they_were_are_known(
     assert await books.look(place()) and await books.look(place("bob")) is None
 
 
-async def test_whoever_may_name_servers_does_not_fill_the_memory(
+async def test_a_user_who_names_many_servers_does_not_fill_the_memory(
     books: Bookkeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bookkeeper, "MAX_WAITING", 10)

@@ -1,4 +1,4 @@
-"""A class the evening before: who is bootstrapped, where, in which runs, and who is left out."""
+"""A class the evening before: which users are bootstrapped, where, in which runs, and which are left out."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ async def test_batches_are_full_and_hosts_do_not_wait_for_one_another(evening: E
 async def test_storage_hosts_that_hang_keep_nobody_else_waiting(
     evening: Evening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More of them than there are slots, and listed first."""
+    """More such hosts than there are slots, and listed first."""
     monkeypatch.setattr(flights, "QUIET_SECONDS", 0.5)
     monkeypatch.setattr(dispatcher, "TICK_SECONDS", 0.1)
     evening.settings |= {"max_runs": 2, "storage_host": lambda spawner: spawner.user.name[:4]}
@@ -206,7 +206,7 @@ async def test_a_storage_host_that_is_down_is_given_up_and_the_others_go_on(
     assert "dark has been down since" in outcomes["dark-u199"].message
 
 
-async def test_a_moment_of_trouble_fails_only_those_whom_it_met(
+async def test_a_moment_of_trouble_fails_only_the_users_in_that_run(
     evening: Evening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "FIRST_PAUSE", 0.3)
@@ -254,7 +254,7 @@ async def test_a_bad_record_costs_only_itself(evening: Evening) -> None:
     assert sorted(evening.asked()) == ["alice", "alice", "carol", "dave"]
 
 
-async def test_each_run_is_in_the_history_with_what_became_of_whom(evening: Evening) -> None:
+async def test_each_run_is_in_the_history_with_each_users_outcome(evening: Evening) -> None:
     evening.settings["batch_size"] = 2
     evening.applies(fail=["bob"])
     await evening.runs("alice", "bob", "carol", check=True)
@@ -265,10 +265,10 @@ async def test_each_run_is_in_the_history_with_what_became_of_whom(evening: Even
     assert past.outcome.message == "broken"
 
 
-# Who is left out
+# Users who are left out
 
 
-async def test_whoever_is_complete_is_left_out_the_next_time(evening: Evening) -> None:
+async def test_a_complete_user_is_left_out_the_next_time(evening: Evening) -> None:
     evening.applies(fail=["bob"])
     await evening.runs("alice", "bob")
     evening.applies()
@@ -287,7 +287,7 @@ async def test_when_all_are_complete_nothing_is_run(evening: Evening) -> None:
 
 
 @pytest.mark.parametrize("change", [{"fingerprint": "2"}, {"revised": False}])
-async def test_whom_the_roles_have_overtaken_is_done_again(evening: Evening, change: dict[str, Any]) -> None:
+async def test_a_user_with_older_roles_is_done_again(evening: Evening, change: dict[str, Any]) -> None:
     await evening.runs("alice")
     evening.applies(**change)
     await evening.runs("alice")
@@ -315,9 +315,7 @@ async def test_there_are_ways_to_leave_nobody_out(evening: Evening, how: str) ->
 
 
 @pytest.mark.parametrize("left_out", [False, True])
-async def test_whoever_is_forgotten_during_a_run_is_not_complete_by_it(
-    evening: Evening, left_out: bool
-) -> None:
+async def test_a_user_forgotten_during_a_run_is_not_complete_by_it(evening: Evening, left_out: bool) -> None:
     if left_out:
         await evening.runs("alice")
         evening.applies(fingerprint="2", delay=1)
@@ -368,7 +366,7 @@ async def test_an_apply_program_that_cannot_describe_leaves_nobody_out(evening: 
 # What ends in the middle
 
 
-async def test_one_that_is_cancelled_ends_when_it_has_noted_who_is_complete(
+async def test_a_cancelled_command_ends_when_it_has_noted_the_complete_users(
     evening: Evening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And not before: a loop that ends takes with it what is still being written."""
@@ -450,7 +448,7 @@ def noted(evening: Evening) -> int:
 
 
 async def test_one_that_was_killed_goes_on_where_it_was(evening: Evening, command: Command) -> None:
-    """kill -9 in the third of five batches: the second attempt asks for those alone who are missing."""
+    """kill -9 in the third of five batches: the second attempt asks only for the missing users."""
     evening.applies(hang_at="u045")
     process = command.start("run", "--roster", "class.txt")
     await until(lambda: evening.requests("hangs") and noted(evening) == 45, seconds=80)

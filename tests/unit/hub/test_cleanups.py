@@ -1,4 +1,4 @@
-"""Clean-ups, and whoever is made unknown: what overtakes what."""
+"""Clean-ups, and users who are made unknown: what overtakes what."""
 
 from __future__ import annotations
 

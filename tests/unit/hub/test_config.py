@@ -1,4 +1,4 @@
-"""Settings: whose they are, how they are handed over, and what is refused."""
+"""Settings: which side owns them, how they are handed over, and what is refused."""
 
 from __future__ import annotations
 

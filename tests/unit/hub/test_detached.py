@@ -192,7 +192,7 @@ async def test_a_system_user_is_where_the_system_says() -> None:
         assert (place.directory, place.uid, place.gid) == (me.pw_dir, me.pw_uid, me.pw_gid)
 
 
-async def test_without_any_spawner_class_somebody_whom_the_system_does_not_know_is_a_name() -> None:
+async def test_without_a_spawner_class_a_user_unknown_to_the_system_is_only_a_name() -> None:
     asked = detached(configured())
     assert asked.names_only
     assert await asked.place("emmy.noether") == Place("emmy.noether", storage_host="localhost")

@@ -1,4 +1,4 @@
-"""Who waits for what: batches, shared work, leaving, clean-ups; with a client that runs nothing."""
+"""What waits for what: batches, shared work, leaving, clean-ups; with a client that runs nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ansible_bootstrap.protocol import Accepted, Outcome, OutcomeEvent, RoleStar
 # Batches
 
 
-async def test_whoever_comes_during_a_run_goes_into_the_next(hub: Hub) -> None:
+async def test_users_who_come_during_a_run_go_into_the_next(hub: Hub) -> None:
     first = hub.spawn("alice")
     run = await hub.run(1)
     others = [hub.spawn(f"student{number}") for number in range(20)]
@@ -95,7 +95,7 @@ async def test_waiters_are_released_one_by_one(hub: Hub) -> None:
     await slow
 
 
-async def test_one_who_fails_costs_only_themselves(hub: Hub) -> None:
+async def test_a_user_who_fails_fails_alone(hub: Hub) -> None:
     good, bad, silent = hub.spawn("good"), hub.spawn("bad"), hub.spawn("silent")
     run = await hub.run(1)
     run.settle("good")
@@ -112,7 +112,7 @@ async def test_one_who_fails_costs_only_themselves(hub: Hub) -> None:
     }
 
 
-async def test_a_run_that_dies_fails_everybody_in_it_and_nobody_after(hub: Hub) -> None:
+async def test_a_run_that_crashes_fails_its_users_and_no_later_ones(hub: Hub) -> None:
     spawns = [hub.spawn("alice"), hub.spawn("bob")]
     run = await hub.run(1)
     later = hub.spawn("carol")
@@ -199,7 +199,7 @@ async def test_a_retry_after_a_failure_is_new_work_though_the_run_goes_on(hub: H
 # Leaving
 
 
-async def test_one_who_cancels_takes_nobody_along(hub: Hub) -> None:
+async def test_a_user_who_cancels_cancels_no_other(hub: Hub) -> None:
     one, two = hub.spawn("alice", server_name="1"), hub.spawn("alice", server_name="2")
     run = await hub.run(1)
     one.cancel()
@@ -239,7 +239,7 @@ async def test_a_run_goes_on_only_for_those_without_an_outcome(hub: Hub) -> None
     run.end(run.stopped)
 
 
-async def test_one_who_leaves_the_queue_is_not_in_the_next_run(hub: Hub) -> None:
+async def test_a_user_who_leaves_the_queue_is_not_in_the_next_run(hub: Hub) -> None:
     first = hub.spawn("alice")
     run = await hub.run(1)
     leaver, stayer = hub.spawn("leaver"), hub.spawn("stayer")
@@ -275,7 +275,7 @@ async def test_a_run_that_is_cancelled_with_the_hub_starts_no_other(hub: Hub) ->
     second.cancel()
 
 
-async def test_nothing_is_kept_of_those_who_are_done(hub: Hub) -> None:
+async def test_nothing_is_kept_of_users_who_are_done(hub: Hub) -> None:
     for number in range(3):
         spawn = hub.spawn(f"u{number}", storage_host=f"s{number}")
         (await hub.run(number + 1)).succeed()
@@ -407,7 +407,7 @@ async def test_observing_asks_for_a_check(log: Lines) -> None:
     assert hub.records[0].check
 
 
-async def test_a_thousand_who_wait_cost_little(hub: Hub) -> None:
+async def test_a_thousand_waiting_users_cost_little(hub: Hub) -> None:
     import tracemalloc
 
     first = hub.spawn("first")

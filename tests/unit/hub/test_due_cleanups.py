@@ -109,7 +109,7 @@ async def test_a_user_is_forgotten_before_their_clean_up_begins(log: Lines) -> N
 
 
 @pytest.mark.parametrize("trouble", ["raises", "hangs"])
-async def test_who_cannot_be_forgotten_is_not_cleaned_up_now(
+async def test_a_user_who_cannot_be_forgotten_is_not_cleaned_up_now(
     log: Lines, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     monkeypatch.setattr(cleanups, "FORGET_SECONDS", 0.05)
@@ -164,7 +164,7 @@ async def test_a_clean_up_that_was_put_off_is_withdrawn_by_the_spawn(
     assert_empty(hub)
 
 
-async def test_who_is_known_withdraws_the_clean_up_without_a_run(log: Lines) -> None:
+async def test_a_known_user_withdraws_the_clean_up_without_a_run(log: Lines) -> None:
     hub = Hub(log)
     alice = Place("alice")
     hub.dispatcher.cleanup(alice, never)
@@ -174,7 +174,7 @@ async def test_who_is_known_withdraws_the_clean_up_without_a_run(log: Lines) -> 
     assert_empty(hub)
 
 
-async def test_who_is_known_under_another_name_of_the_directory_waits_for_the_clean_up_too(hub: Hub) -> None:
+async def test_a_user_known_under_another_name_of_the_directory_waits_for_the_clean_up_too(hub: Hub) -> None:
     """As one that an earlier hub has left, from before the place of users was set."""
     hub.dispatcher.cleanup(Place("alice", storage_host="s1"), never)
     cleanup = await hub.run(1)

@@ -13,7 +13,7 @@ from ansible_bootstrap.errors import ApplyError, DeadlineError
 from ansible_bootstrap.place import Place
 
 
-async def test_who_came_first_boards_first_also_when_another_server_joins(log: Lines) -> None:
+async def test_the_first_user_is_first_also_when_another_server_joins(log: Lines) -> None:
     hub = Hub(log, batch_size=2)
     first, run = await busy(hub)
     spawns = [hub.spawn(name) for name in ("alice", "bob", "carol")]
@@ -29,7 +29,7 @@ async def test_who_came_first_boards_first_also_when_another_server_joins(log: L
     assert [run.names for run in hub.runs[1:]] == [["alice", "bob"], ["carol"]]
 
 
-async def test_who_gives_up_and_comes_back_waits_behind_the_others(log: Lines) -> None:
+async def test_a_user_who_gives_up_and_comes_back_waits_behind_the_others(log: Lines) -> None:
     hub = Hub(log, batch_size=1)
     first, run = await busy(hub)
     hasty, patient = hub.spawn("hasty"), hub.spawn("patient")

@@ -1,4 +1,4 @@
-"""Whoever hangs costs only their own: users whose storage hangs, storage hosts that are down, runs that give no sign."""
+"""What hangs delays no others: users whose storage hangs, storage hosts that are down, runs that give no sign."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def hang_in_company(hub: Hub, who: str = "mallory") -> tuple[asyncio.Task[
 # A user
 
 
-async def test_who_hangs_is_tried_again_alone_beside_the_others(hub: Hub) -> None:
+async def test_a_user_who_hangs_is_tried_again_alone_beside_the_others(hub: Hub) -> None:
     mallory, alone = await hang_in_company(hub)
     assert alone.names == ["mallory"]
     assert not mallory.done()
@@ -88,7 +88,7 @@ async def test_one_run_alone_at_a_time_on_a_storage_host(hub: Hub) -> None:
     assert {await answer(spawn) for spawn in spawns} == {"ok"}
 
 
-async def test_who_hangs_also_alone_is_refused_at_once_for_some_minutes(
+async def test_a_user_who_also_hangs_alone_is_refused_at_once_for_some_minutes(
     hub: Hub, clock: Clock, log: Lines
 ) -> None:
     mallory, alone = await hang_in_company(hub)
@@ -115,7 +115,7 @@ async def test_who_hangs_also_alone_is_refused_at_once_for_some_minutes(
     assert [await answer(mallory), await answer(bob)] == ["ok", "ok"]
 
 
-async def test_who_hangs_and_comes_alone_keeps_nobody_waiting_for_long(hub: Hub, clock: Clock) -> None:
+async def test_a_user_who_hangs_and_comes_alone_delays_nobody_for_long(hub: Hub, clock: Clock) -> None:
     """Their first run has nobody else in it, so nothing tells them from a storage host that hangs."""
     mallory = hub.spawn("mallory")
     alone = await hub.run(1)
@@ -136,9 +136,7 @@ async def test_who_hangs_and_comes_alone_keeps_nobody_waiting_for_long(hub: Hub,
 
 
 @pytest.mark.parametrize("done", [("alice",), ()])
-async def test_those_of_whom_a_run_says_nothing_make_way_too(
-    hub: Hub, clock: Clock, done: tuple[str, ...]
-) -> None:
+async def test_users_without_any_outcome_make_way_too(hub: Hub, clock: Clock, done: tuple[str, ...]) -> None:
     spawns = [hub.spawn("mallory"), hub.spawn("alice")]
     run = await hub.run(1)
     for name in done:
@@ -192,7 +190,7 @@ async def test_one_user_with_two_servers_who_hangs_costs_nobody_else(hub: Hub, c
 async def test_a_run_that_told_nothing_says_nothing_against_a_host_that_answered_meanwhile(
     hub: Hub, clock: Clock
 ) -> None:
-    """As in a site role that looks into the homes of two who hang."""
+    """As in a site role that looks into the homes of two users who hang."""
     spawns = [hub.spawn(name) for name in ("mallory", "trudy")]
     silent = await hub.run(1)
     hub.wait(clock, QUIET_SECONDS)
@@ -206,9 +204,7 @@ async def test_a_run_that_told_nothing_says_nothing_against_a_host_that_answered
     assert hub.dispatcher.health.down("") is None
 
 
-async def test_who_hung_before_a_host_was_found_down_is_still_tried_alone_when_it_is_back(
-    hub: Hub, clock: Clock
-) -> None:
+async def test_a_user_who_hung_before_the_host_went_down_is_still_tried_alone(hub: Hub, clock: Clock) -> None:
     spawns = [hub.spawn(name, storage_host="s1") for name in ("mallory", "alice")]
     run = await hub.run(1)
     run.settle("mallory", **HANGS)
@@ -266,7 +262,7 @@ async def test_a_user_is_in_one_run_at_a_time(hub: Hub) -> None:
     assert sorted(run.request.operation for run in hub.runs[2:]) == ["bootstrap", "cleanup"]
 
 
-async def test_who_no_longer_waits_is_not_tried_again_but_the_next_time_alone(hub: Hub) -> None:
+async def test_a_user_who_no_longer_waits_is_not_tried_again_but_the_next_time_alone(hub: Hub) -> None:
     spawns = [hub.spawn("mallory"), hub.spawn("alice")]
     run = await hub.run(1)
     spawns[0].cancel()
@@ -445,7 +441,7 @@ async def test_nobody_is_to_blame_for_a_disk_that_hung(hub: Hub, clock: Clock) -
 async def test_only_silence_for_all_the_time_that_a_run_has_says_something(
     hub: Hub, clock: Clock, seconds: float, down: bool
 ) -> None:
-    """Else whoever waits may have come late."""
+    """Else the waiting users may have come late."""
     spawns = [hub.spawn(name, storage_host="s1") for name in ("u1", "u2")]
     run = await hub.run(1)
     clock.now += seconds
@@ -535,7 +531,7 @@ async def test_a_clean_up_that_waits_for_the_ledger_is_not_begun_on_a_host_that_
 
 
 async def test_runs_give_up_on_a_storage_host_only_after_so_many_tries(log: Lines, clock: Clock) -> None:
-    """As a roster's: a moment of trouble must not fail thousands who wait."""
+    """As a roster's: a moment of trouble must not fail thousands of waiting users."""
     hub = Hub(log, tries=3)
     first = hub.spawn("first", storage_host="s1")
     run = await hub.run(1)

@@ -14,7 +14,7 @@ from traitlets.config import Config
 from ansible_bootstrap import BootstrapError
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import UnresolvedError
-from ansible_bootstrap.hub import core, pre_spawn_hook
+from ansible_bootstrap.hub import pre_spawn_hook
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.resolve import resolve
 
@@ -54,7 +54,7 @@ def settings(**given: Any) -> AnsibleBootstrap:
 REQUEST = {"uid": "request", "place": ROOT + "/{username}"}
 
 
-async def test_the_login_says_whose_files_they_are_and_the_spawner_where() -> None:
+async def test_the_login_gives_uid_and_gid_and_the_spawner_the_directory() -> None:
     place = await resolve(docker(STATE), settings(**REQUEST, storage_root=ROOT))
     assert place == Place(
         "alice", directory=f"{ROOT}/alice", uid=20001, gid=20002, storage_host="localhost"
@@ -179,7 +179,9 @@ async def test_an_auth_state_that_cannot_be_read_names_the_settings_and_not_its_
     ],
     ids=["container", "nss", "default", "place"],
 )
-async def test_nobody_asks_who_need_not(given: dict[str, Any], ids: tuple[int | None, int | None]) -> None:
+async def test_the_auth_state_is_read_only_where_it_is_needed(
+    given: dict[str, Any], ids: tuple[int | None, int | None]
+) -> None:
     asked = docker(KeyError("must not be asked"))
     place = await resolve(asked, settings(**given))
     assert (place.uid, place.gid) == ids
@@ -203,7 +205,6 @@ async def test_the_hooks_deadline_holds_and_nothing_is_logged_of_the_state(
     async def hangs() -> None:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(core, "_core", None)
     AnsibleBootstrap.clear_instance()
     asked = SimpleNamespace(
         user=User({"user_attributes": {"uidNumber": ["20001", "x"], "secret": ["hunter2"]}}),

@@ -29,6 +29,7 @@ from traitlets.config import Config
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.dispatch import cleanups, health, queue
 from ansible_bootstrap.dispatch import run as flights
+from ansible_bootstrap.dispatch.dispatcher import Dispatcher
 from ansible_bootstrap.errors import AnsibleBootstrapError, ApplyError
 from ansible_bootstrap.hub import core
 from ansible_bootstrap.hub.core import Core
@@ -43,6 +44,7 @@ from ansible_bootstrap.protocol import (
     RoleFingerprint,
 )
 from ansible_bootstrap.state import bookkeeper, ledger
+from ansible_bootstrap.state.bookkeeper import Bookkeeper
 from ansible_bootstrap.state.ledger import Entry, completed
 
 ROLES = ("user_dir", "tutorials")
@@ -188,12 +190,18 @@ class Run:
         self.over.result()
 
 
-class DeadLedger:
+class LedgerOfAHub:
     """A killed hub writes nothing more."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.killed = False
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def call(*values: Any, **more: Any) -> Any:
-            raise OSError("the hub was killed")
+            if self.killed:
+                raise OSError("the hub was killed")
+            return getattr(self.ledger, name)(*values, **more)
 
         return call
 
@@ -222,7 +230,9 @@ class Hub:
         active = self.active
         users = SimpleNamespace(get=lambda name: SimpleNamespace(active=bool(active[name])))
         self.core = Core(config, users)
-        self.core.dispatcher._client = self  # type: ignore[assignment]
+        self.its_ledger = LedgerOfAHub(Ledger(self.state, config.trust_for))
+        self.core.books = Bookkeeper(self.its_ledger, config.log, config.place_digest())  # type: ignore[arg-type]
+        self.core.dispatcher = Dispatcher(self, config.log, self.core, cleanup_delay=0.0)
         self.core.fingerprints = CurrentFingerprints(self.describe, self.log.logger)
 
     async def describe(self) -> Fingerprints:
@@ -239,9 +249,10 @@ class Hub:
         return [run for run in self.runs if not run.over.done()]
 
     async def kill(self) -> None:
-        self.core.books._ledger = DeadLedger()  # type: ignore[assignment]
-        self.core.dispatcher._closed = True
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        self.its_ledger.killed = True
+        closing = asyncio.create_task(self.core.dispatcher.close())
+        await asyncio.sleep(0)
+        tasks = {closing, *asyncio.all_tasks()} - {asyncio.current_task()}
         for task in tasks:
             task.cancel()  # type: ignore[union-attr]
         await asyncio.gather(*tasks, return_exceptions=True)  # type: ignore[arg-type]
@@ -314,7 +325,7 @@ class Hub:
             self.later(10.0)
             await asyncio.sleep(0.001)
             await self.core.books.written()
-            busy = self.core._background or self.flying or not self.core.dispatcher.idle
+            busy = self.flying or not (self.core.idle and self.core.dispatcher.idle)
             if not busy and all(task.done() for task in self.spawns):
                 return
         raise AssertionError("it does not come to an end")

@@ -1,4 +1,4 @@
-"""Who is complete is believed only while everything that it was made under is as it was."""
+"""A user counts as complete only while everything that the record depends on is as it was."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_nobody_is_known_at_first(ledger: Ledger, alice: Place) -> None:
     assert ledger.look(alice) is None
 
 
-def test_who_is_complete_has_every_role_at_its_fingerprint(ledger: Ledger, alice: Place) -> None:
+def test_a_complete_user_has_every_role_at_its_fingerprint(ledger: Ledger, alice: Place) -> None:
     ledger.complete([completed(alice, "", FINGERPRINTS)])
     entry = ledger.look(alice)
     assert entry is not None and entry.has(FINGERPRINTS)
@@ -220,7 +220,7 @@ def test_a_clock_that_was_set_back_by_more_than_a_minute_trusts_nothing(
     assert bool(ledger.look(far)) == known
 
 
-def test_who_is_forgotten_is_unknown_everywhere(ledger: Ledger, alice: Place) -> None:
+def test_a_forgotten_user_is_unknown_at_every_place(ledger: Ledger, alice: Place) -> None:
     second = replace(alice, directory="/nowhere/alice-2", storage_host="nas1", server_name="two")
     bob = replace(alice, name="bob", directory="/nowhere/bob")
     ledger.complete([completed(place, "", FINGERPRINTS) for place in (alice, second, bob)])
@@ -232,7 +232,7 @@ def test_who_is_forgotten_is_unknown_everywhere(ledger: Ledger, alice: Place) ->
 ALICE = [("localhost", "alice")]
 
 
-def test_whom_a_clean_up_left_as_they_were_is_believed_again(ledger: Ledger, alice: Place) -> None:
+def test_a_user_left_unchanged_by_a_clean_up_is_known_again(ledger: Ledger, alice: Place) -> None:
     ledger.complete([completed(alice, "", FINGERPRINTS)])
     token = ledger.doubt([alice, replace(alice, name="bob")], 60)
     assert ledger.look(alice) is None
@@ -420,7 +420,7 @@ def test_what_was_noted_before_a_clean_up_is_not_found_while_it_is_under_way(
 def test_a_note_that_waited_too_long_for_the_file_is_dropped(
     ledger: Ledger, alice: Place, tmp_path: Path
 ) -> None:
-    """Whoever gave it has given up waiting for it, and may have made the user unknown since."""
+    """The caller has given up waiting for it, and may have made the user unknown since."""
     ledger.complete([])
     with contextlib.closing(sqlite3.connect(tmp_path / "state" / FILE, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -446,7 +446,7 @@ def test_a_directory_that_comes_into_sight_makes_its_user_unknown(
     assert ledger.look(alice) is None
 
 
-def test_whoever_may_name_servers_does_not_fill_the_file(ledger: Ledger, alice: Place) -> None:
+def test_a_user_who_names_many_servers_does_not_fill_the_file(ledger: Ledger, alice: Place) -> None:
     ledger.note_places([alice], "d1")
     for start in range(0, 1000, 50):
         ledger.note_places(
@@ -641,7 +641,7 @@ def test_what_another_process_forgets_is_forgotten_here_at_once(
         assert ledger.look(alice) is None
 
 
-def test_whoever_comes_first_makes_the_file_and_nobody_fails(tmp_path: Path) -> None:
+def test_of_several_processes_the_first_makes_the_file_and_none_fails(tmp_path: Path) -> None:
     """SQLite does not wait for others when it begins to write ahead, whatever the timeout."""
     for number in range(40):
         ledger = Ledger(tmp_path / str(number))
@@ -681,15 +681,18 @@ def test_of_a_whole_class_only_those_made_unknown_meanwhile_are_not_noted(
     assert not any(ledger.recorded(place) for place in places)
 
 
-def test_a_path_that_is_no_text_costs_nobody_else_the_note(ledger: Ledger, alice: Place) -> None:
+def test_a_path_that_is_no_text_costs_nobody_else_the_note(
+    ledger: Ledger, alice: Place, tmp_path: Path
+) -> None:
     odd = completed(replace(alice, name="mallory"), "/homes/\udcff", FINGERPRINTS)
     ledger.note([odd, completed(alice, "", FINGERPRINTS)])
     assert ledger.recorded(alice) is not None
     ledger.note([completed(alice, "/homes/\udcff", FINGERPRINTS)])
-    assert len(ledger._file.select("SELECT name FROM complete", ())) == 1
+    with contextlib.closing(sqlite3.connect(tmp_path / "state" / FILE)) as database:
+        assert database.execute("SELECT count(*) FROM complete").fetchone() == (1,)
 
 
-def test_a_name_is_another_persons_only_in_place_of_the_one_who_is_named(ledger: Ledger) -> None:
+def test_a_name_goes_to_another_person_only_instead_of_the_person_noted(ledger: Ledger) -> None:
     assert ledger.person("alice") is None
     ledger.note_persons({"alice": ("first", ""), "bob": ("b", "")})
     ledger.note_persons({"alice": ("second", "")})

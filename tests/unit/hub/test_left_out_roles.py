@@ -66,7 +66,7 @@ async def test_a_run_leaves_out_what_all_its_users_have(hub: Hub) -> None:
     await asyncio.gather(*spawns)
 
 
-async def test_one_of_whom_nothing_is_known_makes_the_run_do_all(hub: Hub) -> None:
+async def test_an_unknown_user_makes_the_run_do_every_role(hub: Hub) -> None:
     spawn = hub.spawn("alice", done={"user_dir": "1"})
     asyncio.get_running_loop().call_soon(hub.dispatcher.prepare, Place("login"))
     run = await hub.run(1)
@@ -90,8 +90,8 @@ async def test_servers_that_share_the_work_must_agree_on_what_is_done(hub: Hub) 
     await asyncio.gather(first, *spawns)
 
 
-async def test_who_needs_more_than_the_run_in_flight_does_waits_for_the_next(hub: Hub) -> None:
-    """Their server died early, say, and they are not known any more."""
+async def test_a_user_who_needs_more_than_the_run_in_flight_waits_for_the_next(hub: Hub) -> None:
+    """Their server ended early, say, and they are not known any more."""
     first, run = await busy(hub, "alice", done={"user_dir": "1"})
     assert run.request.done == {"user_dir": "1"}
     same = hub.spawn("alice", done={"user_dir": "1", "script": "2"})

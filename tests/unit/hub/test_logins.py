@@ -69,7 +69,7 @@ async def test_a_spawn_never_waits_for_more_than_the_run_in_flight(log: Lines) -
     assert_empty(hub)
 
 
-async def test_a_spawn_makes_its_login_one_of_those_who_wait(log: Lines) -> None:
+async def test_a_spawn_turns_its_login_into_a_waiting_job(log: Lines) -> None:
     hub = Hub(log, batch_size=1)
     first, run = await busy(hub)
     for name in ("bob", "alice"):
@@ -84,7 +84,7 @@ async def test_a_spawn_makes_its_login_one_of_those_who_wait(log: Lines) -> None
     assert hub.runs[2].request.users[0]["uid"] == 1001, "the spawner knows better than the login"
 
 
-async def test_a_login_for_whom_work_waits_or_flies_adds_nothing(hub: Hub) -> None:
+async def test_a_login_adds_nothing_to_work_that_waits_or_runs(hub: Hub) -> None:
     first, run = await busy(hub)
     waiting = hub.spawn("alice")
     await hub.settled()

@@ -55,7 +55,7 @@ def scrape() -> Scrape:
     return Scrape()
 
 
-def test_users_are_counted_by_what_became_of_them(scrape: Scrape) -> None:
+def test_users_are_counted_by_outcome(scrape: Scrape) -> None:
     scrape.metrics.record(run(outcome("alice"), outcome("bob"), outcome("carol", reason="role_failed")))
     scrape.metrics.record(run(outcome("alice"), operation="cleanup"))
     of = {"operation": "bootstrap"}
@@ -101,7 +101,7 @@ def test_durations_and_fetches_add_up(scrape: Scrape) -> None:
     assert scrape.value("fetches_total") == 2
 
 
-def test_who_was_let_through_without_a_role_is_told_by_role(scrape: Scrape) -> None:
+def test_users_let_through_without_a_role_are_counted_by_role(scrape: Scrape) -> None:
     scrape.metrics.record(run(outcome("alice", continued=("tutorials", "my_datasets")), outcome("bob")))
     assert scrape.value("continued_total", role="tutorials") == 1
     assert scrape.value("continued_total", role="site") == 1

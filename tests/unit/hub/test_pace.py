@@ -40,7 +40,7 @@ def test_a_run_that_was_too_long_is_followed_by_one_of_the_right_size() -> None:
 def test_where_users_cost_much_runs_are_as_long_as_wanted_and_no_shorter() -> None:
     pace = Pace(CEILING, FLOOR)
     sizes = storm(pace, 3000, lambda users: 1 + 0.15 * users)
-    assert sizes[0] == 500
+    assert sizes[0] == 500 and len(sizes) > 5
     assert all(TARGET_SECONDS / 2 <= 1 + 0.15 * size <= 1.2 * TARGET_SECONDS for size in sizes[1:-1]), sizes
 
 
@@ -70,7 +70,7 @@ def test_runs_that_were_not_full_let_nothing_grow() -> None:
     assert pace.size == FLOOR
 
 
-def test_the_first_who_waits_for_a_download_costs_the_class_nothing() -> None:
+def test_a_first_user_who_waits_for_a_download_does_not_slow_the_class() -> None:
     pace = Pace(CEILING, FLOOR)
     pace.finished(1, 60)
     assert pace.size == CEILING

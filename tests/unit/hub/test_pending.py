@@ -256,5 +256,5 @@ async def test_many_changes_are_few_transactions_and_the_last_one_holds(
         ({"alice": object()}, True),
     ],
 )
-def test_who_cannot_be_told_to_be_away_is_not(users: Any, active: bool) -> None:
+def test_a_user_of_unknown_activity_counts_as_active(users: Any, active: bool) -> None:
     assert is_active(users, "alice") is active

@@ -139,7 +139,7 @@ async def test_a_database_that_was_replaced_refuses_nobody(hub: Hub) -> None:
             assert not await hub.refuses(name), name
 
 
-async def test_who_was_first_and_alone_is_refused_too(hub: Hub) -> None:
+async def test_a_recreated_user_who_was_first_and_alone_is_refused_too(hub: Hub) -> None:
     hub.add("alice")
     await hub.start("alice")
     hub.add("bob")
@@ -148,7 +148,7 @@ async def test_who_was_first_and_alone_is_refused_too(hub: Hub) -> None:
     assert await hub.refuses("alice")
 
 
-async def test_the_name_of_one_who_was_renamed_is_anothers(hub: Hub) -> None:
+async def test_the_name_of_a_renamed_user_belongs_to_another_person(hub: Hub) -> None:
     hub.add("zoe")
     await hub.start("zoe")
     orm.User.find(hub.session, "zoe").name = "zora"

@@ -108,6 +108,18 @@ async def test_the_home_of_a_system_user(monkeypatch: pytest.MonkeyPatch) -> Non
             assert (place.uid, place.gid) == (asked.user_id, asked.group_id)
 
 
+@pytest.mark.parametrize(("told", "found"), [((-1, -1), (1000, 100)), ((5, -1), (5, 100)), ((0, 0), (0, 0))])
+async def test_the_ids_of_a_system_user_are_the_admins_where_the_spawner_has_none(
+    monkeypatch: pytest.MonkeyPatch, told: tuple[int, int], found: tuple[int, int]
+) -> None:
+    """Root's are passed on: the apply side refuses them, and nobody else's files are given instead."""
+    everybody_is_known(monkeypatch)
+    asked = spawner(SystemUser, host_homedir_format_string=f"{ROOT}/{{username}}")
+    asked.user_id, asked.group_id = told
+    place = await resolve(asked, settings(uid=1000, gid=100))
+    assert (place.uid, place.gid) == found
+
+
 async def test_group_overrides_are_in_what_is_mounted() -> None:
     asked = spawner(
         Docker,

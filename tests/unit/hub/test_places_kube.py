@@ -210,6 +210,13 @@ async def test_a_teams_directory_is_not_given_to_the_user_who_is_called_like_the
         await resolve(pod_of("red", volumes=(claimed,), mounts=[{**team, "mountPath": HOME}]), place_of_claim)
 
 
+async def test_what_a_container_beside_the_notebook_mounts_is_not_the_users() -> None:
+    beside = {"name": "beside", "image": "x", "volumeMounts": [mount("beside/alice")]}
+    for given in ({}, {"modify_pod_hook": lambda spawner, pod: pod}):
+        asked = pod_of(extra_containers=[beside], **given)
+        assert (await resolve(asked, settings())).directory == await mounted(asked) == f"{ROOT}/alice"
+
+
 async def test_extra_settings_replace_the_mounts() -> None:
     asked = pod_of(
         extra_container_config={"volumeMounts": [mount("fixed/alice")]},
@@ -244,7 +251,7 @@ async def test_what_a_pod_cannot_tell_is_explained(given: dict[str, Any], why: s
         await resolve(pod_of(**given), settings())
 
 
-async def test_whose_the_files_are_in_the_pod() -> None:
+async def test_the_pods_security_context_says_whose_the_files_are() -> None:
     async def gid(spawner: Any) -> int:
         return 55
 
@@ -293,6 +300,16 @@ async def test_a_profile_that_moves_the_storage_is_for_a_hub_to_say_and_others_a
         await Detached(configured(profile_list=PROFILES)).place("alice")
     same = [{"display_name": "A"}, {"display_name": "B", "kubespawner_override": {"mem_limit": "2G"}}]
     assert (await Detached(configured(profile_list=same)).place("alice")).directory == f"{ROOT}/alice"
+
+
+async def test_no_choice_is_asked_on_a_spawner_that_has_applied_another() -> None:
+    def apply(spawner: Any, options: dict[str, Any]) -> None:
+        if options["profile"] == "one":
+            spawner.volume_mounts[0]["subPath"] = "one/{username}"
+
+    listed = [{"display_name": slug, "slug": slug} for slug in ("one", "two")]
+    with pytest.raises(UnresolvedError, match=r"chosen on the spawn page: .*/alice, .*/one/alice"):
+        await Detached(configured(profile_list=listed, apply_user_options=apply)).place("alice")
 
 
 async def test_all_mounts_of_the_user_are_prepared_and_no_shared_or_read_only_one() -> None:

@@ -168,7 +168,7 @@ async def test_a_roster_gets_the_same_as_the_hub(monkeypatch: pytest.MonkeyPatch
         await configured(systemdspawner.SystemdSpawner, username_template="u{USERID}").place("bob")
 
 
-# The Littlest JupyterHub, whose package is on no index: its spawner as it is there
+# The Littlest JupyterHub, which is on no package index: its spawner as it is there
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import wrapspawner
 from dockerspawner import DockerSpawner
+from hub_fakes import until
 from jupyterhub.spawner import LocalProcessSpawner, SimpleLocalProcessSpawner
 from spawner_fakes import ROOT, everybody_is_known, random_names, settings, spawner, yarn_spawner
 from traitlets.config import Config
@@ -96,8 +97,8 @@ async def test_before_anything_is_chosen_nothing_is_prepared_at_login(
     profiles: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first start of a server without options would be of another class still."""
-    monkeypatch.setattr(login, "_LOOK_SECONDS", 0)
-    monkeypatch.setattr(core, "_core", None)
+    everybody_is_known(monkeypatch)
+    monkeypatch.setattr(login, "LOOK_SECONDS", 0.01)
     AnsibleBootstrap.clear_instance()
     asked = spawner(wrapspawner.ProfilesSpawner, profiles=profiles)
     asked.config.AnsibleBootstrap.update(state_dir=str(tmp_path), storage_root=ROOT)
@@ -105,7 +106,10 @@ async def test_before_anything_is_chosen_nothing_is_prepared_at_login(
     made = core.make_core(asked.config, {"users": {}})
     prepared: list[Place] = []
     monkeypatch.setattr(made.dispatcher, "prepare", lambda place, done: prepared.append(place))
-    await login._prepare(made, SimpleNamespace(current_user=asked.user), "alice")
+    handler = SimpleNamespace(current_user=asked.user, settings={"users": {}})
+    login.begin(SimpleNamespace(config=asked.config), handler, {"name": "alice"})
+    assert made.preparing == {"alice"}
+    await until(lambda: made.idle)
     assert prepared == []
     AnsibleBootstrap.clear_instance()
 
@@ -121,7 +125,6 @@ async def test_progress_that_is_a_property_fails_no_spawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hook goes on to its own work, and here to its own failure."""
-    monkeypatch.setattr(core, "_core", None)
     AnsibleBootstrap.clear_instance()
     asked = spawner(wrapspawner.ProfilesSpawner, profiles=PROFILES)
     asked.config.AnsibleBootstrap.update(state_dir=str(tmp_path), storage_root=ROOT, place={"uid": -1})

@@ -29,7 +29,7 @@ def probes() -> Probes:
 
 
 class Hang:
-    """A directory that hangs until it is released; counts those who hang there."""
+    """A directory that hangs until it is released; counts the calls that hang there."""
 
     def __init__(self) -> None:
         self.released = threading.Event()
@@ -58,7 +58,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
 
 
 async def quiet(probes: Probes) -> None:
-    await until(lambda: not probes._waiting and not probes._threads)
+    await until(lambda: probes.idle)
 
 
 async def test_what_is_seen_is_returned_and_what_is_raised_is_raised(probes: Probes) -> None:
@@ -110,7 +110,9 @@ async def test_a_directory_that_hangs_holds_up_the_next_for_a_moment_and_nobody_
     await quiet(probes)
 
 
-async def test_one_user_has_one_probe_at_a_time_in_turn(probes: Probes, hang: Hang) -> None:
+async def test_one_user_has_one_probe_at_a_time_in_turn(
+    probes: Probes, hang: Hang, started: list[Any]
+) -> None:
     seen: list[int] = []
     first = asyncio.create_task(probes.run("mallory", "/", hang, LONG))
     others = [
@@ -119,7 +121,7 @@ async def test_one_user_has_one_probe_at_a_time_in_turn(probes: Probes, hang: Ha
     ]
     await until(lambda: hang.begun)
     await asyncio.sleep(0.2)
-    assert not seen and len(probes._threads) == 1
+    assert not seen and len(started) == 1
     hang.released.set()
     await asyncio.gather(first, *others)
     assert seen == [0, 1, 2, 3, 4]
@@ -195,7 +197,7 @@ async def test_mounts_of_their_own_that_hang_take_no_threads_from_the_others(
     ]
     await until(lambda: hang.begun == 3 * MAX_THREADS)
     await asyncio.sleep(0.3)
-    assert hang.begun == len(probes._threads) == 3 * MAX_THREADS
+    assert hang.begun == 3 * MAX_THREADS
     hang.released.set()
     assert await asyncio.gather(*hanging) == ["late"] * len(hanging)
     await quiet(probes)
@@ -212,7 +214,7 @@ def test_a_mount_is_the_longest_that_a_path_begins_with(
     assert Mounts().mount_of("/home/a") == "/"
 
 
-async def test_who_no_longer_waits_leaves_nothing_behind(probes: Probes, hang: Hang) -> None:
+async def test_a_caller_that_no_longer_waits_leaves_nothing_behind(probes: Probes, hang: Hang) -> None:
     """A student may try for as long as the directory hangs."""
     with pytest.raises(TimeoutError):
         await probes.run("mallory", "/", hang, 0.05)
@@ -224,10 +226,9 @@ async def test_who_no_longer_waits_leaves_nothing_behind(probes: Probes, hang: H
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    assert not probes._waiting and len(probes._threads) == 1
+    assert probes.under_way() == ["mallory"]
     hang.released.set()
     await quiet(probes)
-    await until(lambda: probes._watch is None)
 
 
 async def test_many_are_returned_in_order_without_those_that_failed_or_hang(
@@ -271,12 +272,12 @@ async def test_without_a_thread_it_is_said_at_once_and_the_next_probe_works(
             await probes.run("alice", "/", lambda: 1, LONG)
         with pytest.raises(RuntimeError):
             await probes.run_all([("alice", "/", lambda: 1), ("bob", "/", lambda: 1)], LONG, LONG)
-        assert not probes._waiting and not probes._threads
+        assert not probes.under_way()
     assert await probes.run("alice", "/", lambda: 1, LONG) == 1
 
 
 async def test_in_any_order_each_gets_its_own_answer(probes: Probes, started: list[Any]) -> None:
-    """Threads that end just as the next probe comes, users who come twice, some who give up."""
+    """Threads that end just as the next probe comes, users who come twice, users who give up."""
     chance = random.Random(5)
 
     async def ask(number: int) -> None:
@@ -310,9 +311,7 @@ async def test_a_call_that_has_waited_too_long_for_a_thread_does_not_begin(
     assert await in_thread(lambda: 42, timeout=LONG) == 42 and not begun
 
 
-async def test_what_is_raised_for_one_who_was_cancelled_is_nobodys_trouble(
-    probes: Probes, hang: Hang
-) -> None:
+async def test_an_error_for_a_cancelled_caller_is_not_logged(probes: Probes, hang: Hang) -> None:
     troubles: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: troubles.append(context))
     calls: list[Any] = [("alice", "/", lambda: 1 / 0), ("mallory", "/", hang)]

@@ -1,4 +1,4 @@
-"""The lines for those who search logs: one for each run and user, and never one more."""
+"""The lines of the log that are searched for: one for each run and user, and never one more."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from ansible_bootstrap.protocol import Accepted, End, Fetched, RoleFingerprint, 
 FINGERPRINTS = (RoleFingerprint(role="user_dir", fingerprint="1", revised=True),)
 
 
-async def test_who_is_complete_is_told_with_the_fingerprints_of_that_run(hub: Hub) -> None:
+async def test_a_complete_user_is_reported_with_the_fingerprints_of_the_run(hub: Hub) -> None:
     spawns = [hub.spawn("good", directory="/v/good"), hub.spawn("bad"), hub.spawn("silent")]
     run = await hub.run(1)
     run.on_event(Accepted(run="r1", storage_host="s", fingerprints=FINGERPRINTS))
@@ -113,9 +113,7 @@ async def test_there_is_a_line_for_each_user_and_for_the_run(hub: Hub, log: Line
     ]
 
 
-async def test_who_left_before_the_end_of_an_abandoned_run_is_no_failure_in_the_log(
-    hub: Hub, log: Lines
-) -> None:
+async def test_a_user_who_left_an_abandoned_run_is_no_failure_in_the_log(hub: Hub, log: Lines) -> None:
     spawn, run = await busy(hub)
     await cancel(spawn)
     run.end(run.stopped)

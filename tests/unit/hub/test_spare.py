@@ -110,7 +110,7 @@ async def test_a_spare_of_another_command_line_is_thrown_away(hub: Hub) -> None:
     assert hub.apply.noted("spare")[1]["argv"] == ["--settings", "/elsewhere", "--spare"]
 
 
-async def test_a_spare_that_dies_is_told_of_and_the_next_run_starts_its_own(hub: Hub, log: Lines) -> None:
+async def test_a_spare_that_crashes_is_logged_and_the_next_run_starts_its_own(hub: Hub, log: Lines) -> None:
     hub.apply.do(spare="die")
     hub.client.prepare()
     await until(lambda: any("ended while it waited" in line for line in log.lines))
@@ -158,7 +158,7 @@ async def test_a_spare_that_speaks_before_it_is_asked_is_not_believed(hub: Hub, 
     assert hub.ok == 1
 
 
-async def test_a_description_leaves_the_spare_to_those_who_wait(hub: Hub) -> None:
+async def test_a_description_does_not_take_the_spare(hub: Hub) -> None:
     hub.client.prepare()
     spare = await hub.ready()
     events: list[Event] = []

@@ -21,7 +21,7 @@ async def test_a_few_go_through_in_each_turn_in_the_order_of_their_coming() -> N
     assert seen == [IN_A_TURN, 2 * IN_A_TURN, 3 * IN_A_TURN, 3 * IN_A_TURN]
 
 
-async def test_who_has_given_up_costs_no_turn_and_who_comes_later_is_let_through_as_well() -> None:
+async def test_a_waiter_that_has_given_up_costs_no_turn_and_a_later_one_is_let_through() -> None:
     loop, turnstile = asyncio.get_running_loop(), Turnstile()
     futures = [loop.create_future() for _ in range(IN_A_TURN + 1)]
     for future in futures:

@@ -22,7 +22,7 @@ from ansible_bootstrap.dispatch.client import ApplyClient
 from ansible_bootstrap.hub import core, login, post_stop_hook, pre_spawn_hook, spawns
 from ansible_bootstrap.hub.mixin import prepared_at_login
 from ansible_bootstrap.place import Place
-from ansible_bootstrap.protocol import Outcome
+from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 from ansible_bootstrap.run_record import RunRecord
 from ansible_bootstrap.state.ledger import Ledger
 
@@ -37,7 +37,7 @@ class Authenticator(SimpleNamespace):
 
 
 class Spawner(SimpleNamespace):
-    """Likewise."""
+    """What is used of one."""
 
 
 class Hub:
@@ -83,8 +83,7 @@ class Hub:
 
     @property
     def core(self) -> core.Core:
-        assert core._core is not None
-        return core._core
+        return core.make_core(self.config, self.user.settings)
 
     @property
     def runs(self) -> int:
@@ -93,7 +92,7 @@ class Hub:
     def revise(self, *fingerprints: dict[str, Any]) -> None:
         """The roles are others now, and the hub has had the time to find out."""
         self.apply.do(fingerprints=list(fingerprints))
-        self.core.fingerprints._known = None
+        self.core.fingerprints.renewed(tuple(RoleFingerprint(**said) for said in fingerprints))
 
     async def start(self) -> Any:
         """Press Start, and let everything be written down."""
@@ -104,11 +103,10 @@ class Hub:
 
     def again(self) -> None:
         """Start the hub again, with its settings as they are now."""
-        core._core = None
         AnsibleBootstrap.clear_instance()
 
     async def log_in(self) -> list[Place]:
-        """Log in; return for whom the work was begun, and let it end."""
+        """Log in; return the places for which the work was begun, and let it end."""
         begun: list[Place] = []
         made = core.make_core(self.config, {"users": {}})
         prepare = made.dispatcher.prepare
@@ -122,7 +120,7 @@ class Hub:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(made.dispatcher, "prepare", spy)
             assert await self.auth({"name": "alice"}) == {"name": "alice"}
-            await until(lambda: not made._background)
+            await until(lambda: made.idle)
         await until(lambda: len(self.apply.ended) == runs + len(begun))
         await self.written()
         return begun
@@ -135,7 +133,7 @@ class Hub:
         return await authenticator.run_post_auth_hook(handler, auth_model)
 
     async def written(self) -> None:
-        await until(lambda: self.core.books._task is None or self.core.books._task.done())
+        await self.core.books.written(10)
 
 
 @pytest.fixture
@@ -143,8 +141,7 @@ def hub(
     apply: FakeApply, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[Hub]:
     """Parametrized indirectly: with these settings."""
-    monkeypatch.setattr(core, "_core", None)
-    monkeypatch.setattr(login, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(login, "LOOK_SECONDS", 0.01)
     AnsibleBootstrap.clear_instance()
     apply.do(fingerprints=[V1])
     yield Hub(apply, tmp_path, getattr(request, "param", {}))
@@ -177,19 +174,17 @@ async def test_the_apply_program_knows_the_account_and_the_hub_its_user(hub: Hub
 # The login
 
 
-async def test_the_work_of_who_logs_in_is_begun_and_counted(hub: Hub) -> None:
+async def test_a_login_begins_the_users_work_and_is_counted(hub: Hub) -> None:
     before = metric("logins_prepared_total")
     assert [place.name for place in await hub.log_in()] == ["alice"]
     assert metric("logins_prepared_total") == before + 1
     await hub.start()
     assert hub.runs == 1, "Start finds it done"
-    assert await hub.log_in() == [], "who has everything needs nothing"
+    assert await hub.log_in() == [], "a complete user needs nothing"
     assert metric("logins_prepared_total") == before + 1
 
 
-async def test_who_is_complete_where_they_were_last_is_asked_nothing_at_login(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_login_of_a_complete_user_asks_no_spawner(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     await hub.start()
     monkeypatch.setattr(hub.user, "get_spawner", lambda: pytest.fail("the spawner was asked"))
     monkeypatch.setattr("ansible_bootstrap.threads.Pool.submit", lambda *_: pytest.fail("a thread"))
@@ -197,14 +192,14 @@ async def test_who_is_complete_where_they_were_last_is_asked_nothing_at_login(
 
 
 @settings(storage_host="nas1", trust_for=0.5)
-async def test_who_is_not_trusted_any_more_is_prepared_at_login(hub: Hub) -> None:
+async def test_a_login_after_trust_for_begins_the_work(hub: Hub) -> None:
     await hub.start()
     assert await hub.log_in() == []
     await asyncio.sleep(0.6)
     assert len(await hub.log_in()) == 1
 
 
-async def test_where_everybody_is_checked_each_time_so_is_who_logs_in(hub: Hub) -> None:
+async def test_with_recheck_always_each_login_begins_the_work(hub: Hub) -> None:
     await hub.start()
     assert await hub.log_in() == []
     hub.config.AnsibleBootstrap.recheck = "always"
@@ -247,7 +242,7 @@ async def test_a_first_login_is_left_to_the_spawn_where_a_profile_is_still_to_be
     assert len(await hub.log_in()) == 1, "as the last time"
 
 
-async def test_nothing_is_begun_at_login_for_who_has_a_server(hub: Hub) -> None:
+async def test_a_login_of_a_user_with_a_server_begins_nothing(hub: Hub) -> None:
     hub.user.active = True
     assert await hub.log_in() == []
 
@@ -259,7 +254,7 @@ async def test_a_login_begins_with_the_roles_that_are_not_done(hub: Hub) -> None
     assert hub.done == {"user_dir": "1"}
 
 
-async def test_whose_last_server_had_its_storage_elsewhere_is_left_to_the_spawn(hub: Hub) -> None:
+async def test_a_login_begins_nothing_if_the_last_server_had_its_storage_elsewhere(hub: Hub) -> None:
     await hub.start()
     hub.where = "other"
     assert await hub.log_in() == [], "it cannot be told yet which of the two it will be"
@@ -269,7 +264,7 @@ async def test_whose_last_server_had_its_storage_elsewhere_is_left_to_the_spawn(
 
 
 async def test_a_start_without_a_run_tells_the_next_login_where_the_storage_is_too(hub: Hub) -> None:
-    place = (await hub.start())._ansible_bootstrap.place
+    place = spawns.spawn_of(await hub.start()).place
     hub.core.books.note_place(replace(place, directory="/elsewhere"))
     await hub.written()
     await hub.start()
@@ -289,7 +284,7 @@ async def test_a_hook_of_the_admins_at_login_comes_first_and_once_and_has_its_sa
     assert await hub.auth({"name": "alice"}) == {"name": "alice", "admin": True}
     assert hub.core.preparing == {"alice"}
     assert await hub.auth({"name": "mallory"}) is None
-    assert hub.core.preparing == {"alice"}, "whom the admin's hook refused gets nothing"
+    assert hub.core.preparing == {"alice"}, "a user whom the admin's hook refused gets nothing"
     assert asked == [{"name": "alice"}, {"name": "mallory"}]
     await until(lambda: hub.apply.ended)
 
@@ -298,7 +293,7 @@ async def test_a_hook_of_the_admins_at_login_comes_first_and_once_and_has_its_sa
 
 
 @settings(recheck="always")
-async def test_who_must_be_rechecked_always_gets_a_run_at_each_start(hub: Hub) -> None:
+async def test_with_recheck_always_each_start_is_a_run(hub: Hub) -> None:
     await hub.start()
     await hub.start()
     assert hub.runs == 2
@@ -351,7 +346,7 @@ async def test_what_the_first_of_two_runs_has_given_does_not_refuse_the_second(h
     assert hub.runs == 2
     spawns.note_place(spawner)
     await hub.written()
-    assert hub.core.books.place_of("alice") == spawner._ansible_bootstrap.place
+    assert hub.core.books.place_of("alice") == spawns.spawn_of(spawner).place
 
 
 async def test_each_start_is_counted_by_its_way(hub: Hub) -> None:
@@ -426,7 +421,7 @@ async def test_where_nothing_is_to_be_prepared_the_server_starts_and_the_log_say
     before = metric("hook_duration_seconds_count", way="nowhere")
     for _ in range(2):
         spawner = await hub.start()
-        await until(lambda: not hub.core._background)
+        await until(lambda: hub.core.idle)
         await spawns.bootstrap_if_moved(spawner)
         spawns.note_place(spawner)
         await spawns.check_mounted(spawner)
@@ -440,7 +435,7 @@ async def test_where_nothing_is_to_be_prepared_the_server_starts_and_the_log_say
     assert all(record.levelno < logging.WARNING for record in caplog.records), caplog.text
 
 
-async def test_who_is_known_gets_a_run_all_the_same_while_something_of_theirs_is_under_way(
+async def test_a_known_user_gets_a_run_while_other_work_for_the_user_is_under_way(
     hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await hub.start()
@@ -457,7 +452,7 @@ async def test_a_run_leaves_out_what_the_ledger_knows_to_be_done(hub: Hub) -> No
 
 
 async def test_the_progress_ends_with_the_hook(hub: Hub) -> None:
-    progress = (await hub.start())._ansible_bootstrap.progress
+    progress = spawns.spawn_of(await hub.start()).progress
     async with asyncio.timeout(5):
         assert [said async for said, _ in progress.follow()]
 
@@ -493,17 +488,17 @@ async def test_a_start_that_failed_leaves_nothing_to_clean_up(hub: Hub) -> None:
 async def test_a_clean_up_is_predicted_where_nothing_is_done(hub: Hub) -> None:
     spawner = hub.spawner()
     await pre_spawn_hook(spawner)
-    await until(lambda: hub.runs == 1 and not hub.core._background)
+    await until(lambda: hub.runs == 1 and hub.core.idle)
     await post_stop_hook(spawner)
     (cleanup,) = await until(lambda: hub.apply.cleanups)
     assert cleanup["check"] and cleanup["users"] == ["alice"]
-    await until(lambda: not hub.core._background)
+    await until(lambda: hub.core.idle)
 
 
 @settings(cleanup_delay=0.01)
-async def test_who_is_just_being_cleaned_up_is_not_known(hub: Hub) -> None:
+async def test_a_user_is_unknown_during_the_clean_up(hub: Hub) -> None:
     spawner = await hub.start()
-    place = spawner._ansible_bootstrap.place
+    place = spawns.spawn_of(spawner).place
     spawner._stop_future = asyncio.get_running_loop().create_future()
     assert await hub.core.books.look(place) is not None
     hub.apply.do(fingerprints=[V1], cleanup={"behave": "hang"})
@@ -513,7 +508,7 @@ async def test_who_is_just_being_cleaned_up_is_not_known(hub: Hub) -> None:
 
 
 @settings(cleanup_delay=0.01)
-async def test_whose_name_has_an_active_server_is_not_cleaned_up(hub: Hub) -> None:
+async def test_a_name_with_an_active_server_is_not_cleaned_up(hub: Hub) -> None:
     """The old user was renamed, or deleted and made again, while its server ran."""
     spawner = await hub.start()
     again = SimpleNamespace(active=True)
@@ -566,9 +561,10 @@ async def test_a_hub_that_is_up_makes_ready_before_the_first_user_comes(
     prepared: list[bool] = []
     made = core.make_core(hub.config, None)
     monkeypatch.setattr(made.client, "prepare", lambda: prepared.append(True))
-    await core._make_ready(made)
+    await core.make_ready(made)
     assert prepared == [True]
-    assert [role.fingerprint for role in made.fingerprints._known or ()] == ["1"]
+    hub.apply.do(fingerprints=[V2])
+    assert [role.fingerprint for role in await made.fingerprints.current() or ()] == ["1"]
 
 
 async def test_the_ledger_is_asked_only_after_the_roles_were_described(
@@ -601,7 +597,7 @@ async def test_the_ledger_is_asked_only_after_the_roles_were_described(
     assert order == ["roles", "user"]
 
 
-async def test_whose_clean_up_failed_is_not_taken_for_unchanged(hub: Hub) -> None:
+async def test_a_failed_clean_up_makes_its_user_unknown(hub: Hub) -> None:
     hub.apply.do(fingerprints=[V1])
     await hub.start()
     place = Place("alice", directory=str(hub.path / "storage/alice"), storage_host="localhost")
@@ -610,5 +606,5 @@ async def test_whose_clean_up_failed_is_not_taken_for_unchanged(hub: Hub) -> Non
     failed = Outcome(key="alice", name="alice", status="failed", reason="role_failed")
     record = RunRecord("r", "cleanup", "localhost", time.time(), 1, outcomes=[failed])
     hub.core.run_ended(record)
-    await until(lambda: not hub.core._background)
+    await until(lambda: hub.core.idle)
     assert not (await hub.core.known(place))[0]

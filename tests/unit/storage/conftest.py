@@ -2,11 +2,11 @@
 
 root        a storage root, reachable by every user of the machine
 make_user   the record of a user below it; as root each has a uid of their own, else all are ours
-as_user     run a function in a process that is somebody else (root only)
+as_user     run a function in a process of another user (root only)
 victim      a file and a directory of root's outside the storage root; unchanged after the test
 small_disk  a file system of 256 KiB (root only)
 in_process  what the worker of a batch does is done in the test's own process, where it can be patched
-hold        hold the kernel's lock of a directory, as who lists it into memory that never comes (root only)
+hold        hold the kernel's lock of a directory, as a process does that lists it into memory that never comes (root only)
 default_acl gives a directory an ACL that it hands on; returns the uid that it lets in
 """
 
@@ -124,7 +124,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def hold() -> Iterator[Callable[[Path | int], None]]:
-    """Until the test's end whoever changes the directory sleeps beyond SIGKILL.
+    """Until the test's end a process that changes the directory sleeps beyond SIGKILL.
 
     A user does so with a file of a FUSE server of their own; userfaultfd(2), which needs root, is the shorter way.
     """

@@ -63,7 +63,7 @@ def test_the_child_is_in_no_group_of_its_parents(here: int) -> None:
 
 
 @pytest.mark.root
-def test_who_reads_strangers_data_leaves_no_process(here: int) -> None:
+def test_a_child_that_reads_untrusted_data_leaves_no_process(here: int) -> None:
     """A fault in what reads an archive cannot keep a process that changes the tree later."""
     answer = _as_user.run(
         Task(_as_user.NOBODY, _as_user.NOBODY, here, partial(subprocess.call, ["/bin/true"])), 5
@@ -101,7 +101,7 @@ def test_the_users_own_processes_cannot_take_over_the_child(here: int, as_user: 
 @pytest.mark.root
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of system calls are those of x86_64")
 def test_keys_of_the_caller_and_of_the_user_before_are_in_no_childs_session_keyring(here: int) -> None:
-    """Who has a session keyring may read and replace the keys in it, whatever their uid; pam_keyinit makes root one."""
+    """A process with a session keyring may read and replace the keys in it, whatever its uid; pam_keyinit makes root one."""
 
     def keyctl(*arguments: int | bytes, call: int = 250) -> int:
         types = {int: ctypes.c_long, bytes: ctypes.c_char_p}
@@ -138,7 +138,7 @@ def test_a_child_holds_no_descriptor_but_those_it_was_given(here: int) -> None:
 
 
 def test_tasks_of_one_identity_share_children_and_each_holds_only_its_own(here: int, tmp_path: Path) -> None:
-    """A lock or a directory of another home is not to be held by who works in this one."""
+    """A process that works in one home must not hold a lock or a directory of another."""
     own = [os.open(tmp_path, os.O_RDONLY) for _ in range(20)]
 
     def held(mine: int) -> tuple[int, list[bool]]:
@@ -198,12 +198,12 @@ def test_work_with_a_limit_of_memory_has_a_child_of_its_own(here: int) -> None:
     assert len({answer.unwrap() for answer in _as_user.run_all(tasks, 5)}) == 5
 
 
-def test_one_who_hangs_is_stopped_and_delays_nobody(here: int) -> None:
+def test_a_task_that_hangs_is_stopped_and_delays_no_other(here: int) -> None:
     started = time.monotonic()
     tasks = [_own(here, partial(time.sleep, 60)) for _ in range(2)]
     answers = _as_user.run_all([*tasks, *(_own(here, os.getpid) for _ in range(20))], timeout=0.5)
     assert [answer.error for answer in answers[:2]] == ["did not finish within 0.5 s and was stopped"] * 2
-    assert all(answer.error is None for answer in answers[2:])
+    assert [answer.error for answer in answers[2:]] == [None] * 20
     assert time.monotonic() - started < 5
 
 
@@ -218,20 +218,22 @@ def test_stragglers_are_stopped_once_all_others_are_done(here: int) -> None:
     answers = _as_user.run_all([_own(here, each) for each in work], 300, Patience(0.2, 20))
     assert [place for place, answer in enumerate(answers) if answer.late] == [3, 8]
     assert "took much longer than the others" in str(answers[3].error)
-    assert all(answer.error is None for answer in answers if not answer.late)
+    assert [answer.error for answer in answers if not answer.late] == [None] * 18
     assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(
     ("seconds", "users", "late"),
     [
-        ([60], 2, [True]),  # who needs no task is done
+        ([60], 2, [True]),  # a user without a task is done
         ([0.6], 1, [False]),  # there is nobody else
         ([0.6, 0.6], 2, [False, False]),  # as slow as each other
         ([0.8, 1.1], 2, [False, False]),  # not twice as slow
     ],
 )
-def test_who_counts_as_a_straggler(here: int, seconds: list[float], users: int, late: list[bool]) -> None:
+def test_which_tasks_count_as_stragglers(
+    here: int, seconds: list[float], users: int, late: list[bool]
+) -> None:
     tasks = [_own(here, partial(_wait, each)) for each in seconds]
     answers = _as_user.run_all(tasks, 60, Patience(0.2, users))
     assert [answer.late for answer in answers] == late
@@ -246,7 +248,9 @@ def test_a_batch_of_which_nobody_is_done_is_stopped(here: int, monkeypatch: pyte
     assert time.monotonic() - started < 30
 
 
-def test_many_who_hang_give_up_their_places_to_others(here: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_tasks_that_hang_give_up_their_places_to_others(
+    here: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_as_user, "_MOST_AT_ONCE", 3)
     monkeypatch.setattr(_as_user, "_PATIENCE", 0.1)
     tasks = [_own(here, partial(time.sleep, 600)) for _ in range(3)] + [_own(here, os.getpid)] * 4
@@ -263,7 +267,7 @@ def test_a_task_that_is_out_of_time_is_late_and_one_that_fails_is_not(here: int)
 
 @pytest.mark.root
 @pytest.mark.parametrize("reads", [False, True], ids=["killable", "beyond SIGKILL"])
-def test_who_hangs_in_a_file_system_of_their_own_is_given_up_in_bounded_time(
+def test_a_task_that_hangs_in_the_users_file_system_is_given_up_in_bounded_time(
     root: Path, make_user: MakeUser, reads: bool
 ) -> None:
     """The lock is free as soon as the process is gone: at once if it can be killed, else when the server is."""
@@ -298,7 +302,7 @@ def _is_free(path: Path) -> bool:
     return True
 
 
-def test_one_who_is_held_by_a_signal_of_the_users_delays_nobody(here: int) -> None:
+def test_a_child_stopped_by_its_users_signal_delays_no_other(here: int) -> None:
     def held() -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
@@ -354,7 +358,7 @@ def _write_pid(directory: int) -> None:
     os.rename("draft", "pid", src_dir_fd=directory, dst_dir_fd=directory)
 
 
-def test_the_child_dies_with_its_parent(here: int, tmp_path: Path) -> None:
+def test_the_child_ends_with_its_parent(here: int, tmp_path: Path) -> None:
     def child() -> None:
         _write_pid(here)
         time.sleep(60)
@@ -367,7 +371,7 @@ def test_the_child_dies_with_its_parent(here: int, tmp_path: Path) -> None:
         time.sleep(0.01)
 
 
-def test_a_child_that_cannot_die_keeps_the_lock(here: int, tmp_path: Path) -> None:
+def test_a_child_that_cannot_be_killed_keeps_the_lock(here: int, tmp_path: Path) -> None:
     """A dead disk can hold a process beyond SIGKILL; here it merely declines to die with its parent."""
     lock = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -396,7 +400,7 @@ def _alive(pid: int) -> bool:
 
 
 @pytest.mark.root
-def test_who_is_not_root_works_only_for_themselves(as_user: Callable[..., Any]) -> None:
+def test_without_root_only_the_own_uid_is_served(as_user: Callable[..., Any]) -> None:
     def try_another() -> str | None:
         directory = os.open("/", os.O_RDONLY)
         assert _as_user.run(Task(20001, 20001, directory, os.getpid), 5).error is None
@@ -448,7 +452,7 @@ def test_a_child_that_has_ended_is_not_held_by_a_signal() -> None:
 
 
 def test_each_descriptor_of_a_task_is_the_one_that_the_parent_means(tmp_path: Path, here: int) -> None:
-    """In whatever order they are: received ones have other numbers, which some of them are to have."""
+    """In whatever order they are: received descriptors have other numbers, which others are to have."""
     files = []
     for number in range(12):
         (tmp_path / str(number)).write_text(str(number))

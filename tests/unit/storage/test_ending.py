@@ -38,7 +38,7 @@ for (1 .. {chains}) {{
     }}
     POSIX::_exit(0);
 }}
-sleep {sleep};
+select undef, undef, undef, {sleep};
 """
 
 
@@ -59,7 +59,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def alice(make_user: MakeUser) -> dict[str, Any]:
-    """A user whose uid nobody else has, whatever else runs on the machine."""
+    """A user with a uid of its own, whatever else runs on the machine."""
     own = os.geteuid() or 30_000 + os.getpid() % 30_000
     return make_user("alice", home=True, uid=own, gid=own or os.getegid())
 
@@ -98,7 +98,7 @@ def of_user(uid: int, states: str = "RSDTtI") -> list[int]:
 
 
 class Others:
-    """Other people of the machine, who start a process now and then."""
+    """Other users of the machine: they start a process now and then."""
 
     def __init__(self) -> None:
         self.slowest = 0.0
@@ -142,7 +142,7 @@ def behind() -> Iterator[None]:
 def test_chains_that_fork_and_exit_do_not_outrun_it(
     root: Path, alice: dict[str, Any], script: Callable[[str], str], chains: int, hangs: bool
 ) -> None:
-    path = script(CHAINS.format(chains=chains, sleep=20 if hangs else 1))
+    path = script(CHAINS.format(chains=chains, sleep=20 if hangs else 0.3))
     before = len(os.listdir("/proc"))
     begin = time.monotonic()
     with Others() as others:
@@ -235,6 +235,7 @@ end = time.monotonic() + 25
 traced = set()
 print("ready", flush=True)
 while time.monotonic() < end:
+    time.sleep(0.01)
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{name}/cmdline", "rb") as file:
@@ -342,7 +343,7 @@ def of_script(path: str) -> list[int]:
 
 
 @pytest.mark.root
-def test_who_may_not_know_how_a_traced_program_ended_does_not_take_it_for_done(
+def test_a_traced_program_of_unknown_status_is_not_taken_for_done(
     root: Path,
     alice: dict[str, Any],
     script: Callable[[str], str],

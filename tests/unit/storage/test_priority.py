@@ -56,7 +56,7 @@ def go_on_in_a_child() -> None:
         os._exit(0)
 
 
-def test_who_steps_back_takes_the_session_that_they_have_begun_along() -> None:
+def test_lowering_the_priority_lowers_the_session_begun_before() -> None:
     def work() -> None:
         os.setsid()
         step_back()
@@ -89,7 +89,7 @@ def test_the_session_of_somebody_else_is_left_alone() -> None:
     assert said == expected(max(start, 10), 0)
 
 
-def test_who_is_further_back_already_stays_there() -> None:
+def test_a_priority_that_is_lower_already_stays() -> None:
     def work() -> None:
         os.setsid()
         os.setpriority(os.PRIO_PROCESS, 0, 19)
@@ -99,7 +99,7 @@ def test_who_is_further_back_already_stays_there() -> None:
     assert said == expected(19, 19)
 
 
-def test_who_has_not_stepped_back_keeps_nothing_back() -> None:
+def test_without_a_lowered_priority_nothing_is_lowered() -> None:
     def work() -> None:
         os.setsid()
         keep_back()

@@ -239,9 +239,7 @@ class TestInside:
         assert one(root, alice)["msg"] == ""
         assert os.listdir(root / "alice") == ["work"]
 
-    def test_a_user_who_races_only_harms_themselves(
-        self, root: Path, make_user: MakeUser, victim: Path
-    ) -> None:
+    def test_a_user_who_races_harms_no_other(self, root: Path, make_user: MakeUser, victim: Path) -> None:
         """A link appears in the place, in one directory after the other, after root has looked and before the child acts."""
         alice = make_user("alice", home=True, also=[str(root / "alice/a/work")])
         original = _homes._inside
@@ -277,7 +275,7 @@ class TestSomebodyElses:
         assert "another user's" in said["msg"] or "that of the user alice" in said["msg"]
         assert owners(root) == {**before, **({"bob": 20001} if "bob" in owners(root) else {})}
 
-    def test_two_who_name_each_others_in_one_batch_both_get_nothing(
+    def test_two_users_who_name_each_others_directory_both_get_nothing(
         self, root: Path, users: Callable[..., Any]
     ) -> None:
         said = ensure(root, users("alice", "bob"), users("bob", "alice"), users("carol"))

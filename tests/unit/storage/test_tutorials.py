@@ -545,7 +545,7 @@ print(_tutorials.place([user], root, 1000, _tutorials.Options(sources), check=Fa
 
 
 def test_a_child_imports_nothing(root: Path, make_user: MakeUser, web: WebServer, tmp_path: Path) -> None:
-    """Who is somebody else may not be able to read Python's own files, as with a Python below a 0700 home."""
+    """Another user may not be able to read Python's own files, as with a Python below a 0700 home."""
     web.content = zipped(readme="one")
     sources = [{"name": "web", "url": web.url.replace("127.0.0.1", "localhost")}]
     for kind in ("gz", "bz2", "xz"):

@@ -77,7 +77,7 @@ def test_one_system_call_that_does_not_end_is_silence(nothing: int) -> None:
 
 
 @pytest.mark.usefixtures("soon")
-def test_who_gets_on_is_not_silent_and_who_says_so_before_may_be(nothing: int) -> None:
+def test_a_worker_that_gets_on_is_not_silent_and_an_announced_pause_is_allowed(nothing: int) -> None:
     def steps() -> str:
         for _ in range(30):
             time.sleep(0.1)
@@ -181,10 +181,10 @@ def test_two_homes_that_do_not_answer_are_taken_for_the_storage(root: Path, make
     users = [make_user(f"u{number}", home=number < 2) for number in range(3)]
     with hanging.fuse(root / "u0", 20001, for_all=True), hanging.fuse(root / "u1", 20002, for_all=True):
         results = _ensure(root, *users)
-    assert all(user["hangs"] for user in results)
+    assert {user["hangs"] for user in results} == {True}
     assert "this directory does not answer" in results[0]["msg"]
     assert all(f"the storage {root} does not answer" in user["msg"] for user in results[1:])
-    assert not any(user["failed"] for user in _ensure(root, *users))
+    assert {user["failed"] for user in _ensure(root, *users)} == {False}
 
 
 @pytest.mark.root
@@ -196,13 +196,12 @@ def test_a_frozen_disk_is_told_to_everybody_and_thawed_it_is_as_ever(
     with hanging.ext4(tmp_path / "disk", root):
         _ensure(root, users[0])
         with hanging.frozen(root):
-            assert not any(user["failed"] for user in _ensure(root, *users, check=True)), (
+            assert {user["failed"] for user in _ensure(root, *users, check=True)} == {False}, (
                 "reading is possible"
             )
             results = _ensure(root, *users)
-            assert all(
-                user["hangs"] and f"the storage {root} does not answer" in user["msg"] for user in results
-            )
+            assert [user["hangs"] for user in results] == [True] * 3
+            assert all(f"the storage {root} does not answer" in user["msg"] for user in results)
         results = _ensure(root, *users)
         assert [(user["failed"], user["changed"]) for user in results] == [
             (False, False),
@@ -216,7 +215,7 @@ def test_a_frozen_disk_is_told_to_everybody_and_thawed_it_is_as_ever(
 def test_a_file_system_of_a_users_that_does_not_answer_holds_up_nobody(
     root: Path, make_user: MakeUser, tmp_path: Path, reads: bool, check: bool
 ) -> None:
-    """Where root may not look, the child that works for the user hangs; and who was late in a phase is out."""
+    """Where root may not look, the child that works for the user hangs; and a user who was late in a phase is left out of the next."""
     (tmp_path / "course").mkdir(mode=0o755)
     options = _tutorials.Options([{"name": "course", "path": str(tmp_path / "course")}])
     users = [make_user(f"u{number}", home=True) for number in range(6)]
@@ -239,7 +238,7 @@ def test_a_file_system_of_a_users_that_does_not_answer_holds_up_nobody(
             assert [user["key"] for user in again if user["failed"]] == ["u3"]
             assert "another run is still at work" in again[3]["msg"] and again[3]["hangs"]
     place.rmdir()
-    assert not any(user["failed"] for user in bring(*users))
+    assert {user["failed"] for user in bring(*users)} == {False}
     assert (root / "u3/course").is_dir()
 
 
