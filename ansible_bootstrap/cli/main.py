@@ -358,7 +358,8 @@ def _status(args: argparse.Namespace) -> int:
         places = Ledger(state_dir).places(args.name) if args.name else []
         runs, all_of_it = history.runs(LAST_RUNS), look_back(history)
         site = Site(settings, lambda _: ())
-        site.ledger = None if args.name else Ledger(state_dir)
+        # Not for a program that asks every minute: each known user's place is worked out.
+        site.ledger = None if args.name or args.json else Ledger(state_dir)
         moved = len(asyncio.run(moved_users(site)))
     except (OSError, ValueError, sqlite3.Error) as error:
         raise SettingsError(f"the history in {state_dir} cannot be read: {error}; move it away") from None

@@ -20,10 +20,10 @@ from ansible_bootstrap.state.moves import where
 def print_status(runs: Sequence[RunSummary], past: LookBack, moved: int = 0, *, as_json: bool) -> None:
     """Print the last runs, the newest first, the look back, and how many users' storage is now at another place.
 
-    Or one JSON object with ``runs``, ``moved`` and what the look back has.
+    Or one JSON object with ``runs`` and what the look back has.
     """
     if as_json:
-        print_json({"runs": [run.as_dict() for run in runs], "moved": moved, **past.as_dict()})
+        print_json({"runs": [run.as_dict() for run in runs], **past.as_dict()})
         return
     width = None if sys.stdout.isatty() else 160  # in a pipe nothing is cut
     console = Console(highlight=False, width=width)

@@ -138,7 +138,7 @@ def test_json_is_one_object_of_the_same_shape_with_and_without_a_history(
     past.run("alice", "bob:role_failed", roles={"tutorials": 4.0}, fetched=2)
     past.run("bob:unreachable")
     full = json.loads(said(past, capsys, as_json=True))
-    keys = {"runs", "moved", "last_day", "kept", "last_failed_run", "slowest_roles"}
+    keys = {"runs", "last_day", "kept", "last_failed_run", "slowest_roles"}
     assert set(empty) == set(full) == keys
     assert set(empty["last_day"]) == set(full["last_day"]) == set(full["kept"])
     assert empty["runs"] == empty["slowest_roles"] == []
