@@ -139,7 +139,7 @@ def _work(
             about["owner"], about["mode"] = str(status.st_uid), f"{stat.S_IMODE(status.st_mode):04o}"
             blamed = root, mount, status
             try:
-                _judge(root, directory, mount, check)
+                _judge(root, directory, mount)
                 with _place(root, directory, records_dir) as place:
                     if records_dir:
                         blamed = records_dir, mount_of(place[0]), os.fstat(place[0])
@@ -192,16 +192,18 @@ def _open(root: str) -> int:
         raise _FoundError(kind, explain(error, f"storage root {root}")) from None
 
 
-def _judge(root: str, directory: int, mount: Optional[Mount], check: bool) -> None:
+def _judge(root: str, directory: int, mount: Optional[Mount]) -> None:
     """Refuse what a run would refuse before it does anything."""
     try:
         os.close(open_root(root))
     except StorageError as refusal:
         if mount and not mount.has_owners:
             raise _FoundError("no owners") from None
-        if not check and os.geteuid() == 0:
-            _see_whose(directory, mount)
-        raise _FoundError("not root's", str(refusal)) from None
+        # Nothing is tried: others choose what the path leads to.
+        status = os.fstat(directory)
+        kind = kind_by_owner(status, mount) if mount and mount.is_remote else None
+        mend = explain_kind(kind, root, mount, status)[1] if kind else ""
+        raise _FoundError(kind or "not root's", str(refusal), mend) from None
 
 
 @contextlib.contextmanager
@@ -227,17 +229,6 @@ def _look(place: tuple[int, str, str]) -> None:
         kind = kind_by_look(directory)
     if kind:
         raise _FoundError(kind)
-
-
-def _see_whose(directory: int, mount: Optional[Mount]) -> None:
-    """Make a directory where others could change its name, look whose it is, remove it; nothing is given away there."""
-    with contextlib.suppress(OSError):
-        os.mkdir(PROBE_DIRECTORY, 0o700, dir_fd=directory)
-        made = os.stat(PROBE_DIRECTORY, dir_fd=directory, follow_symlinks=False)
-        os.rmdir(PROBE_DIRECTORY, dir_fd=directory)
-        kind = kind_by_owner(made, mount)
-        if kind:
-            raise _FoundError(kind, made=made)
 
 
 def _try(directory: int, mount: Optional[Mount], ids: tuple[int, int], place: tuple[int, str, str]) -> None:

@@ -141,6 +141,19 @@ def test_a_look_writes_nothing(root: Path) -> None:
     assert root.stat() == before
 
 
+@pytest.mark.root
+def test_nothing_is_tried_where_another_account_chooses_the_place(root: Path) -> None:
+    victim, theirs = root / "victim", root / "theirs"
+    victim.mkdir(mode=0o700)
+    theirs.mkdir()
+    (theirs / "root").symlink_to(victim)
+    for path in (theirs, theirs / "root"):
+        os.lchown(path, 1500, 1500)
+    before = victim.stat().st_mtime_ns
+    assert _probe.probe(str(theirs / "root"), None, None)["about"]["kind"] == "not root's"
+    assert victim.stat().st_mtime_ns == before, "something was made there and removed"
+
+
 def test_every_kind_has_a_sentence_and_a_way_out() -> None:
     for kind in _mounts.KINDS:
         what, mend = _mounts.explain(kind, "/home", mount("nfs4"), made(1000))
