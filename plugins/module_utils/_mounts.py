@@ -42,6 +42,12 @@ MOUNTINFO = "/proc/self/mountinfo"
 
 _NOBODIES = (65534, 2**32 - 2)
 
+_OPTIONS = {
+    **dict.fromkeys(("cifs", "smb3"), "dir_mode=0700,file_mode=0600"),
+    **dict.fromkeys(("vfat", "msdos"), "umask=077,quiet"),
+}
+"""Mount options with which files are one uid's alone, and chmod and chown do nothing without an error."""
+
 KINDS = {
     "root squashed": (
         "root is squashed on {root} ({filesystem}): what root makes there belongs to nobody, or root may make nothing",
@@ -56,8 +62,8 @@ KINDS = {
     "no owners": (
         "{root} is on {filesystem}, which keeps no owners: each file has the owner and the mode that the mount gives "
         "it (here uid {owner}, mode {mode}), and no chown or chmod changes that",
-        "mount it with the options uid=N,gid=N,{modes}, set uid and gid to those numbers, and ansible_become_user of "
-        "the storage host in the inventory to that account; or take a file system that keeps owners",
+        "mount it with the options uid=N,gid=N,{modes}, and set work_as, uid and gid to those numbers; or take a file "
+        "system that keeps owners",
     ),
     "tickets": (
         "{root} is on {filesystem}, which asks for a ticket (Kerberos, AFS), and root has none that lets it write",
@@ -155,7 +161,7 @@ def explain(kind: str, root: str, mount: Optional[Mount], status: os.stat_result
         "group": str(status.st_gid),
         "mode": f"{stat.S_IMODE(status.st_mode):04o}",
         "account": str(os.geteuid()),
-        "modes": "dir_mode=0755,file_mode=0644" if filesystem in ("cifs", "smb3") else "umask=022",
+        "modes": _OPTIONS.get(filesystem, "umask=077"),
     }
     what, mend = KINDS[kind]
     return what.format(**words), mend.format(**words)

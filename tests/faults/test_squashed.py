@@ -174,6 +174,20 @@ def test_a_root_that_squashes_all_is_served_as_its_own_uid_from_the_first_name_o
     assert _probe.probe(str(root), UID, UID, work_as=UID)["findings"] == []
 
 
+def test_the_way_out_of_a_mount_that_gives_all_files_one_owner_serves_its_uid(
+    root: Path, bindfs: Callable[..., None], make_user: MakeUser
+) -> None:
+    """As ``uid=N,gid=N,dir_mode=0700,file_mode=0600`` of cifs, or ``umask=077,quiet`` of vfat."""
+    owner = (f"--force-user={UID}", f"--force-group={UID}", "--perms=u=rwX,go=")
+    bindfs("--chown-ignore", "--chmod-ignore", *owner)
+    roots = Roots(str(root), work_as=UID)
+    assert _probe.probe(str(root), UID, UID, work_as=UID)["findings"] == []
+    alice = make_user("alice", uid=UID)
+    for changed in (True, False):
+        report = user_dir(alice, roots)
+        assert (report["failed"], report["changed"]) == (False, changed), report
+
+
 def test_another_uid_or_group_than_the_squashed_one_is_told_what_to_set(
     root: Path, bindfs: Callable[..., None], make_user: MakeUser
 ) -> None:

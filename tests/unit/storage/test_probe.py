@@ -102,7 +102,7 @@ def test_no_chmod_is_advised_where_the_mount_gives_the_modes(
         f"which keeps no owners: each file has the owner and the mode that the mount gives it (here uid {os.geteuid()}, mode {mode:04o})"
         in str(refusal.value)
     )
-    assert "dir_mode=0755,file_mode=0644" in str(refusal.value)
+    assert "dir_mode=0700,file_mode=0600" in str(refusal.value)
 
 
 @pytest.mark.root
