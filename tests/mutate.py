@@ -37,14 +37,14 @@ NOT_COPIED = (".git", ".venv", ".demo", "__pycache__", ".*_cache", "*.sqlite")
 # Too slow to run for each mutant: several processes at once, kills at every step, races.
 SLOW = "another_process_forgets or several_processes or processes_that_read or killed_at or exchanged or chains or tracer"
 HUB = "adapting_batches apply_client bulk cleanups dispatcher due_cleanups fairness hanging pace run_notices spare turnstile"
-# By area: what is mutated, the folder and names of the tests that shall notice, and how many processes run them: several
-# where tests wait.
+# By area: what is mutated, and the folders and names of the tests that shall notice. Those that name the mutated module
+# are run first.
 AREAS = {
-    "ledger": ("ansible_bootstrap/state/ledger.py", "hub", "ledger", 0),
-    "places": ("ansible_bootstrap/places/*.py", "hub", "places* identity detached person", 0),
-    "dispatch": ("ansible_bootstrap/dispatch/*.py", "hub", HUB, 0),
-    "homes": ("plugins/module_utils/_homes.py", "storage", "homes", 0),
-    "storage": ("plugins/module_utils/_*.py", "storage", "*", 3),
+    "ledger": ("ansible_bootstrap/state/ledger.py", "hub", "ledger"),
+    "places": ("ansible_bootstrap/places/*.py", "hub", "places* identity detached person"),
+    "dispatch": ("ansible_bootstrap/dispatch/*.py", "hub", HUB),
+    "homes": ("plugins/module_utils/_homes.py", "storage", "homes"),
+    "storage": ("plugins/module_utils/_*.py", "storage .", "*"),
 }
 
 
@@ -77,11 +77,12 @@ def main() -> None:
 
 def mutate(area: str, sample: int, chance: random.Random, seconds: float) -> None:
     """Print survivors and the score. The working directory is the copy."""
-    sources, folder, names, processes = AREAS[area]
+    sources, folders, names = AREAS[area]
     modules = [path for pattern in sources.split() for path in sorted(Path().glob(pattern))]
-    tests = [str(p) for name in names.split() for p in Path("tests/unit", folder).glob(f"test_{name}.py")]
+    patterns = [f"{folder}/test_{name}.py" for folder in folders.split() for name in names.split()]
+    tests = [str(path) for pattern in patterns for path in Path("tests/unit").glob(pattern)]
     texts = {test: Path(test).read_text("utf-8") for test in tests}
-    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", f"-n{processes}", "-k", f"not ({SLOW})"]
+    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=no", "-k", f"not ({SLOW})"]
     command = shlex.join([*pytest, *tests])
     began = time.monotonic()
     outcome, output = run_tests(command, 600)
@@ -107,9 +108,11 @@ def mutate(area: str, sample: int, chance: random.Random, seconds: float) -> Non
         if number not in (False, "0", "1") or changed is None or tree(changed) in ("", tree(source)):
             continue
         mutant.module_path.write_text(changed, "utf-8")
-        first = sorted(tests, key=lambda test: mutant.module_path.stem not in texts[test] + test)
-        command = shlex.join([*pytest, *first])
-        outcome, output = run_tests(command, limit)
+        near = [test for test in tests if mutant.module_path.stem in texts[test] + test]
+        for some in filter(None, (near, [test for test in tests if test not in near])):
+            outcome, output = run_tests(shlex.join([*pytest, *some]), limit)
+            if outcome == TestOutcome.KILLED:
+                break
         mutant.module_path.write_text(source, "utf-8")
         tested += 1
         killed, late = killed + (outcome == TestOutcome.KILLED), late + (output == "timeout")

@@ -248,6 +248,17 @@ def test_a_batch_of_which_nobody_is_done_is_stopped(here: int, monkeypatch: pyte
     assert time.monotonic() - started < 30
 
 
+def test_a_task_that_ended_without_an_answer_counts_as_done(
+    here: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The straggler beside it is stopped, and not only when nobody has been done for long."""
+    monkeypatch.setattr(_as_user, "_NONE_DONE", 100.0)
+    tasks = [_own(here, partial(os._exit, 3)), _own(here, partial(time.sleep, 600))]
+    answers = _as_user.run_all(tasks, 50, Patience(0.2, 2))
+    assert [answer.late for answer in answers] == [False, True]
+    assert "took much longer than the others" in str(answers[1].error)
+
+
 def test_many_tasks_that_hang_give_up_their_places_to_others(
     here: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

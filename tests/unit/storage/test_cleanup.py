@@ -294,6 +294,17 @@ def test_a_match_in_a_directory_the_user_closed_is_left_with_a_note(home: Home) 
 
 
 @pytest.mark.root
+def test_in_a_directory_that_is_not_sticky_a_user_who_may_write_may_remove(home: Home) -> None:
+    user, place = home
+    fill(home, "shared/mine")
+    (place / "shared/roots").write_text("x")
+    os.chown(place / "shared", 0, 0)
+    (place / "shared").chmod(0o777)
+    result = clean(user, "shared/*")
+    assert (result["changed"], result["notes"], names(place)) == (True, [], ["shared"])
+
+
+@pytest.mark.root
 def test_what_is_not_the_users_to_remove_is_left_with_a_note(home: Home) -> None:
     user, place = home
     fill(home, "t/mine", "t/ro/mine", "sticky/mine")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -127,6 +128,32 @@ def test_what_fstab_mounts_and_is_not_mounted(
     answer = _probe.probe(str(root), None, None)
     assert answer["about"]["kind"] == "not mounted"
     assert answer["findings"][0]["mend"] == f"mount {point}"
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("known", [True, False])
+def test_a_root_in_which_a_user_may_work_is_plain_and_nothing_stays(
+    known: bool, root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where no table tells what is mounted."""
+    if not known:
+        monkeypatch.setattr(_mounts, "MOUNTINFO", str(tmp_path / "missing"))
+    answer = _probe.probe(str(root), 20001, 20002)
+    assert (answer["about"]["kind"], answer["findings"]) == ("plain", [])
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("number", "kind"), [(errno.EPERM, "no owners"), (errno.EINVAL, "unmapped")])
+def test_a_directory_that_cannot_be_given_away_tells_the_kind(
+    number: int, kind: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    assert _probe.probe(str(root), 20001, 20002)["about"]["kind"] == kind
     assert list(root.iterdir()) == []
 
 

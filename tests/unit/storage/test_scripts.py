@@ -143,7 +143,9 @@ def test_a_failure_is_said_with_the_last_lines_made_printable_and_tried_again(
 def test_whatever_ends_it_is_named(
     root: Path, make_user: MakeUser, put: Put, text: str, first: str, says: str
 ) -> None:
-    assert says in one(root, make_user("alice", home=True), put(text, first=first))["msg"]
+    path = put(text, first=first)
+    said = one(root, make_user("alice", home=True), path)["msg"]
+    assert said.startswith(f"script {path} ") and says in said
 
 
 def test_one_that_hangs_is_ended_and_delays_nobody(root: Path, make_user: MakeUser, put: Put) -> None:

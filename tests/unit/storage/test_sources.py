@@ -23,7 +23,8 @@ def test_a_source_as_an_admin_writes_it() -> None:
     )
     assert (source.dest, source.sha256, source.strip) == (("work", "course"), "a" * 64, 1)
     assert source.where == "https://example.org/a.zip"
-    assert parse_sources([{"name": "course", "path": "/srv/course"}])[0].dest == ("course",)
+    (plain,) = parse_sources([{"name": "course", "path": "/srv/course", "strip_components": 48}])
+    assert (plain.dest, plain.strip) == (("course",), 48)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,8 @@ def test_a_source_as_an_admin_writes_it() -> None:
         ({"checksum": "md5:abc"}, "sha256"),
         ({"strip_components": "1"}, "integer"),
         ({"strip_components": True}, "integer"),
+        ({"strip_components": 49}, "from 0 to 48"),
+        ({"strip_components": -1}, "from 0 to 48"),
         ({"path": None, "url": "file:///etc/shadow"}, "https:// or http://"),
         ({"path": None, "url": "https://user:secret@example.org/a.zip"}, "user name or password"),
         ({"path": None, "url": "http://example.org:99999/"}, "malformed"),

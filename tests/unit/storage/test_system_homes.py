@@ -205,6 +205,16 @@ def test_a_user_the_system_does_not_know_so_is_refused(
         assert not (root / "alice").exists()
 
 
+def test_a_record_that_cannot_be_written_costs_its_user_alone(
+    root: Path, make_user: MakeUser, ensure: Ensure
+) -> None:
+    assert ensure(make_user("carol"))[0]["changed"]
+    (root / f".ansible_bootstrap/records/.{identity(['alice'])}.json.new").mkdir()
+    bad, good = ensure(make_user("alice"), make_user("bob"))
+    assert (bad["failed"], good["failed"], good["changed"]) == (True, False, True)
+    assert not (root / "alice").exists() and (root / "bob").exists()
+
+
 @pytest.mark.parametrize("name", ["AliceW", "jane.doe@uni.example", "Zoë"])
 def test_any_name_that_the_system_knows_gets_a_home(make_user: MakeUser, ensure: Ensure, name: str) -> None:
     (bad,) = ensure(make_user(name), known=[])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -110,3 +111,27 @@ def test_what_becomes_a_link_between_look_and_open_is_not_followed(
         with pytest.raises((StorageError, OSError), match=r"link|[Nn]ot a directory|symbolic"):
             work(one, other)
     assert exchanged
+
+
+@pytest.mark.parametrize("done_by_the_kernel", [0, 1])
+@pytest.mark.parametrize("content", [b"", b"x", b"xy", b"y" * 3_000_000])
+def test_what_the_kernel_does_not_copy_is_read_and_written(
+    content: bytes, done_by_the_kernel: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it has copied the first byte before it refused."""
+
+    def refuse(reader: int, writer: int, size: int) -> int:
+        if os.lseek(reader, 0, os.SEEK_CUR) < done_by_the_kernel:
+            return os.write(writer, os.read(reader, 1))
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    for name in ("source", "target"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "source/file").write_bytes(content)
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    with (
+        opened(str(tmp_path / "source"), DIRECTORY) as one,
+        opened(str(tmp_path / "target"), DIRECTORY) as other,
+    ):
+        copy_tree(one, other, "source")
+    assert (tmp_path / "target/file").read_bytes() == content
