@@ -171,8 +171,7 @@ async def check_mounted(spawner: Any) -> None:
 async def _moved(spawner: Any, place: Place) -> Place | None:
     """Return the place that the spawner names now, if it is not this one."""
     now = await resolve(spawner, core_of(spawner).config)
-    same = (now.job_key, now.uid, now.gid) == (place.job_key, place.uid, place.gid)
-    return None if same else now
+    return None if now.job_key == place.job_key else now
 
 
 async def _resolved(spawner: Any, core: Core, deadline: float) -> Place:

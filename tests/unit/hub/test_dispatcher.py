@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 from fake_runs import Hub, never
@@ -428,5 +429,42 @@ async def test_a_thousand_who_wait_cost_little(hub: Hub) -> None:
 def test_a_place_is_the_same_work_whatever_the_server_is_called() -> None:
     place = Place("alice", directory="/v/alice")
     assert place == dataclasses.replace(place, server_name="b")
-    assert place.job_key == ("", "/v/alice")
-    assert Place("alice", storage_host="a").job_key == ("a", "alice")
+    assert place.job_key == dataclasses.replace(place, server_name="b", groups=("students",)).job_key
+    others: list[dict[str, Any]] = [
+        {"name": "bob"},
+        {"account": "al"},
+        {"uid": 1000},
+        {"gid": 100},
+        {"also": ("/w/alice",)},
+        {"storage_host": "nas"},
+        {"directory": None},
+    ]
+    keys = {dataclasses.replace(place, **other).job_key for other in others}
+    assert len(keys - {place.job_key}) == len(others)
+
+
+@pytest.mark.parametrize(
+    ("other", "sent"),
+    [
+        (Place("mallory", "/v/x", uid=1000, gid=100), [("mallory", 1000), ("victim", 1000)]),
+        (Place("victim", "/v/x", uid=2000, gid=100), [("victim", 2000), ("victim", 1000)]),
+    ],
+)
+async def test_two_owners_of_one_directory_are_both_sent_to_the_storage_host(
+    hub: Hub, other: Place, sent: list[tuple[str, int]]
+) -> None:
+    """Only the storage host knows whose directory it is; the old key let the second join the first's job."""
+    spawns = [
+        asyncio.create_task(hub.dispatcher.wait(place, timeout=20, on_progress=lambda *_: None))
+        for place in (other, Place("victim", "/v/x", uid=1000, gid=100))
+    ]
+    await asyncio.sleep(0)
+    seen: list[tuple[str, int]] = []
+    for number in (1, 2):
+        run = await hub.run(number)
+        seen += [(user["name"], user["uid"]) for user in run.request.users]
+        run.succeed()
+        if len(seen) == 2:
+            break
+    assert seen == sent
+    assert [(await spawn).name for spawn in spawns] == [name for name, _ in sent]
