@@ -61,7 +61,7 @@ class Place:
 
     @property
     def work(self) -> tuple[str, str]:
-        """The storage host and the directories, whoever owns them; the name where only the apply side knows the first."""
+        """The storage host and the directories, whoever owns them; the name where the apply side knows the first."""
         return self.storage_host, "\n".join((self.directory or self.name, *self.also))
 
     @property
