@@ -60,9 +60,18 @@ class Place:
             return None
 
     @property
-    def job_key(self) -> tuple[str, str]:
-        """Equal for two places exactly if bootstrapping them is the same piece of work."""
+    def work(self) -> tuple[str, str]:
+        """The storage host and the directories, whoever owns them; the name where the apply side knows the first."""
         return self.storage_host, "\n".join((self.directory or self.name, *self.also))
+
+    @property
+    def job_key(self) -> tuple[str, str]:
+        """Equal for two places whose bootstraps are the same job: the same directories, and the same name sent.
+
+        Two users with one directory are two jobs, so that the storage host sees both names and refuses the second.
+        """
+        host, directories = self.work
+        return host, f"{self.sent_name}\n{directories}"
 
     @property
     def sent_name(self) -> str:

@@ -214,7 +214,9 @@ def _write(directory: Path, files: dict[str, str], *, force: bool) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            with open(directory / name, "w" if force else "x", encoding="utf-8") as file:
+            written = directory / (f".{name}.{os.getpid()}" if force else name)
+            with open(written, "x", encoding="utf-8") as file:
                 file.write(text)
+            os.replace(written, directory / name)  # Not through a link that is there.
     except OSError as error:
         raise RefusedError(f"{directory} cannot be written: {error.strerror}") from None

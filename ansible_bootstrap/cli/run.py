@@ -307,7 +307,7 @@ class _Host:
 
     def begin(self, entry: RosterEntry) -> bool:
         """Return whether the dispatcher may have this entry now; else it comes again when its directory is free."""
-        key = entry.place.job_key
+        key = entry.place.work
         busy = key in self.asked
         if busy:
             self.asked[key].append(entry)
@@ -316,7 +316,7 @@ class _Host:
         return not busy
 
     def end(self, entry: RosterEntry) -> None:
-        self.put(*self.asked.pop(entry.place.job_key))
+        self.put(*self.asked.pop(entry.place.work))
 
     async def until(self, condition: Callable[[], object]) -> None:
         while not condition():

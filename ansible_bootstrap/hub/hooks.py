@@ -16,6 +16,8 @@ async def pre_spawn_hook(spawner: Any) -> None:
     Raises:
         BootstrapError: it is not ready, with one sentence for the user; the log has the details.
     """
+    if getattr(spawner, "shows_bootstrap", False):
+        return  # Its class does so, after this hook.
     show_progress(spawner)
     await bootstrap(spawner)
     note_place(spawner)
@@ -27,4 +29,5 @@ async def post_stop_hook(spawner: Any) -> None:
     Never raises, and never waits for a clean-up, only until it is noted on disk. Source: ``User.stop`` calls it
     also after a failed spawn, and at the hub's start for servers that died meanwhile.
     """
-    await stopped(spawner)
+    if not getattr(spawner, "shows_bootstrap", False):
+        await stopped(spawner)

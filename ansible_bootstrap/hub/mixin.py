@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from jupyterhub.utils import maybe_future
 
 from ansible_bootstrap.hub.failure import log_name
-from ansible_bootstrap.hub.hooks import post_stop_hook, pre_spawn_hook
 from ansible_bootstrap.hub.login import begin
 from ansible_bootstrap.hub.page import progress
 from ansible_bootstrap.hub.spawns import bootstrap, bootstrap_if_moved, check_mounted, note_place, stopped
@@ -26,8 +25,7 @@ class BootstrappedSpawner:
     async def run_pre_spawn_hook(self) -> None:
         """The admin's hook, which may make accounts and set volumes; the storage; the hooks for afterwards."""
         spawner: Any = self
-        if spawner.pre_spawn_hook is not pre_spawn_hook:
-            await maybe_future(super().run_pre_spawn_hook())  # type: ignore[misc]
+        await maybe_future(super().run_pre_spawn_hook())  # type: ignore[misc]
         await bootstrap(spawner)
         for hook in self.bootstrap_then:
             await maybe_future(hook(spawner))
@@ -50,8 +48,6 @@ class BootstrappedSpawner:
         """Note the clean-up; then the admin's hook."""
         spawner: Any = self
         await stopped(spawner)
-        if spawner.post_stop_hook is post_stop_hook:
-            return
         try:
             await maybe_future(super().run_post_stop_hook())  # type: ignore[misc]
         except Exception:  # Or the hub counts the server as running.

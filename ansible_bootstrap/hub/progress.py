@@ -35,6 +35,10 @@ class ProgressLog:
         self._closed = True
         self._wake()
 
+    def reopen(self) -> None:
+        """More will be said: the storage is prepared once more."""
+        self._closed = False
+
     async def follow(self) -> AsyncIterator[tuple[str, float]]:
         """Yield every sentence and its share from the first, and new ones as they are said, until closed."""
         read = 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
+from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import (
     BY_REASON,
     AnsibleBootstrapError,
@@ -118,7 +119,7 @@ async def _make_ready(spawner: Any, core: Core, spawn: Spawn) -> str:
     """Return once the storage is ready, and by which way: ``known`` without a run, or ``run``."""
     deadline = asyncio.get_running_loop().time() + core.config.timeout
     check_person(core, spawner.user)
-    place = spawn.place = await _resolved(spawner, core, deadline)
+    place = spawn.place = await _resolved(spawner, core.config, deadline)
     known, done = await _known(core, place, deadline)
     if known and core.dispatcher.claim_untouched(place):
         return "known"
@@ -140,10 +141,14 @@ async def bootstrap_if_moved(spawner: Any) -> None:
     if spawn.place is None or spawn.ready is None:
         return
     try:
-        moved = await _moved(spawner, spawn.place)
+        moved = await _moved(spawner, spawn.place, core_of(spawner).config.timeout)
     except AnsibleBootstrapError as error:
         raise shown(spawner, error) from None
+    except TimeoutError:
+        raise shown(spawner, DeadlineError("the spawner timed out where it names the storage")) from None
     if moved is not None:
+        spawn.ready = None  # Nothing is ready at the new place yet.
+        spawn.progress.reopen()
         await bootstrap(spawner)
 
 
@@ -160,7 +165,7 @@ async def check_mounted(spawner: Any) -> None:
         return
     try:
         async with asyncio.timeout(MOUNTED_SECONDS):
-            moved = await _moved(spawner, spawn.place)
+            moved = await _moved(spawner, spawn.place, MOUNTED_SECONDS)
             if moved is None:
                 await check_container(spawner, spawn.place)
                 spawn.checked = True
@@ -186,20 +191,21 @@ async def check_mounted(spawner: Any) -> None:
         )
 
 
-async def _moved(spawner: Any, place: Place) -> Place | None:
+async def _moved(spawner: Any, place: Place, seconds: float) -> Place | None:
     """Return the place that the spawner names now, if it is not this one."""
+    deadline = asyncio.get_running_loop().time() + seconds
     try:
-        now = await resolve(spawner, core_of(spawner).config)
+        now = await _resolved(spawner, core_of(spawner).config, deadline)
     except NowhereError:
         return None
     same = (now.job_key, now.uid, now.gid) == (place.job_key, place.uid, place.gid)
     return None if same else now
 
 
-async def _resolved(spawner: Any, core: Core, deadline: float) -> Place:
+async def _resolved(spawner: Any, config: AnsibleBootstrap, deadline: float) -> Place:
     try:
         async with asyncio.timeout_at(deadline) as limit:
-            return await resolve(spawner, core.config)
+            return await resolve(spawner, config)
     except TimeoutError:
         if limit.expired():
             raise DeadlineError("where the storage is was not known in time") from None
@@ -234,7 +240,7 @@ async def _observe(spawner: Any, core: Core) -> None:
     deadline = asyncio.get_running_loop().time() + core.config.timeout
     try:
         check_person(core, spawner.user)
-        place = await _resolved(spawner, core, deadline)
+        place = await _resolved(spawner, core.config, deadline)
         await core.check_move(place)
         outcome = await _wait(core, place, ProgressLog(), deadline, {})
     except NowhereError:
@@ -281,7 +287,7 @@ async def stopped(spawner: Any) -> None:
     if spawn is not None:
         spawn.progress.close()
         if spawn.begun and spawn.ready is None:
-            return  # Nothing was started, so there is nothing to clean up.
+            return  # No storage was ready, or the server did not get it: there is nothing to clean up.
     try:
         core = core_of(spawner)
         if spawn is not None and spawn.place is not None and _early(spawner, spawn):

@@ -18,7 +18,7 @@ from ansible_bootstrap.errors import UnresolvedError
 from ansible_bootstrap.places.family import SETTING
 from ansible_bootstrap.storage._names import NameRefusedError, below
 
-_USERS_FIELD: Final = re.compile(r"\{[^{}]*user[^{}]*\}", re.IGNORECASE)
+_USERS_FIELD: Final = re.compile(r"\{\w*user\w*(![ars])?(:[^{}]*)?\}", re.IGNORECASE)
 """A field of a template that differs from user to user: ``{username}``, ``{raw_username}``, ``{user_server}``."""
 
 

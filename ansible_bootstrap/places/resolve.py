@@ -204,6 +204,11 @@ async def _said(setting: Any, spawner: Any) -> dict[str, Any]:
         raise UnresolvedError(
             f"c.AnsibleBootstrap.place returned {what}; a dict may have {', '.join(PLACE_FIELDS)}"
         )
+    for name, what in (("also", "directories"), ("groups", "names")):
+        if not isinstance(given.get(name, ()), (list, tuple, set, frozenset)):
+            raise UnresolvedError(
+                f"c.AnsibleBootstrap.place: {name} is a list of {what}, not {given[name]!r}"
+            )
     given.update({name: tuple(given[name]) for name in ("also", "groups") if name in given})
     plain = {key: value for key, value in given.items() if key not in {"account", "volumes"}}
     replace(Place("anybody"), **plain)  # Types and bounds.

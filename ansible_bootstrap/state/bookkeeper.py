@@ -71,7 +71,6 @@ class Bookkeeper(Writer):
         """Users who could not be forgotten on disk, and when (as ``time.monotonic``) that was to be done."""
         self._places: list[Place] = []
         self._persons: dict[str, tuple[str, str]] = {}
-        self._noted: dict[tuple[str, str], Place] = {}
 
     async def look(self, place: Place) -> Entry | None:
         """Return what the user has at this place, None if that is not known."""
@@ -156,8 +155,9 @@ class Bookkeeper(Writer):
 
     def note_place(self, place: Place) -> None:
         """Note where a server has its storage, unless it was there the last time; returns at once."""
-        key = (place.name, place.server_name)
-        if self._noted.get(key) != place and len(self._places) < MAX_WAITING:
+        noted = self._read(partial(self._ledger.places, place.name, self._under)) or ()
+        same = any((each, each.server_name) == (place, place.server_name) for each in noted)
+        if not same and len(self._places) < MAX_WAITING:
             self._places.append(place)
             self._write_soon()
 
@@ -250,7 +250,5 @@ class Bookkeeper(Writer):
                     seen = []
                 until = time.monotonic() + DISK_SECONDS
                 await self._try(partial(self._ledger.note, seen, until=until))
-            if places and await self._try(partial(self._ledger.note_places, places, self._under)):
-                if len(self._noted) >= MAX_WAITING:  # A user who may name servers must not fill the memory.
-                    self._noted.clear()
-                self._noted.update({(place.name, place.server_name): place for place in places})
+            if places:
+                await self._try(partial(self._ledger.note_places, places, self._under))

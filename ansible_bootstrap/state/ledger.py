@@ -211,7 +211,7 @@ class Ledger:
         with self._file.writing() as database:
             if until is not None and time.monotonic() >= until:
                 return
-            rows = [_row(entry) for entry in entries if _is_text(entry.directory, *entry.place.job_key)]
+            rows = [_row(entry) for entry in entries if _is_text(entry.directory, *entry.place.work)]
             execute_rows(database, _NOTE, rows, _boot(), _boot(), time.monotonic(), _boot())
 
     def forget(self, names: Iterable[str]) -> int:
@@ -340,7 +340,7 @@ class Ledger:
         rows = self._file.select(
             "SELECT place, under FROM places WHERE name = ? AND server_name = ? AND NOT EXISTS"
             " (SELECT 1 FROM complete WHERE storage_host = ? AND work = ? AND name = ?)",
-            (place.name, place.server_name, *place.job_key, place.name),
+            (place.name, place.server_name, *place.work, place.name),
         )
         last = Place.from_json(rows[0][0]) if rows else None
         if last is None or (last.storage_host, last.directory) != (place.storage_host, place.directory):
@@ -389,7 +389,7 @@ class Ledger:
             "SELECT place, directory, roles, seen, at, since FROM complete"  # noqa: S608
             " WHERE storage_host = ? AND work = ? AND name = ? AND doubt = ''"
             f" AND NOT EXISTS ({_UNDER_WAY.format(host='?', name='?')})",
-            (*place.job_key, place.name, place.storage_host, place.name, time.monotonic(), _boot()),
+            (*place.work, place.name, place.storage_host, place.name, time.monotonic(), _boot()),
         )
         for text, directory, roles, seen, at, since in rows:
             known = Place.from_json(text)
@@ -423,7 +423,7 @@ def _is_text(*values: str) -> bool:
 
 def _row(entry: Entry) -> tuple[Any, ...]:
     return (
-        *entry.place.job_key,
+        *entry.place.work,
         entry.place.name,
         entry.place.to_json(),
         entry.directory,

@@ -52,11 +52,16 @@ def check_move(old: Place, new: Place) -> None:
 
 
 def _left_behind(old: set[str], new: set[str], here: bool) -> bool | None:
-    """Whether an old directory has files while a new one would be made; None if it cannot be told from here."""
-    if not (old and new) or (here and all(map(os.path.lexists, new))):
+    """Whether an old directory has files while a new one is empty or missing; None if it cannot be told from here."""
+    if not (old and new) or (here and all(map(_is_filled, new))):
         return False
     found = {_has_files(directory) if here else None for directory in old}
     return True if True in found else None if None in found else False
+
+
+def _is_filled(directory: str) -> bool:
+    """Whether something is there, other than an empty directory."""
+    return os.path.islink(directory) or (os.path.lexists(directory) and _has_files(directory) is not False)
 
 
 def where(place: Place) -> str:

@@ -22,7 +22,7 @@ JobKey = tuple[str, str]
 FILE: Final = "cleanups.sqlite"
 """Below ``state_dir``, mode 0600. Not in the history: that one may be deleted at any time."""
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _SCHEMA: Final = """
 CREATE TABLE cleanups (
     storage_host TEXT NOT NULL,

@@ -117,7 +117,7 @@ def mounts() -> dict[int, Mount]:
     found = {}
     with contextlib.suppress(OSError), open(MOUNTINFO, "rb") as file:
         for line in file:
-            fields = os.fsdecode(line).split()
+            fields = os.fsdecode(line).rstrip("\n").split(" ")
             rest = fields[fields.index("-") + 1 :]
             options = {*fields[5].split(","), *rest[-1].split(",")}
             found[int(fields[0])] = Mount(fields[2], plain(fields[4]), rest[0], frozenset(options))

@@ -519,8 +519,12 @@ def test_init_overwrites_nothing_unless_told_to(tmp_path: Path, capsys: pytest.C
     assert cli.main(command) == 2
     assert "settings.yml is there already" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["settings.yml"]
+    (tmp_path / "settings.yml").rename(tmp_path / "others")
+    (tmp_path / "settings.yml").symlink_to("others")
+    before = (tmp_path / "others").read_text()
     assert cli.main([*command, "--force"]) == 0
     assert f"install -D -m 600 {tmp_path}/settings.yml /etc/ansible-bootstrap/" in capsys.readouterr().out
+    assert (tmp_path / "others").read_text() == before, "written through a link"
     assert load_settings(tmp_path / "settings.yml").uid == 1001
     assert "apply_command" in (tmp_path / "jupyterhub_config.py").read_text()
     example = Path(__file__).parents[2] / "examples/behind-sudo/ansible-bootstrap.sudoers"

@@ -123,3 +123,11 @@ def test_what_is_not_below_the_storage_root_is_named_with_both_paths_and_the_set
     message = answer.outcomes["alice"]["message"]
     assert f"/elsewhere/alice is not below the storage root {site.root}: set storage_root" in message
     assert not (site.root / "alice").exists()
+
+
+def test_the_second_of_two_users_with_one_new_directory_is_refused(site: Site, apply_program: Any) -> None:
+    users = [{"name": name, "key": name, "directory": f"{site.root}/x"} for name in ("mallory", "victim")]
+    answer = apply_program(users, settings=site.settings(roles=["user_dir"]))
+    assert answer.outcomes["mallory"]["status"] == "ok", answer
+    assert answer.outcomes["victim"]["status"] == "failed"
+    assert "another user of this batch has the same directory" in answer.outcomes["victim"]["message"]

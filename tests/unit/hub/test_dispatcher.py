@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+from typing import Any
 
 import pytest
 from fake_runs import Hub, never
@@ -428,5 +429,30 @@ async def test_a_thousand_waiting_users_cost_little(hub: Hub) -> None:
 def test_a_place_is_the_same_work_whatever_the_server_is_called() -> None:
     place = Place("alice", directory="/v/alice")
     assert place == dataclasses.replace(place, server_name="b")
-    assert place.job_key == ("", "/v/alice")
-    assert Place("alice", storage_host="a").job_key == ("a", "alice")
+    assert place.job_key == dataclasses.replace(place, server_name="b", groups=("students",)).job_key
+    others: list[dict[str, Any]] = [
+        {"name": "bob"},
+        {"account": "al"},
+        {"also": ("/w/alice",)},
+        {"storage_host": "nas"},
+        {"directory": None},
+    ]
+    keys = {dataclasses.replace(place, **other).job_key for other in others}
+    assert len(keys - {place.job_key}) == len(others)
+
+
+async def test_two_users_of_one_directory_are_both_sent_to_the_storage_host(hub: Hub) -> None:
+    """Only the storage host knows whose directory it is."""
+    spawns = [
+        asyncio.create_task(
+            hub.dispatcher.wait(
+                Place(name, "/v/x", uid=1000, gid=100), timeout=20, on_progress=lambda *_: None
+            )
+        )
+        for name in ("mallory", "victim")
+    ]
+    await asyncio.sleep(0)
+    run = await hub.run(1)
+    assert [user["name"] for user in run.request.users] == ["mallory", "victim"]
+    run.succeed()
+    assert [(await spawn).name for spawn in spawns] == ["mallory", "victim"]

@@ -208,6 +208,17 @@ async def test_our_own_hooks_in_the_configuration_do_nothing_twice(order: list[s
     assert order == ["bootstrap", "note_place", "stopped"]
 
 
+async def test_our_own_hook_in_the_configuration_does_not_hide_the_classs_own(order: list[str]) -> None:
+    class Site(Base):
+        async def run_pre_spawn_hook(self) -> None:
+            order.append("site")
+            await super().run_pre_spawn_hook()
+
+    spawner: Any = bootstrapped(Site)(order=order, pre_spawn_hook=pre_spawn_hook)
+    await spawner.run_pre_spawn_hook()
+    assert order == ["site", "bootstrap", "note_place"]
+
+
 async def test_a_stop_hook_of_the_site_that_fails_is_a_line_in_the_log(order: list[str], log: Lines) -> None:
     async def broken(spawner: Any) -> None:
         raise RuntimeError("no idea")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ansible_bootstrap.errors import RefusedError
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.resolve import resolve
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
+from ansible_bootstrap.state.bookkeeper import Bookkeeper
 from ansible_bootstrap.state.ledger import Ledger, completed
 from ansible_bootstrap.state.moves import check_move
 
@@ -40,6 +42,20 @@ def test_an_old_directory_with_files_keeps_a_new_one_from_being_made(tmp_path: P
         assert said and said in caught.value.details
     (tmp_path / "jane-doe---1").symlink_to("nowhere")
     check_move(old, new)  # It is not made anew.
+
+
+async def test_a_place_that_was_accepted_meanwhile_is_noted_anew(
+    tmp_path: Path,
+) -> None:
+    """`ansible-bootstrap accept` is another process than the hub."""
+    ledger = Ledger(tmp_path / "state")
+    books = Bookkeeper(ledger, logging.getLogger("test"), "now")
+    old = prepared("alice", tmp_path / "old")
+    for _ in range(2):
+        books.note_place(old)
+        await books.written()
+        assert ledger.places("alice") == [old]
+        assert Ledger(tmp_path / "state").accept(["alice"]) == 1
 
 
 @pytest.mark.parametrize("change", ["emptied", "removed"])
@@ -111,6 +127,9 @@ def test_a_further_directory_that_moves_with_the_settings_is_noticed(tmp_path: P
     check_move(old, new)
     (tmp_path / "work/thesis.ipynb").touch()
     Path(new.also[1]).mkdir(parents=True)
+    with pytest.raises(RefusedError, match="still has files"):
+        check_move(old, new)  # A leftover, or Docker has made it.
+    (Path(new.also[1]) / "moved.ipynb").touch()
     check_move(old, new)
 
 

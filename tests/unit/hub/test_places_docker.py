@@ -321,3 +321,17 @@ async def test_place_says_the_others_too() -> None:
     asked = spawner(Docker, "jane.doe", volumes={f"{ROOT}/{{username}}": "/home/jovyan"})
     said = {"also": [f"{ROOT}/work/{{username}}/"]}
     assert (await resolve(asked, settings(place=said))).also == (f"{ROOT}/work/jane-2edoe",)
+
+
+async def test_a_part_of_the_name_is_no_field_of_the_users() -> None:
+    """``by/a`` is that of all users whose names begin so."""
+    volumes = {f"{ROOT}/{{username}}": "/home/jovyan", f"{ROOT}/by/{{username[0]}}": "/by"}
+    assert (await resolve(spawner(Docker, "alice", volumes=volumes), settings(storage_root=ROOT))).also == ()
+
+
+@pytest.mark.parametrize("said", [{"groups": "students"}, {"groups": 5}, {"also": "/v/x"}])
+async def test_a_text_is_no_list(said: dict[str, Any]) -> None:
+    name = next(iter(said))
+    asked = spawner(Docker, "alice", volumes={f"{ROOT}/{{username}}": "/home/jovyan"})
+    with pytest.raises(UnresolvedError, match=rf"place: {name} is a list of .*, not {said[name]!r}"):
+        await resolve(asked, settings(storage_root=ROOT, place=lambda spawner: said))

@@ -349,6 +349,38 @@ async def test_what_the_first_of_two_runs_has_given_does_not_refuse_the_second(h
     assert hub.core.books.place_of("alice") == spawns.spawn_of(spawner).place
 
 
+async def test_a_second_bootstrap_speaks_to_the_student_too(hub: Hub) -> None:
+    spawner = hub.spawner()
+    await spawns.bootstrap(spawner)
+    said = [sentence async for sentence in spawner._ansible_bootstrap.progress.follow()]
+    hub.where = "other"
+    await spawns.bootstrap_if_moved(spawner)
+    assert hub.runs == 2
+    again = [sentence async for sentence in spawner._ansible_bootstrap.progress.follow()]
+    assert len(again) > len(said)
+
+
+async def test_a_spawner_that_hangs_after_the_hook_for_afterwards_is_an_error_in_time(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spawner = hub.spawner()
+    await spawns.bootstrap(spawner)
+
+    async def hangs(*args: Any) -> None:
+        await asyncio.sleep(60)
+
+    async def raises(*args: Any) -> None:
+        raise TimeoutError("the cluster's own")
+
+    monkeypatch.setattr(spawns.core_of(spawner).config, "timeout", 1)
+    for answer in (hangs, raises):
+        monkeypatch.setattr(spawns, "resolve", answer)
+        with pytest.raises(BootstrapError) as caught:
+            async with asyncio.timeout(20):
+                await spawns.bootstrap_if_moved(spawner)
+        assert caught.value.reason == "timeout"
+
+
 async def test_each_start_is_counted_by_its_way(hub: Hub) -> None:
     before = {
         way: metric("hook_duration_seconds_count", way=way) for way in ("run", "known", "failed", "observed")
