@@ -36,7 +36,10 @@ NOT_COPIED = (".git", ".venv", ".demo", "__pycache__", ".*_cache", "*.sqlite")
 
 # Too slow to run for each mutant: several processes at once, kills at every step, races.
 SLOW = "another_process_forgets or several_processes or processes_that_read or killed_at or exchanged or chains or tracer"
-HUB = "adapting_batches apply_client bulk cleanups dispatcher due_cleanups fairness hanging pace run_notices spare turnstile"
+HUB = (
+    "adapting_batches apply_client bulk cleanups dispatcher due_cleanups fairness hanging left_out_roles logins pace "
+    "run_log run_notices spare turnstile"
+)
 # By area: what is mutated, and the folders and names of the tests that shall notice. Those that name the mutated module
 # are run first.
 AREAS = {
