@@ -5,10 +5,10 @@ believed only while everything that it rests on is as it was:
 
 * **place**: name, storage host, path, uid and gid. The user's groups count where a site role could have seen them.
 * **roles**: the fingerprint of each (``fingerprints.py``); one that differs is one role to apply, not all.
-* **directory**: what this machine's *own* lstat said then (inode, owner, group, mode). The device number is left out:
-  it differs between an NFS client and its server, and may change at a reboot. A storage host other than ``localhost``
-  may show this machine another directory under the same path, so there, and where this machine sees none at all, an
-  entry is good for ``trust_for`` seconds only.
+* **directory**: what this machine's *own* lstat said then (inode, owner, group, mode), and when it was made. The
+  device number is left out: it differs between an NFS client and its server, and may change at a reboot. A storage host
+  other than ``localhost`` may show this machine another directory under the same path, so there, and where this machine
+  sees none at all, an entry is good for ``trust_for`` seconds only.
 
 A hub and a command beside it write at the same time, so no entry depends on which writes first. Each entry says since
 when its facts are known, by a clock that nobody sets and that begins with each boot. :meth:`Ledger.forget` deletes a
@@ -36,6 +36,7 @@ from typing import Any, Final
 
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.protocol import RoleFingerprint
+from ansible_bootstrap.state.birth import birth_time
 from ansible_bootstrap.state.sqlite_file import SqliteFile, execute_rows
 from ansible_bootstrap.storage._plan import BUILT_IN_ROLES
 
@@ -466,4 +467,5 @@ def _lstat(directory: str) -> str:
         status = os.lstat(directory)
     except (OSError, ValueError):
         return ""
-    return f"{status.st_ino} {status.st_uid} {status.st_gid} {status.st_mode:o}"
+    facts = f"{status.st_ino} {status.st_uid} {status.st_gid} {status.st_mode:o}"
+    return f"{facts} {birth_time(directory)}"

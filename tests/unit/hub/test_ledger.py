@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sqlite3
 import stat
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -102,6 +103,12 @@ def replaced(directory: Path) -> None:
     directory.mkdir(mode=0o755)
 
 
+def made_anew(directory: Path) -> None:
+    """Some file systems (ext4) give the new one the number of the old one."""
+    directory.rmdir()
+    directory.mkdir(mode=0o755)
+
+
 def linked(directory: Path) -> None:
     directory.rmdir()
     directory.symlink_to("/")
@@ -134,13 +141,33 @@ def test_a_second_directory_that_this_machine_does_not_see_leaves_the_user_known
     assert ledger.look(both) is not None
 
 
-@pytest.mark.parametrize("change", [emptied, replaced, linked, opened])
+@pytest.mark.parametrize("change", [emptied, replaced, made_anew, linked, opened])
 def test_a_directory_that_is_not_as_it_was_makes_its_user_unknown(
     ledger: Ledger, alice: Place, change: Callable[[Path], None]
 ) -> None:
     ledger.complete([completed(alice, "", FINGERPRINTS)])
     change(Path(alice.directory or ""))
     assert ledger.look(alice) is None
+
+
+@pytest.mark.root
+def test_so_does_another_file_system_in_its_place(
+    ledger: Ledger, tmp_path: Path, needs: Callable[..., None]
+) -> None:
+    """The top of each has the same number."""
+    needs(root=True, programs=("mount", "umount"))
+    home = tmp_path / "bob"
+    home.mkdir()
+    bob = Place("bob", directory=str(home), uid=1000, gid=100, storage_host="localhost")
+    mount = ["mount", "-t", "tmpfs", "-o", "mode=0755", "none", str(home)]
+    for known in (True, False):
+        subprocess.run(mount, check=True)
+        try:
+            if known:
+                ledger.complete([completed(bob, "", FINGERPRINTS)])
+            assert (ledger.look(bob) is not None) == known
+        finally:
+            subprocess.run(["umount", str(home)], check=True)
 
 
 @pytest.mark.root
