@@ -247,6 +247,11 @@ class AnsibleBootstrap(SingletonConfigurable):
         return tuple(self.apply_command) == EMBEDDED_COMMAND
 
     @property
+    def here(self) -> bool:
+        """Whether the storage host ``localhost`` is this machine: no ssh is in the way to the apply program."""
+        return all(Path(str(word)).name != "ssh" for word in self.apply_command)
+
+    @property
     def observing(self) -> bool:
         """Whether nothing may be changed and no spawn may wait or fail."""
         return bool(self.mode == "observe")

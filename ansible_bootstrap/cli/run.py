@@ -106,7 +106,7 @@ class _Bulk(Observer):
         self._skips = self._remembers and not again
         self.client = ApplyClient(lambda: in_thread(settings.apply_argv, timeout=10), _LOG)
         self._history = History(settings.state_dir, settings.history_days)
-        self._ledger = Ledger(settings.state_dir, settings.trust_for)
+        self._ledger = Ledger(settings.state_dir, settings.trust_for, here=settings.here)
         self.books = Bookkeeper(self._ledger, _LOG, settings.place_digest())
         self._under = settings.place_digest()
         self._fingerprints: asyncio.Task[Sequence[RoleFingerprint]] | None = None

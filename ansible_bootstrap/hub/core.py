@@ -73,7 +73,9 @@ class Core(Observer):
         self.fingerprints = CurrentFingerprints(
             lambda: ask_fingerprints(config, self.client, DESCRIBE_SECONDS), config.log
         )
-        self.books = Bookkeeper(Ledger(config.state_dir, config.trust_for), config.log, config.place_digest())
+        self.books = Bookkeeper(
+            Ledger(config.state_dir, config.trust_for, here=config.here), config.log, config.place_digest()
+        )
         self._doubts: dict[tuple[str, str], str] = {}
         """By storage host and name of users whose clean-up has begun: its token."""
         self.begun = False

@@ -122,7 +122,10 @@ class Bookkeeper(Writer):
         if last is None:
             return
         try:
-            await in_thread(partial(check_move, last, place), timeout=DISK_SECONDS)
+            await in_thread(
+                partial(check_move, last, place, seen=self._ledger.sees(last) and self._ledger.sees(place)),
+                timeout=DISK_SECONDS,
+            )
         except RefusedError as error:
             if refuse:
                 raise

@@ -164,9 +164,12 @@ class Ledger:
     Args:
         state_dir: made with mode 0700 if there is none.
         trust_for: seconds for which an entry is good where this machine cannot see the storage.
+        here: whether the storage host ``localhost`` is this machine.
     """
 
-    def __init__(self, state_dir: str | os.PathLike[str], trust_for: float = 86400.0) -> None:
+    def __init__(
+        self, state_dir: str | os.PathLike[str], trust_for: float = 86400.0, *, here: bool = True
+    ) -> None:
         self._file = SqliteFile(
             Path(state_dir) / FILE,
             _SCHEMA,
@@ -176,6 +179,11 @@ class Ledger:
             lambda database: _note_forgotten(database, [_EVERYBODY], time.monotonic()),
         )
         self._trust_for = trust_for
+        self._here = here
+
+    def sees(self, place: Place) -> bool:
+        """Whether the storage host's directories are this machine's."""
+        return self._here and place.storage_host in ("", "localhost")
 
     # -- what users have ----------------------------------------------------------------------
 
@@ -195,7 +203,7 @@ class Ledger:
 
     def trusts(self, entry: Entry) -> bool:
         """Whether the entry is good as long as the directory is as it was; asks no disk."""
-        ours = bool(entry.seen) and entry.place.storage_host in ("", "localhost")
+        ours = bool(entry.seen) and self.sees(entry.place)
         return ours or -CLOCK_SECONDS <= time.time() - entry.at <= self._trust_for
 
     def note(self, entries: Iterable[Entry], *, until: float | None = None) -> None:

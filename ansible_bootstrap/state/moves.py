@@ -7,16 +7,12 @@ DockerSpawner, a renamed root, another storage host), every user has a new path,
 from __future__ import annotations
 
 import os
-from typing import Final
 
 from ansible_bootstrap.errors import RefusedError
 from ansible_bootstrap.place import Place
 
-SEEN_HOSTS: Final = ("", "localhost")
-"""Storage hosts whose directories this machine may see under the same paths."""
 
-
-def check_move(old: Place, new: Place) -> None:
+def check_move(old: Place, new: Place, *, seen: bool) -> None:
     """Refuse a new directory for a user whose old one may still have files; blocks as long as its disk does.
 
     The first is compared with the first, the others with the others.
@@ -24,21 +20,21 @@ def check_move(old: Place, new: Place) -> None:
     Args:
         old: where the user's server last had its storage.
         new: where it would have it now; another directory, or on another storage host.
+        seen: both storage hosts' directories are this machine's.
 
     Raises:
         RefusedError: the details name both, and the ways out.
     """
     if old.directory is None or new.directory is None:
         return  # Only the apply side knows the path.
-    here = new.storage_host in SEEN_HOSTS and old.storage_host in SEEN_HOSTS
     same = (
         set()
         if new.storage_host != old.storage_host
         else {old.directory, *old.also} & {new.directory, *new.also}
     )
     found = {
-        _left_behind({old.directory} - same, {new.directory} - same, here),
-        _left_behind(set(old.also) - same, set(new.also) - same, here),
+        _left_behind({old.directory} - same, {new.directory} - same, seen),
+        _left_behind(set(old.also) - same, set(new.also) - same, seen),
     }
     if found == {False}:
         return

@@ -26,6 +26,24 @@ from ansible_bootstrap.state.moves import check_move
 ROLE = RoleFingerprint(role="user_dir", fingerprint="1", revised=True)
 
 
+def _move(old: Place, new: Place) -> None:
+    ledger = Ledger("/nowhere")
+    check_move(old, new, seen=ledger.sees(old) and ledger.sees(new))
+
+
+def test_behind_ssh_this_machine_sees_no_directory_of_localhost(tmp_path: Path) -> None:
+    for command, here in (
+        (["/usr/bin/sudo", "-n", "apply"], True),
+        (["ssh", "nas1"], False),
+        (["env", "/usr/bin/ssh", "nas1"], False),
+    ):
+        config = settings(apply_command=command)
+        assert config.here == here
+        assert (
+            Ledger(tmp_path, here=config.here).sees(Place("alice", "/v/a", storage_host="localhost")) == here
+        )
+
+
 def prepared(name: str, directory: Path, *, files: bool = True) -> Place:
     directory.mkdir(parents=True)
     if files:
@@ -37,11 +55,11 @@ def test_an_old_directory_with_files_keeps_a_new_one_from_being_made(tmp_path: P
     old = prepared("jane.doe", tmp_path / "jane-2edoe")
     new = replace(old, directory=str(tmp_path / "jane-doe---1"))
     with pytest.raises(RefusedError) as caught:
-        check_move(old, new)
+        _move(old, new)
     for said in (old.directory, new.directory, "still has files", "accept 'jane.doe'", 'on_move = "warn"'):
         assert said and said in caught.value.details
     (tmp_path / "jane-doe---1").symlink_to("nowhere")
-    check_move(old, new)  # It is not made anew.
+    _move(old, new)  # It is not made anew.
 
 
 async def test_a_place_that_was_accepted_meanwhile_is_noted_anew(
@@ -63,7 +81,7 @@ def test_nothing_is_lost_where_nothing_is_left(tmp_path: Path, change: str) -> N
     old = prepared("alice", tmp_path / "old", files=False)
     if change == "removed":
         (tmp_path / "old").rmdir()
-    check_move(old, replace(old, directory=str(tmp_path / "new")))
+    _move(old, replace(old, directory=str(tmp_path / "new")))
 
 
 @pytest.mark.parametrize(
@@ -82,12 +100,12 @@ def test_what_cannot_be_seen_may_have_files(tmp_path: Path, change: str) -> None
             old = replace(old, directory=str(tmp_path / ("x" * 300)))
             new = replace(old, directory=str(tmp_path / "new"))
     with pytest.raises(RefusedError, match="cannot be seen from here"):
-        check_move(old, new)
+        _move(old, new)
 
 
 def test_only_the_apply_side_may_know_the_path() -> None:
-    check_move(Place("alice"), Place("alice", "/volumes/alice"))
-    check_move(Place("alice", "/volumes/alice"), Place("alice"))
+    _move(Place("alice"), Place("alice", "/volumes/alice"))
+    _move(Place("alice", "/volumes/alice"), Place("alice"))
 
 
 def test_the_ledger_knows_where_a_server_was_whatever_the_settings_were(tmp_path: Path) -> None:
@@ -120,17 +138,17 @@ def test_a_further_directory_that_moves_with_the_settings_is_noticed(tmp_path: P
     assert ledger.elsewhere(new, "older settings") is None, "a profile may mount another"
     assert ledger.elsewhere(new, "new settings") == old
     with pytest.raises(RefusedError, match="still has files"):
-        check_move(old, new)
+        _move(old, new)
     for also in (old.also[:1], (*old.also, f"{tmp_path}/more"), ()):
         assert ledger.elsewhere(replace(old, also=also), "new settings") is None, "nothing is left and made"
     (tmp_path / "work/thesis.ipynb").unlink()
-    check_move(old, new)
+    _move(old, new)
     (tmp_path / "work/thesis.ipynb").touch()
     Path(new.also[1]).mkdir(parents=True)
     with pytest.raises(RefusedError, match="still has files"):
-        check_move(old, new)  # A leftover, or Docker has made it.
+        _move(old, new)  # A leftover, or Docker has made it.
     (Path(new.also[1]) / "moved.ipynb").touch()
-    check_move(old, new)
+    _move(old, new)
 
 
 def test_the_home_that_was_moved_by_hand_does_not_hide_a_further_directory_that_was_not(
@@ -140,11 +158,11 @@ def test_the_home_that_was_moved_by_hand_does_not_hide_a_further_directory_that_
     prepared("alice", tmp_path / "work")
     new = replace(prepared("alice", tmp_path / "new/home"), also=(f"{tmp_path}/new/work",))
     with pytest.raises(RefusedError, match="still has files"):
-        check_move(old, new)
+        _move(old, new)
     swapped = replace(old, directory=old.also[0], also=(str(old.directory),))
-    check_move(old, swapped)
+    _move(old, swapped)
     with pytest.raises(RefusedError, match="cannot be seen"):
-        check_move(old, replace(new, storage_host="nas2"))
+        _move(old, replace(new, storage_host="nas2"))
 
 
 async def test_an_upgrade_that_escapes_names_in_another_way_gives_no_user_an_empty_home(
@@ -171,7 +189,7 @@ async def test_an_upgrade_that_escapes_names_in_another_way_gives_no_user_an_emp
             same += 1
         elif not Path(str(place.directory)).exists():
             with pytest.raises(RefusedError, match="still has files"):
-                check_move(old, place)
+                _move(old, place)
             refused += 1
     assert same and refused, "the names tell nothing"
     assert {path.name for path in tmp_path.iterdir()} == {
