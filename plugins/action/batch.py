@@ -14,7 +14,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _names, _plan, _users
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.plugin_utils.interpreter import explain_failure
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.plugin_utils.interpreter import explain_failure, for_users
 
 _USAGE = (
     "Give the storage root (-e bootstrap_root=/volumes/jupyterhub) and either one user (-e username=alice) "
@@ -65,6 +65,8 @@ class ActionModule(ActionBase):
             failures=failures + resolved["failures"],
             continued=[],
             plan=plan,
+            through=self._through(task_vars),
+            python=for_users(self, task_vars),
         )
         return result
 
@@ -81,6 +83,15 @@ class ActionModule(ActionBase):
         )
         explain_failure(self, said, task_vars)
         return said
+
+    def _through(self, task_vars: dict[str, Any]) -> list[str]:
+        """Return the names of the variables that say how to reach the storage host; a value may be a secret."""
+        names = {"ansible_become", "ansible_connection", "inventory_hostname"}
+        names.update(constants.config.get_plugin_vars("connection", self._connection.ansible_name))
+        if self._connection.become:
+            names.update({"ansible_become_method"})
+            names.update(constants.config.get_plugin_vars("become", self._connection.become.ansible_name))
+        return sorted(names & set(task_vars))
 
     def _refuse_confusion(self, task_vars: dict[str, Any], args: dict[str, Any]) -> None:
         """Refuse to begin without a storage root or with users given twice, or not at all."""
