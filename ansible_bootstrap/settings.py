@@ -81,8 +81,9 @@ class ApplySettings(BaseModel):
     """Absolute path on the storage host below which all users' directories lie. It must exist."""
     roles: tuple[RoleSetting, ...] = (RoleSetting(role="user_dir"),)
     """The roles that bootstrap a user, in order: a name, or a dict with ``role``, ``on_failure`` (``block``, the
-    default, or ``continue``: the user may work without it and is told so) and ``per`` (``user`` or ``batch``, for site
-    roles). Default: ``["user_dir"]``."""
+    default, or ``continue``: the user may work without it and is told so) and, for site roles, ``per`` (``user`` or
+    ``batch``), ``as`` (``user``, the default of ``per: user``, or ``root``) and ``groups`` (further gids of a role that
+    works as the user). Default: ``["user_dir"]``."""
     cleanup_roles: tuple[RoleSetting, ...] = ()
     """The roles applied after a server stopped, written like ``roles``. Default: none, and then no run."""
     roles_path: tuple[str, ...] = ()
