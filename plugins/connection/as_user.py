@@ -27,48 +27,41 @@ options:
     default: {}
     vars:
       - name: bootstrap_role
-  through:
-    description: The storage host's variables that say how to reach it. Empty is this machine.
+  reach:
+    description: How the storage host is reached, as the module C(batch) returns it.
+    type: dict
+    required: true
+    vars:
+      - name: bootstrap_reach
+  pipelining:
+    description: Modules are piped into the interpreter, whatever the configuration says.
+    type: bool
+    default: true
+  reach_options:
+    description: The values of the variables that the storage host's own plugins read.
     type: dict
     default: {}
     vars:
-      - name: bootstrap_through
-  python:
-    description: The storage host's Python.
-    type: str
-    default: /usr/bin/python3
-    vars:
-      - name: ansible_python_interpreter
+      - name: bootstrap_reach_options
 author: the ansible_bootstrap contributors
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import re
 import shlex
-import socket
-import subprocess
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import ansible
-from ansible import constants
-from ansible.errors import AnsibleConnectionFailure, AnsibleError
+from ansible.errors import AnsibleError
 from ansible.plugins.connection import ConnectionBase
 from ansible.plugins.loader import become_loader, connection_loader
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _rights
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.plugin_utils.user_client import ask
 
 _PATH = "/usr/local/bin:/usr/bin:/bin"
 _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)=(.*)", re.DOTALL)
-
-_SERVE = (
-    "import sys; sys.path += sys.argv[3:]; "
-    "from ansible_collections.ansible_bootstrap.jupyterhub.plugins.plugin_utils.user_server import serve; "
-    "serve(int(sys.argv[1]), int(sys.argv[2]))"
-)
 
 
 class Connection(ConnectionBase):  # type: ignore[misc, unused-ignore]
@@ -76,7 +69,6 @@ class Connection(ConnectionBase):  # type: ignore[misc, unused-ignore]
 
     transport = "ansible_bootstrap.jupyterhub.as_user"
     has_pipelining = True
-    always_pipeline_modules = True
     allow_executable = False
 
     def _connect(self) -> Connection:
@@ -92,7 +84,7 @@ class Connection(ConnectionBase):  # type: ignore[misc, unused-ignore]
     ) -> tuple[int, bytes, bytes]:
         """Run a command, or a module that it would read from ``in_data``, as the user."""
         variables, program = _split(cmd)
-        module = bool(in_data) and program == [self.get_option("python")]
+        module = bool(in_data) and program == [self._reach["python"]]
         request = {
             **self._rights,
             "environment": {**self._environment, **variables} if module else self._environment,
@@ -101,7 +93,7 @@ class Connection(ConnectionBase):  # type: ignore[misc, unused-ignore]
         if module:
             _note_way("server" if self._is_served else "ansible")
         if self._is_served:
-            return _ask(self.get_option("python"), request, in_data or b"")
+            return ask(self._reach["python"], request, in_data or b"")
         return self._send(request, in_data)
 
     def put_file(self, in_path: str, out_path: str) -> None:
@@ -140,28 +132,26 @@ class Connection(ConnectionBase):  # type: ignore[misc, unused-ignore]
         }
 
     @cached_property
-    def _through(self) -> dict[str, Any]:
-        return dict(self.get_option("through"))
+    def _reach(self) -> dict[str, str]:
+        return dict(self.get_option("reach"))
 
     @cached_property
     def _is_served(self) -> bool:
         """Whether the storage host is this machine, and nothing stands between."""
-        return (
-            self._through.get("ansible_connection", "ssh") in ("local", "ansible.builtin.local")
-            and not self._through.get("ansible_become")
-            and hasattr(os, "pidfd_open")
-        )
+        here = self._reach["connection"].rpartition(".")[2] == "local"
+        return here and not self._reach["become"]
 
     def _send(self, request: dict[str, Any], stdin: bytes | None) -> tuple[int, bytes, bytes]:
         """Run the command on the storage host, by its own connection."""
         program = Path(_rights.__file__).read_text("utf-8")
-        line = shlex.join([self.get_option("python"), "-I", "-c", program, json.dumps(request)])
-        inner = connection_loader.get(self._through.get("ansible_connection", "ssh"), self._play_context)
-        inner.set_options(var_options=self._through)
+        line = shlex.join([self._reach["python"], "-I", "-c", program, json.dumps(request)])
+        options = dict(self.get_option("reach_options"))
+        inner = connection_loader.get(self._reach["connection"], self._play_context)
+        inner.set_options(var_options=options)
         become = None
-        if self._through.get("ansible_become"):
-            become = become_loader.get(self._through.get("ansible_become_method", "sudo"))
-            become.set_options(var_options=self._through)
+        if self._reach["become"]:
+            become = become_loader.get(self._reach["become"])
+            become.set_options(var_options=options)
             inner.set_become_plugin(become)
             line = become.build_become_command(line, self._shell)
         status, out, err = inner.exec_command(f"/bin/sh -c {shlex.quote(line)}", stdin, become is not None)
@@ -186,64 +176,3 @@ def _note_way(way: str) -> None:
     if path := os.environ.get("ANSIBLE_BOOTSTRAP_OUTCOMES"):
         with open(path, "a", encoding="ascii") as file:
             file.write(json.dumps({"type": "module", "way": way}) + "\n")
-
-
-def _ask(python: str, request: dict[str, Any], stdin: bytes) -> tuple[int, bytes, bytes]:
-    """Have this playbook's server do it; the first who asks starts it."""
-    with contextlib.ExitStack() as opened:
-        files = []
-        for name, text in (
-            ("request", json.dumps(request).encode()),
-            ("in", stdin),
-            ("out", b""),
-            ("err", b""),
-        ):
-            file = opened.enter_context(os.fdopen(os.memfd_create(name), "w+b"))
-            file.write(text)
-            file.seek(0)
-            files.append(file)
-        client = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-        try:
-            _connect(client, os.path.join(constants.DEFAULT_LOCAL_TMP, "as_user"), python)
-            socket.send_fds(client, [b"?"], [file.fileno() for file in files])
-            status = client.recv(64)
-        except OSError as error:
-            raise AnsibleConnectionFailure(
-                f"nothing answers that works as a user: {error.strerror}"
-            ) from error
-        if not status:
-            raise AnsibleConnectionFailure("the process that works as users has ended")
-        for file in files[2:]:  # The child has moved their common position.
-            file.seek(0)
-        return int(status), files[2].read(), files[3].read()
-
-
-def _connect(client: socket.socket, path: str, python: str) -> None:
-    with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-        client.connect(path)
-        return
-    with open(path + ".lock", "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
-            client.connect(path)
-            return
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        _start_server(path, python)
-        client.connect(path)
-
-
-def _start_server(path: str, python: str) -> None:
-    roots = [str(Path(ansible.__file__).parents[1]), str(Path(_rights.__file__).parents[5])]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(path)
-        listener.listen(128)
-        playbook = os.pidfd_open(os.getppid())  # It is the parent of all that run tasks.
-        subprocess.Popen(
-            [python, "-I", "-c", _SERVE, str(listener.fileno()), str(playbook), *roots],
-            pass_fds=(listener.fileno(), playbook),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        os.close(playbook)

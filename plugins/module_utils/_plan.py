@@ -72,7 +72,9 @@ def _parse_role(item: object) -> dict[str, Any]:
         raise PlanRefusedError(f"per of {name} is user or batch")
     if built_in:
         if "as" in entry or "groups" in entry:
-            raise PlanRefusedError(f"{name} works as the user wherever it can by itself: leave out as and groups")
+            raise PlanRefusedError(
+                f"{name} works as the user wherever it can by itself: leave out as and groups"
+            )
         return {"role": short, "name": f"{COLLECTION}.{short}", "on_failure": on_failure, "per": "batch"}
     return {"role": name, "name": name, "on_failure": on_failure, "per": per, **_rights(name, per, entry)}
 
@@ -85,7 +87,9 @@ def _rights(name: str, per: str, entry: dict[str, Any]) -> dict[str, Any]:
     if per == "batch" and who == "user":
         raise PlanRefusedError(f"{name} takes the whole batch, and a batch has many users: leave out as")
     groups = entry.get("groups", [])
-    if not isinstance(groups, (list, tuple)) or not all(type(gid) is int and 0 < gid < 2**32 - 1 for gid in groups):
+    if not isinstance(groups, (list, tuple)) or not all(
+        type(gid) is int and 0 < gid < 2**32 - 1 for gid in groups
+    ):
         raise PlanRefusedError(f"groups of {name} is a list of gids, as numbers")
     if groups and who == "root":
         raise PlanRefusedError(f"groups of {name} are for a role that works as the user")

@@ -61,8 +61,14 @@ def prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl {option} is refused: {os.strerror(ctypes.get_errno())}")
 
 
-def enter(directory: str) -> None:
-    """Begin in the user's directory; in ``/`` if it is yet to be made, as in check mode."""
+def begin_as_user(uid: int, gid: int, groups: Sequence[int], directory: str) -> None:
+    """Become the user in the user's directory; in ``/`` if that is yet to be made, as in check mode."""
+    give_up_rights(uid, gid, groups)
+    if os.getuid() != uid:
+        raise OSError(
+            errno.EPERM, f"uid {os.getuid()} cannot work as uid {uid}: give the storage host root, or become"
+        )
+    os.umask(0o022)
     try:
         os.chdir(directory)
     except OSError:
@@ -71,7 +77,5 @@ def enter(directory: str) -> None:
 
 if __name__ == "__main__":
     request = json.loads(sys.argv[1])
-    give_up_rights(request["uid"], request["gid"], request["groups"])
-    os.umask(0o022)
-    enter(request["directory"])
-    os.execve("/bin/sh", ["/bin/sh", "-c", request["command"]], request["environment"])
+    begin_as_user(*(request[field] for field in ("uid", "gid", "groups", "directory")))
+    os.execve("/bin/sh", ["/bin/sh", "-c", request["command"]], request["environment"])  # noqa: S606

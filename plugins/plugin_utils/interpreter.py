@@ -40,9 +40,7 @@ def _interpreter(action: ActionBase, task_vars: dict[str, Any]) -> str:
     if given.startswith("/"):
         return given
     facts = task_vars.get("ansible_facts") or {}
-    return str(
-        action._discovered_interpreter or facts.get("discovered_interpreter_python") or SYSTEM_PYTHON
-    )
+    return str(action._discovered_interpreter or facts.get("discovered_interpreter_python") or SYSTEM_PYTHON)
 
 
 def _version(action: ActionBase, path: str) -> tuple[int, ...] | None:

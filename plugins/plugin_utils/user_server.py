@@ -7,8 +7,8 @@ the module imports: a third of a second of CPU. This process has it imported. A 
 is, the text that Ansible would have piped into the interpreter. What that text imports comes from its archive, or from
 memory where the archive has the same.
 
-Rejected: to fork Ansible's worker. What runs in there takes itself for a part of the control node (its warnings and its
-results go other ways), and a worker knows the secrets of all users.
+Rejected: to fork Ansible's worker. A module in there takes itself for a part of the control node (its results go other
+ways), and a worker knows all secrets.
 
 One server belongs to one ``ansible-playbook``, and ends with it. It listens in that playbook's temporary directory
 (0700). A request is a datagram with four descriptors: a file of JSON (:class:`Request`), stdin, stdout and stderr. The
@@ -36,15 +36,12 @@ from typing import Any
 
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._as_user import close_others
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._priority import keep_back
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._rights import (
-    enter,
-    give_up_rights,
-)
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._rights import begin_as_user
 
 _PRELOADED = ("ansible.module_utils.basic", "ansible.module_utils._internal._ansiballz._loader")
 """What every module imports. Where a release lacks one, only speed is lost."""
 
-_IN_ARCHIVES = ("ansible.modules.", "ansible.module_utils.", "ansible_collections.")
+_IN_ARCHIVES = ("ansible.", "ansible_collections.")
 
 
 @dataclass(frozen=True)
@@ -82,11 +79,9 @@ def serve(listening: int, playbook: int) -> None:
         playbook: pidfd of ``ansible-playbook``.
     """
     keep_back()
-    archived = _Archived()
+    archived, server = _Archived(), os.getpid()
     gc.freeze()
-    server = os.getpid()
-    files = _next_request(listening, playbook)
-    _live(files, archived, server)
+    _live(_next_request(listening, playbook), archived, server)
 
 
 def _next_request(listening: int, playbook: int) -> list[int]:
@@ -144,13 +139,11 @@ def _live(files: Sequence[int], archived: _Archived, server: int) -> None:
     for number, target in zip(files[1:], (0, 1, 2)):  # noqa: B905
         os.dup2(number, target)
     close_others({0, 1, 2})
-    give_up_rights(request.uid, request.gid, request.groups)
-    os.umask(0o022)
+    begin_as_user(request.uid, request.gid, request.groups, request.directory)
     if os.getppid() != server:
         os._exit(1)
-    enter(request.directory)
     if request.command is not None:
-        os.execve("/bin/sh", ["/bin/sh", "-c", request.command], request.environment)
+        os.execve("/bin/sh", ["/bin/sh", "-c", request.command], request.environment)  # noqa: S606
     os.environ.clear()
     os.environ.update(request.environment)
     with open(0, "rb", closefd=False) as file:

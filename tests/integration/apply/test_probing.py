@@ -109,29 +109,30 @@ def test_a_python_that_is_too_old_is_named_with_the_one_that_is_needed(
 
 @pytest.mark.root
 def test_an_export_that_squashes_all_is_served_as_its_own_uid(
-    open_site: Site, apply_program: ApplyProgram, needs: Any
+    site: Site, apply_program: ApplyProgram, needs: Any
 ) -> None:
     """As the probe advises: the module becomes the account of that uid, and needs no chown."""
     needs(root=True, programs=("bindfs", "sudo", "unshare"))
-    open_site.path.chmod(0o755)
-    os.chown(open_site.root, UID, UID)
-    passwd = open_site.path / "passwd"
+    os.chown(site.root, UID, UID)
+    passwd = site.path / "passwd"
     passwd.write_text(Path("/etc/passwd").read_text() + f"homes:x:{UID}:{UID}::/:/bin/sh\n")
     ids = " ".join(f"--{what}={UID}" for what in ("force-user", "force-group", "create-for-user"))
-    script = f'mount --bind {passwd} /etc/passwd; bindfs --chown-deny {ids} {open_site.root} {open_site.root}; exec "$@"'
+    script = (
+        f'mount --bind {passwd} /etc/passwd; bindfs --chown-deny {ids} {site.root} {site.root}; exec "$@"'
+    )
     prefix = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh")
     become = {"ansible_become": True, "ansible_become_user": "homes", "ansible_connection": "local"}
     host = {**become, "ansible_python_interpreter": "/usr/bin/python3"}
-    (open_site.path / "hosts.yml").write_text(f"all: {{hosts: {{t1: {host}}}}}\n")
-    wanted = {"storage_root": str(open_site.root), "uid": UID, "gid": UID}
+    (site.path / "hosts.yml").write_text(f"all: {{hosts: {{t1: {host}}}}}\n")
+    wanted = {"storage_root": str(site.root), "uid": UID, "gid": UID}
     _, said = probe(apply_program, settings=wanted, prefix=prefix)
-    assert f"all accounts are squashed on {open_site.root} (fuse)" in said
+    assert f"all accounts are squashed on {site.root} (fuse)" in said
     assert f"set uid to {UID}, and ansible_become_user" in said
 
-    settings = {**wanted, "inventory": str(open_site.path / "hosts.yml")}
+    settings = {**wanted, "inventory": str(site.path / "hosts.yml")}
     event, said = probe(apply_program, "t1", settings=settings, prefix=prefix)
     assert said == ""
     assert event["about"]["account"] == str(UID)
     answer = apply_program([{"name": "alice", "storage_host": "t1"}], settings=settings, prefix=prefix)
     assert answer.ok == {"alice"}, answer
-    assert (open_site.root / "alice").stat().st_uid == UID
+    assert (site.root / "alice").stat().st_uid == UID
