@@ -72,11 +72,9 @@ class _Job:
 
 
 def serve(listening: int, playbook: int) -> None:
-    """Serve until the playbook has ended; returns in the children, which then end as any program does.
+    """Serve a listening socket (SOCK_SEQPACKET) until the playbook, a pidfd, has ended.
 
-    Args:
-        listening: descriptor of a listening socket, SOCK_SEQPACKET.
-        playbook: pidfd of ``ansible-playbook``.
+    It returns in the children, which then end as any program does.
     """
     keep_back()
     archived, server = _Archived(), os.getpid()
@@ -174,7 +172,6 @@ class _Archived:
         self.checked = False
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """See :class:`importlib.abc.MetaPathFinder`."""
         if not name.startswith(_IN_ARCHIVES):
             return None
         archive, parents = sys.path[0], name.split(".")[:-1]
