@@ -223,7 +223,8 @@ class End(_Wire):
     failed: int
     way: str = ""
     """How it was done: ``spare`` (Ansible was started ahead) or ``cold``; ``worker``, ``ansible`` or both (how the
-    modules of built-in roles ran). Like ``spare+worker``; empty: nothing was left to do."""
+    modules of built-in roles ran), ``server`` or ``ansible`` (those of roles as the user). Like ``spare+worker``;
+    empty: nothing was left to do."""
 
 
 Event = Accepted | RoleStarted | Fetched | OutcomeEvent | Refused | Described | Probed | End

@@ -58,7 +58,7 @@ _PER_ROLE: Final = frozenset(f"{role}_users" for role in BUILT_IN_ROLES)
 class RoleSetting(BaseModel):
     """One entry of ``roles``; a bare string is short for ``{"role": string}``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, serialize_by_alias=True)
 
     role: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$")]
     """A built-in role by its short name, a site role on ``roles_path``, or any role by FQCN."""
@@ -66,6 +66,10 @@ class RoleSetting(BaseModel):
     """``continue``: the user may work without it, and is told so."""
     per: Literal["user", "batch"] = "user"
     """Site roles only: applied once for each user, or once with ``bootstrap_users``."""
+    rights: Annotated[Literal["user", "root"] | None, Field(alias="as")] = None
+    """Site roles only: with the user's rights (the default of ``per: user``), or with root's."""
+    groups: tuple[Id, ...] = ()
+    """Further gids of a role that works as the user."""
 
 
 class ApplySettings(BaseModel):
@@ -90,8 +94,9 @@ class ApplySettings(BaseModel):
     must be the same. Default: none; root works as root."""
     roles: tuple[RoleSetting, ...] = (RoleSetting(role="user_dir"),)
     """The roles that bootstrap a user, in order: a name, or a dict with ``role``, ``on_failure`` (``block``, the
-    default, or ``continue``: the user may work without it and is told so) and ``per`` (``user`` or ``batch``, for site
-    roles). Default: ``["user_dir"]``."""
+    default, or ``continue``: the user may work without it and is told so) and, for site roles, ``per`` (``user`` or
+    ``batch``), ``as`` (``user``, the default of ``per: user``, or ``root``) and ``groups`` (further gids of a role that
+    works as the user). Default: ``["user_dir"]``."""
     cleanup_roles: tuple[RoleSetting, ...] = ()
     """The roles applied after a server stopped, written like ``roles``. Default: none, and then no run."""
     roles_path: tuple[str, ...] = ()

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from ansible_bootstrap.errors import RefusedError
-from ansible_bootstrap.storage._as_user import leave_session_keyring
-from ansible_bootstrap.storage._errors import StorageError
+from ansible_bootstrap.storage._rights import leave_session_keyring
 
 _UNLIMITED: Final = resource.RLIM_INFINITY
 _MIB: Final = 1 << 20
@@ -130,5 +129,5 @@ def replace_share() -> None:
             ctypes.c_long(_IOPRIO_SET[platform.machine()]), 1, 0, 0
         )  # this process, by its nice value
     _libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_TIMER_SLACK))
-    with contextlib.suppress(StorageError):  # network file systems look there for the identity to use
+    with contextlib.suppress(OSError):  # network file systems look there for the identity to use
         leave_session_keyring()

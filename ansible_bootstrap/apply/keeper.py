@@ -18,9 +18,9 @@ from collections.abc import Callable
 
 from ansible_bootstrap.apply.caller import STOP_SIGNALS, log
 from ansible_bootstrap.apply.descendants import end_descendants
-from ansible_bootstrap.storage._as_user import PR_SET_PDEATHSIG, prctl
 from ansible_bootstrap.storage._ending import Group, become_subreaper, make_group
 from ansible_bootstrap.storage._priority import keep_back
+from ansible_bootstrap.storage._rights import PR_SET_PDEATHSIG, prctl
 
 
 def keep(serve: Callable[[Callable[[], None]], int], *, fault: int) -> int:

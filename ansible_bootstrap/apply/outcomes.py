@@ -93,7 +93,7 @@ class Batch:
 
     def end(self) -> int:
         """Say that this was all; return the exit status."""
-        way = "+".join(way for way in ("cold", "spare", "ansible", "worker") if way in self.ways)
+        way = "+".join(way for way in ("cold", "spare", "ansible", "worker", "server") if way in self.ways)
         emit(End(run=self.run, ok=self._ok, failed=self._failed, way=way))
         return EXIT_SOME_FAILED if self._failed else EXIT_OK
 

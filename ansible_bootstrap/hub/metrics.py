@@ -30,7 +30,7 @@ WAYS: Final = ("known", "run", "failed", "cancelled", "observed", "nowhere")
 """How a hook ended: the user was complete, a run made the user ready, the spawn failed, the user gave up, (``mode =
 "observe"``) nobody waited, or nothing was to be prepared."""
 
-RUN_WAYS: Final = ("cold", "spare", "ansible", "worker")
+RUN_WAYS: Final = ("cold", "spare", "ansible", "worker", "server")
 """The words of ``protocol.End.way``."""
 
 SITE_ROLE: Final = "site"
@@ -92,7 +92,7 @@ class Metrics:
         self._fetches = counter("fetches_total", "Archives of tutorials that were downloaded.")
         self._ways = counter(
             "run_ways_total",
-            "Runs by how they were done: Ansible started cold or ahead (spare); modules in its worker or as any other.",
+            "Runs by how they were done: Ansible cold or ahead (spare); modules in its worker, our server or as usual.",
             "way",
         )
         self._queue = _Queue(self.label)

@@ -9,7 +9,7 @@ c.AnsibleBootstrap.gid = 100
 c.AnsibleBootstrap.roles_path = ["/etc/jupyterhub/roles"]
 c.AnsibleBootstrap.roles = [
     "user_dir",
-    "my_datasets",  # once for each user
-    {"role": "class_list", "per": "batch"},  # once for all of them
+    "my_datasets",  # once for each user, as that user
+    {"role": "class_list", "per": "batch"},  # once for all of them, as root
 ]
 setup(c)

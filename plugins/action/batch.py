@@ -14,7 +14,10 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.template import trust_as_template
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils import _names, _plan, _users
-from ansible_collections.ansible_bootstrap.jupyterhub.plugins.plugin_utils.interpreter import explain_failure
+from ansible_collections.ansible_bootstrap.jupyterhub.plugins.plugin_utils.interpreter import (
+    explain_failure,
+    for_users,
+)
 
 _USAGE = (
     "Give the storage root (-e bootstrap_root=/volumes/jupyterhub) and either one user (-e username=alice) "
@@ -65,6 +68,7 @@ class ActionModule(ActionBase):
             failures=failures + resolved["failures"],
             continued=[],
             plan=plan,
+            reach=self._reach(task_vars),
         )
         return result
 
@@ -83,6 +87,16 @@ class ActionModule(ActionBase):
         )
         explain_failure(self, said, task_vars)
         return said
+
+    def _reach(self, task_vars: dict[str, Any]) -> dict[str, Any]:
+        """Return how users' roles reach the storage host; of variables only the names, for a value may be secret."""
+        plugins = {"connection": self._connection, "become": self._connection.become}
+        used = {kind: plugin._load_name if plugin else "" for kind, plugin in plugins.items()}
+        names = {"inventory_hostname"}.union(
+            *(constants.config.get_plugin_vars(kind, name) for kind, name in used.items() if name)
+        )
+        known = task_vars["hostvars"].raw_get(task_vars["inventory_hostname"])
+        return {**used, "python": for_users(self, task_vars), "variables": sorted(names & set(known))}
 
     def _refuse_confusion(self, task_vars: dict[str, Any], args: dict[str, Any]) -> None:
         """Refuse to begin without a storage root or with users given twice, or not at all."""

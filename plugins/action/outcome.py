@@ -123,4 +123,4 @@ def _failure(
 
 
 def _only_state(state: State) -> State:
-    return {field: state[field] for field in ("users", "failures", "continued", "plan")}
+    return {field: state[field] for field in ("users", "failures", "continued", "plan", "reach")}

@@ -24,13 +24,11 @@ Rejected: switching the effective uid back and forth in one process, which keeps
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import gc
 import json
 import os
-import platform
 import resource
 import select
 import signal
@@ -44,6 +42,7 @@ from typing import Any
 from ._descriptors import silence
 from ._errors import LateError, StorageError, explain, printable, sentence
 from ._priority import keep_back
+from ._rights import PR_SET_DUMPABLE, PR_SET_PDEATHSIG, give_up_rights, prctl
 
 NOBODY = 65534
 """uid and gid of ``nobody`` on every Linux: for work on strangers' data that is no user's."""
@@ -67,13 +66,6 @@ _DEATH = 1.0
 
 _HELD = "the process working for this user was held by a signal, of the user's own maybe"
 _STRAGGLES = "took much longer than the others of its batch and was stopped: it is done alone next"
-
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
-
-_KEYCTL = {"x86_64": 250, "aarch64": 219, "armv7l": 311, "ppc64le": 271, "s390x": 280, "riscv64": 219}
-_JOIN_SESSION_KEYRING = 1
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -427,41 +419,6 @@ def _become(task: Task, channel: int, parent: int) -> None:
         most = _address_space() + task.memory
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     os.umask(0o022)
-
-
-def give_up_rights(uid: int, gid: int) -> None:
-    """Become a user for good, safe from that user's debugger, to die with the parent; StorageError if it fails."""
-    if os.geteuid() == 0:
-        leave_session_keyring()
-        os.setgroups([])
-        os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-        if os.getresuid() != (uid,) * 3 or os.getresgid() != (gid,) * 3 or os.getgroups():
-            raise StorageError(f"could not become uid {uid}")
-    # Only now: a change of uid resets both the debugging flag and the death signal.
-    prctl(PR_SET_NO_NEW_PRIVS, 1)
-    prctl(PR_SET_DUMPABLE, 0)
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def leave_session_keyring() -> None:
-    """Join a new and empty session keyring: its holder may read and replace the keys in it, whatever the uid.
-
-    Root makes it, because no user can use up root's quota. Where keys cannot be used (seccomp of a container), nothing
-    is done.
-    """
-    number = _KEYCTL.get(platform.machine())
-    if number is None or _libc.syscall(*map(ctypes.c_long, (number, _JOIN_SESSION_KEYRING, 0))) >= 0:
-        return
-    if ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
-        raise StorageError(f"cannot leave the session keyring: {os.strerror(ctypes.get_errno())}")
-
-
-def prctl(option: int, value: int) -> None:
-    """Set an attribute of this process; StorageError if the kernel refuses."""
-    zero = ctypes.c_ulong(0)
-    if _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), zero, zero, zero) != 0:
-        raise StorageError(f"prctl {option} is refused: {os.strerror(ctypes.get_errno())}")
 
 
 def close_others(keep: set[int]) -> int:

@@ -30,10 +30,11 @@ from functools import partial
 from typing import Any
 
 from . import _worker
-from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience, Task, give_up_rights
+from ._as_user import MOST_DESCRIPTORS, NOBODY, Answer, Patience, Task
 from ._errors import LateError, LeftAloneError, StorageError, printable, sentence
 from ._names import UserRefusedError, below
 from ._report import Report, result
+from ._rights import give_up_rights
 from ._state import Lock, Record, State
 from ._storage import Home, Roots, Storage
 from ._users import label, parse_user

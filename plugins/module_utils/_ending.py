@@ -25,10 +25,10 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
-from ._as_user import prctl
 from ._descriptors import DIRECTORY, held, write
 from ._errors import StorageError
 from ._priority import get_ahead
+from ._rights import prctl
 
 _PREFIX = "ansible-bootstrap-"
 _KILL = "cgroup.kill"

@@ -17,9 +17,9 @@ import stat
 import subprocess
 from dataclasses import dataclass
 
-from ._as_user import PR_SET_PDEATHSIG, prctl
 from ._descriptors import DIRECTORY, opened
 from ._errors import LateError, StorageError, printable
+from ._rights import PR_SET_PDEATHSIG, prctl
 from ._trees import MAX_DEPTH
 from ._ways import find_program, open_directory
 from ._worker import expecting

@@ -55,8 +55,8 @@ def make_plan(roles: object) -> Plan:
 
 def _parse_role(item: object) -> dict[str, Any]:
     entry = {"role": item} if isinstance(item, str) else item
-    if not isinstance(entry, dict) or not set(entry) <= {"role", "on_failure", "per"}:
-        raise PlanRefusedError("a role is a name, or a mapping of role, on_failure and per")
+    if not isinstance(entry, dict) or not set(entry) <= {"role", "on_failure", "per", "as", "groups"}:
+        raise PlanRefusedError("a role is a name, or a mapping of role, on_failure, per, as and groups")
     name = entry.get("role")
     if not isinstance(name, str) or not _ROLE.match(name):
         raise PlanRefusedError("a role has a name: of ours, of a site role, or a role's FQCN")
@@ -71,5 +71,26 @@ def _parse_role(item: object) -> dict[str, Any]:
     if per not in ("user", "batch"):
         raise PlanRefusedError(f"per of {name} is user or batch")
     if built_in:
+        if "as" in entry or "groups" in entry:
+            raise PlanRefusedError(
+                f"{name} works as the user wherever it can by itself: leave out as and groups"
+            )
         return {"role": short, "name": f"{COLLECTION}.{short}", "on_failure": on_failure, "per": "batch"}
-    return {"role": name, "name": name, "on_failure": on_failure, "per": per}
+    return {"role": name, "name": name, "on_failure": on_failure, "per": per, **_rights(name, per, entry)}
+
+
+def _rights(name: str, per: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Return as which account a site role works, and with which further groups."""
+    who = entry.get("as", "user" if per == "user" else "root")
+    if who not in ("user", "root"):
+        raise PlanRefusedError(f"as of {name} is user or root")
+    if per == "batch" and who == "user":
+        raise PlanRefusedError(f"{name} takes the whole batch, and a batch has many users: leave out as")
+    groups = entry.get("groups", [])
+    if not isinstance(groups, (list, tuple)) or not all(
+        type(gid) is int and 0 < gid < 2**32 - 1 for gid in groups
+    ):
+        raise PlanRefusedError(f"groups of {name} is a list of gids, as numbers")
+    if groups and who == "root":
+        raise PlanRefusedError(f"groups of {name} are for a role that works as the user")
+    return {"as": who, "groups": list(groups)}

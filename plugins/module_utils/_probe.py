@@ -19,13 +19,14 @@ from functools import partial
 from typing import Any, Optional
 
 from . import _worker
-from ._as_user import Task, give_up_rights, run
+from ._as_user import Task, run
 from ._descriptors import DIRECTORY, held, opened
 from ._errors import StorageError, explain, printable
 from ._files import exists, open_records_dir, open_root, rename_directory
 from ._mounts import KINDS, Mount, kind_by_look, kind_by_owner, mount_of, mounts, plain
 from ._mounts import explain as explain_kind
 from ._names import PROBE_DIRECTORY, STATE_DIRECTORY
+from ._rights import give_up_rights
 from ._state import open_private, state_name
 from ._trees import discard
 

@@ -28,10 +28,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ._as_user import PR_SET_PDEATHSIG, close_others, give_up_rights, prctl
+from ._as_user import close_others
 from ._ending import Group, become_subreaper, end_all, make_group, reaped, status_of_held
 from ._errors import StorageError
 from ._priority import get_ahead, keep_back
+from ._rights import PR_SET_PDEATHSIG, give_up_rights, prctl
 
 GRACE = 15.0
 """Seconds that a supervisor may need beyond the program's own timeout."""

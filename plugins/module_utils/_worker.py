@@ -29,9 +29,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from ._as_user import PR_SET_PDEATHSIG, ends_within, prctl
+from ._as_user import ends_within
 from ._descriptors import silence
 from ._errors import StorageError
+from ._rights import PR_SET_PDEATHSIG, prctl
 
 SILENCE = 10.0
 """Seconds in one system call after which the storage counts as silent. A disk of a machine that is overloaded answers

@@ -22,8 +22,9 @@ options:
     elements: raw
   roles:
     description:
-      - Roles in order. An entry is a name, or a mapping of C(role), C(on_failure) (C(block) or C(continue)) and
-        C(per) (C(user) or C(batch)). The short name of a role of this collection means that role.
+      - Roles in order. An entry is a name, or a mapping of C(role), C(on_failure) (C(block) or C(continue)),
+        C(per) (C(user) or C(batch)), C(as) (C(user) or C(root)) and C(groups) (further gids of a role that works as
+        the user). The short name of a role of this collection means that role.
     type: list
     elements: raw
     default: []
@@ -101,6 +102,12 @@ failures:
   returned: always
 plan:
   description: The roles, as C(before) (whole batch), C(each) (user by user) and C(after) (whole batch again).
+  type: dict
+  returned: always
+reach:
+  description:
+    - How the storage host is reached for roles that work as the user, as C(connection) and C(become) (plugins),
+      C(python), and C(variables) (the names of those that the two plugins read).
   type: dict
   returned: always
 """

@@ -1,11 +1,10 @@
 """Fixtures of the suites that run the real apply program and the real playbooks.
 
 ==================  ==========================================================================
-``site``            a storage root and a roles path of the test's own; :class:`Site`
+``site``            a storage root and a roles path of the test's own, which users can reach; :class:`Site`
 ``apply_program``   runs ``python -I -m ansible_bootstrap.apply`` for that site; :class:`ApplyProgram`
 ``playbook``        runs ``ansible-playbook`` for that site
 ``unprivileged``    what to put before a command to run it as :data:`SOMEBODY`, without any privilege
-``open_site``       a :class:`Site` of SOMEBODY's own, in a directory that they can reach
 ==================  ==========================================================================
 """
 
@@ -45,6 +44,10 @@ class Site:
         self.root.mkdir()
         self.roles = path / "roles"
         self.roles.mkdir()
+        self.told = path / "told"
+        """Where every user's role may leave what it has to say."""
+        self.told.mkdir()
+        self.told.chmod(0o777)
 
     def role(self, name: str, *tasks: dict[str, Any], **files: Any) -> str:
         """Write a role; ``handlers=…``, ``meta_argument_specs=…`` and so on are its other parts."""
@@ -223,8 +226,11 @@ class ApplyProgram:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
-    return Site(tmp_path)
+def site() -> Iterator[Site]:
+    path = Path(tempfile.mkdtemp(prefix="site-", dir="/tmp"))
+    path.chmod(0o755)  # pytest's own directories are closed to users
+    yield Site(path)
+    shutil.rmtree(path)
 
 
 @pytest.fixture
@@ -292,13 +298,6 @@ def playbook(site: Site) -> Callable[..., Play]:
         return Play(done.returncode, done.stdout)
 
     return run
-
-
-@pytest.fixture
-def open_site() -> Iterator[Site]:
-    path = Path(tempfile.mkdtemp(prefix="site-", dir="/tmp"))
-    yield Site(path)
-    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")

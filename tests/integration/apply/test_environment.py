@@ -40,12 +40,12 @@ def proxy() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("way", ["setting", "caller"])
-def test_a_proxy_is_a_setting(open_site, apply_program, proxy, monkeypatch, way):
+def test_a_proxy_is_a_setting(site, apply_program, proxy, monkeypatch, way):
     environment = {"http_proxy": proxy} if way == "setting" else {}
     if way == "caller":
         monkeypatch.setenv("http_proxy", proxy)
-    program = type(apply_program)(open_site)
-    settings = open_site.settings(
+    program = type(apply_program)(site)
+    settings = site.settings(
         roles=["user_dir", "tutorials"],
         environment=environment,
         extra_vars={"tutorials_sources": [{"name": "course", "url": "http://course.invalid/course.zip"}]},
@@ -57,7 +57,7 @@ def test_a_proxy_is_a_setting(open_site, apply_program, proxy, monkeypatch, way)
 
 
 def test_a_site_role_finds_it_too(site, apply_program):
-    told = site.path / "told"
+    told = site.told / "told"
     site.role("tell", {"name": "T", "ansible.builtin.shell": f'echo "$https_proxy" > {told}'})
     settings = site.settings(roles=["tell"], environment={"https_proxy": "http://proxy:3128"})
     assert apply_program(["alice"], "tell", settings=settings).ok == {"alice"}

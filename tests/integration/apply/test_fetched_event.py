@@ -38,10 +38,10 @@ def archive(tmp_path: Path) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_download_is_reported_once_and_not_again_for_later_users(open_site, apply_program, archive):
-    program = type(apply_program)(open_site)
+def test_a_download_is_reported_once_and_not_again_for_later_users(site, apply_program, archive):
+    program = type(apply_program)(site)
     sources = [{"name": "course", "url": archive}, {"name": "gone", "url": f"{archive}.gone"}]
-    settings = open_site.settings(roles=["user_dir", "tutorials"], extra_vars={"tutorials_sources": sources})
+    settings = site.settings(roles=["user_dir", "tutorials"], extra_vars={"tutorials_sources": sources})
     argv = ("--settings", str(program.settings_file(settings)))
     first = program.start(["alice", "bob"], argv=argv).answer()
     told = [event for event in first.events if event["event"] == "fetched"]

@@ -18,12 +18,6 @@ NAMES = [f"u{number:02}" for number in range(20)]
 
 
 @pytest.fixture
-def site(open_site: Site) -> Site:
-    open_site.path.chmod(0o755)
-    return open_site
-
-
-@pytest.fixture
 def course(site: Site) -> dict[str, Any]:
     (site.path / "course").mkdir()
     (site.path / "course/01.ipynb").write_text("{}")

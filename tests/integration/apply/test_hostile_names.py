@@ -63,7 +63,7 @@ SERVED = [
 
 
 def test_every_hostile_name_is_refused_and_every_neighbour_served(site, apply_program):
-    sprung = site.path / "sprung"
+    sprung = site.told / "sprung"
     site.role(
         "serve",
         {
@@ -75,7 +75,7 @@ def test_every_hostile_name_is_refused_and_every_neighbour_served(site, apply_pr
     inventory.write_text("store ansible_connection=local\n[staff]\nstore\n")
     bad = [name.replace(SPRUNG, str(sprung)) for name in REFUSED.values()]
     users: list[object] = [*bad, *NO_TEXT, *SERVED]
-    settings = site.settings(roles=["serve"], inventory=str(inventory))
+    settings = site.settings(roles=[{"role": "serve", "as": "root"}], inventory=str(inventory))
     answer = apply_program.start(users, settings=settings).answer()
 
     assert not sprung.exists()
@@ -94,7 +94,7 @@ def test_every_hostile_name_is_refused_and_every_neighbour_served(site, apply_pr
 def test_where_the_validation_is_bypassed_the_playbook_refuses_too(site, tmp_path, monkeypatch):
     """Defence in depth: the records go straight to ansible-runner, as if nobody had looked at them."""
     site.role("serve", {"name": "Serve {{ username }}", "ansible.builtin.debug": {"msg": "{{ username }}"}})
-    sprung = site.path / "sprung"
+    sprung = site.told / "sprung"
     names = [
         REFUSED[what].replace(SPRUNG, str(sprung))
         for what in ("lookup", "statement", "substitution", "above")

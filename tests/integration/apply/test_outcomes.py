@@ -72,13 +72,13 @@ def test_a_request_for_nobody_ends_well_without_ansible(apply_program):
 def test_nothing_of_one_run_is_in_the_next(site, apply_program):
     site.role("tell", say("{{ ansible_play_hosts_all | map('extract', hostvars, 'bootstrap_user') | list }}"))
     site.role(
-        "dump", {"name": "D", "ansible.builtin.copy": {"content": "{{ vars }}", "dest": f"{site.path}/vars"}}
+        "dump", {"name": "D", "ansible.builtin.copy": {"content": "{{ vars }}", "dest": f"{site.told}/vars"}}
     )
     assert apply_program(["alice"], "tell").status == 0
     answer = apply_program(["bob"], "dump")
     assert answer.status == 0, answer
     assert list(answer.outcomes) == ["bob"]
-    text = (site.path / "vars").read_text()
+    text = (site.told / "vars").read_text()
     assert "bob" in text and "alice" not in text
 
 
@@ -92,15 +92,14 @@ def test_what_went_wrong_is_told_in_printable_characters(site, apply_program):
 
 
 @pytest.mark.root
-def test_without_root_a_hub_serves_its_own_uid(open_site, unprivileged, apply_program):
-    program = type(apply_program)(open_site)
-    settings = program.settings_file(open_site.settings(roles=["user_dir"], uid="nss", gid="nss"))
-    subprocess.run(["chown", "-R", str(SOMEBODY), open_site.path], check=True)
-    open_site.path.chmod(0o755)
+def test_without_root_a_hub_serves_its_own_uid(site, unprivileged, apply_program):
+    program = type(apply_program)(site)
+    settings = program.settings_file(site.settings(roles=["user_dir"], uid="nss", gid="nss"))
+    subprocess.run(["chown", "-R", str(SOMEBODY), site.path], check=True)
     users = ["alice", {"name": "bob", "uid": 0}]
     answer = program.start(users, argv=("--settings", str(settings)), prefix=unprivileged).answer()
     assert answer.ok == {"alice"}, answer
-    assert (open_site.root / "alice").stat().st_uid == SOMEBODY
+    assert (site.root / "alice").stat().st_uid == SOMEBODY
     assert "needs root" in answer.outcomes["bob"]["message"]
     base = Path(f"/tmp/ansible-bootstrap-{SOMEBODY}")
     assert not [path for path in base.iterdir() if path.is_dir()]
@@ -109,11 +108,10 @@ def test_without_root_a_hub_serves_its_own_uid(open_site, unprivileged, apply_pr
 
 @pytest.mark.root
 @pytest.mark.parametrize("most", [1, 2, 3])
-def test_without_processes_or_threads_to_spare_it_is_a_sentence(open_site, unprivileged, apply_program, most):
-    program = type(apply_program)(open_site)
-    settings = program.settings_file(open_site.settings(roles=["user_dir"], uid="nss", gid="nss"))
-    subprocess.run(["chown", "-R", str(SOMEBODY), open_site.path], check=True)
-    open_site.path.chmod(0o755)
+def test_without_processes_or_threads_to_spare_it_is_a_sentence(site, unprivileged, apply_program, most):
+    program = type(apply_program)(site)
+    settings = program.settings_file(site.settings(roles=["user_dir"], uid="nss", gid="nss"))
+    subprocess.run(["chown", "-R", str(SOMEBODY), site.path], check=True)
     prefix = (*unprivileged, "prlimit", f"--nproc={most}")
     answer = program.start(["alice"], argv=("--settings", str(settings)), prefix=prefix).answer()
     assert answer.status != 0 and "Traceback" not in answer.log, answer
@@ -152,7 +150,7 @@ def test_a_role_with_an_error_of_syntax(site, apply_program):
 
 
 def test_check_mode_reaches_the_roles_and_differences_reach_the_log(site, apply_program):
-    target = site.path / "motd"
+    target = site.told / "motd"
     site.role("motd", {"name": "W", "ansible.builtin.copy": {"content": "welcome\n", "dest": str(target)}})
     settings = site.settings(roles=[{"role": "motd", "per": "batch"}])
     answer = apply_program(["alice"], settings=settings, check=True, diff=True)
@@ -211,7 +209,13 @@ def test_nothing_a_role_prints_passes_for_an_outcome(site, apply_program):
     assert answer.status == 1
     assert answer.ok == {"alice"}
     assert [event["event"] for event in answer.events].count("end") == 1
-    assert answer.events[-1] == {"event": "end", "run": answer.run_id, "ok": 1, "failed": 1, "way": "cold"}
+    assert answer.events[-1] == {
+        "event": "end",
+        "run": answer.run_id,
+        "ok": 1,
+        "failed": 1,
+        "way": "cold+server",
+    }
 
 
 def test_secrets_that_a_role_hides_stay_hidden(site, apply_program):

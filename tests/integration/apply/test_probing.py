@@ -121,20 +121,20 @@ def test_a_python_that_is_too_old_is_named_with_the_one_that_is_needed(
 
 @pytest.mark.root
 def test_a_read_only_root_is_served_with_the_records_elsewhere(
-    open_site: Site, apply_program: ApplyProgram, needs: Any
+    site: Site, apply_program: ApplyProgram, needs: Any
 ) -> None:
     """As the probe advises."""
     needs(root=True, programs=("unshare",))
-    root, records = open_site.root, open_site.path / "records"
+    root, records = site.root, site.path / "records"
     records.mkdir(mode=0o700)
-    for place in (root / "alice", open_site.path / "course"):
+    for place in (root / "alice", site.path / "course"):
         place.mkdir()
-    (open_site.path / "course/a.csv").touch()
+    (site.path / "course/a.csv").touch()
     (root / "alice/old").touch()
     home = f"mount -t tmpfs -o mode=755,uid={UID},gid={UID} tmpfs {root}/alice"
     script = f'mount --bind {root} {root} && mount -o remount,bind,ro {root} && {home} && exec "$@"'
     prefix = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh")
-    tutorial = {"tutorials_sources": [{"name": "course", "path": str(open_site.path / "course")}]}
+    tutorial = {"tutorials_sources": [{"name": "course", "path": str(site.path / "course")}]}
     settings = {
         "storage_root": str(root),
         "uid": UID,
@@ -156,23 +156,24 @@ def test_a_read_only_root_is_served_with_the_records_elsewhere(
 
 @pytest.mark.root
 def test_an_export_that_squashes_all_is_served_as_its_own_uid(
-    open_site: Site, apply_program: ApplyProgram, needs: Any
+    site: Site, apply_program: ApplyProgram, needs: Any
 ) -> None:
     """As the probe advises, or with a module that becomes the account of that uid: neither needs a chown."""
     needs(root=True, programs=("bindfs", "sudo", "unshare"))
-    open_site.path.chmod(0o755)
-    os.chown(open_site.root, UID, UID)
-    passwd = open_site.path / "passwd"
+    os.chown(site.root, UID, UID)
+    passwd = site.path / "passwd"
     passwd.write_text(Path("/etc/passwd").read_text() + f"homes:x:{UID}:{UID}::/:/bin/sh\n")
     ids = " ".join(f"--{what}={UID}" for what in ("force-user", "force-group", "create-for-user"))
-    script = f'mount --bind {passwd} /etc/passwd; bindfs --chown-deny {ids} {open_site.root} {open_site.root}; exec "$@"'
+    script = (
+        f'mount --bind {passwd} /etc/passwd; bindfs --chown-deny {ids} {site.root} {site.root}; exec "$@"'
+    )
     prefix = ("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh")
     become = {"ansible_become": True, "ansible_become_user": "homes", "ansible_connection": "local"}
     host = {**become, "ansible_python_interpreter": "/usr/bin/python3"}
-    (open_site.path / "hosts.yml").write_text(f"all: {{hosts: {{t1: {host}}}}}\n")
-    wanted = {"storage_root": str(open_site.root), "uid": UID, "gid": UID}
+    (site.path / "hosts.yml").write_text(f"all: {{hosts: {{t1: {host}}}}}\n")
+    wanted = {"storage_root": str(site.root), "uid": UID, "gid": UID}
     _, said = probe(apply_program, settings=wanted, prefix=prefix)
-    assert f"all accounts are squashed on {open_site.root} (fuse)" in said
+    assert f"all accounts are squashed on {site.root} (fuse)" in said
     assert f"set work_as and uid to {UID}, and gid to {UID}" in said
 
     event, said = probe(apply_program, settings={**wanted, "work_as": UID}, prefix=prefix)
@@ -182,10 +183,10 @@ def test_an_export_that_squashes_all_is_served_as_its_own_uid(
         assert answer.ok == {"bob"}, answer
         assert answer.outcomes["bob"]["changed"] == changed
 
-    settings = {**wanted, "inventory": str(open_site.path / "hosts.yml")}
+    settings = {**wanted, "inventory": str(site.path / "hosts.yml")}
     event, said = probe(apply_program, "t1", settings=settings, prefix=prefix)
     assert said == ""
     assert event["about"]["account"] == str(UID)
     answer = apply_program([{"name": "alice", "storage_host": "t1"}], settings=settings, prefix=prefix)
     assert answer.ok == {"alice"}, answer
-    assert (open_site.root / "alice").stat().st_uid == UID
+    assert (site.root / "alice").stat().st_uid == UID

@@ -94,7 +94,7 @@ def test_a_bad_user_costs_only_itself(site, apply_program):
     """With fixed ids, a request may repeat the admin's but not contradict them."""
     site.role("probe", PROBE)
     bad = json.loads(json.dumps(list(BAD_USERS.values())).replace("{root}", str(site.root)))
-    settings = site.settings(roles=["probe"], extra_vars={"probe": f"{site.path}/served"})
+    settings = site.settings(roles=["probe"], extra_vars={"probe": f"{site.told}/served"})
     same_ids = {"name": "bob", "uid": settings["uid"], "gid": settings["gid"], "directory": f"{site.root}/b"}
     keyed = [
         {"key": f"bad-{place}", **user} if isinstance(user, dict) else user for place, user in enumerate(bad)
@@ -105,7 +105,7 @@ def test_a_bad_user_costs_only_itself(site, apply_program):
     assert len(answer.outcomes) == len(bad) + 2
     for outcome in answer.outcomes.values():
         assert outcome["status"] == "ok" or (outcome["reason"] == "refused" and outcome["message"]), outcome
-    assert sorted(path.name for path in site.path.glob("served.*")) == ["served.alice", "served.bob"]
+    assert sorted(path.name for path in site.told.glob("served.*")) == ["served.alice", "served.bob"]
 
 
 def test_repeated_keys_are_made_unique(site, apply_program):
@@ -139,7 +139,7 @@ def test_the_program_takes_no_arguments_but_the_one(site, apply_program):
 
 def test_templates_in_a_request_stay_text(site, apply_program):
     """Keys, groups and directories may hold what no name may: it reaches roles, and is never a template."""
-    sprung = site.path / "sprung"
+    sprung = site.told / "sprung"
     template = "{{ lookup('pipe', 'touch " + str(sprung) + "') }}"
     block = "{% set x = lookup('pipe', 'touch " + str(sprung) + "') %}"
     site.role(
@@ -165,12 +165,12 @@ def test_templates_in_a_request_stay_text(site, apply_program):
         {"role": "show", "on_failure": "continue"},
         {"role": "show", "per": "batch", "on_failure": "continue"},
     ]
-    settings = site.settings(roles=roles, extra_vars={"shown": f"{site.path}/shown"})
+    settings = site.settings(roles=roles, extra_vars={"shown": f"{site.told}/shown"})
     answer = apply_program.start([user, "bob"], settings=settings).answer()
     assert not sprung.exists(), "a template was executed"
     assert answer.ok == {template, "bob"}, answer
     assert template in answer.outcomes[template]["notes"][0]
-    assert template in (site.path / "shown.alice").read_text()
+    assert template in (site.told / "shown.alice").read_text()
 
 
 @pytest.mark.root

@@ -13,7 +13,7 @@ SECRET = "tok3n-of-the-hub"
 
 
 def test_a_hostile_environment_and_directory_change_nothing(site, apply_program):
-    trap, sprung = site.path / "trap", site.path / "sprung"
+    trap, sprung = site.path / "trap", site.told / "sprung"
     (trap / "ansible").mkdir(parents=True)
     (trap / "args").write_text(f"-e @{sprung}")
     evil = f"import pathlib; pathlib.Path({str(sprung)!r}).touch()\n"
@@ -44,13 +44,13 @@ def test_a_hostile_environment_and_directory_change_nothing(site, apply_program)
         {
             "name": "Dump",
             "ansible.builtin.shell": {
-                "cmd": f"env > {site.path}/env; pwd > {site.path}/pwd; umask > {site.path}/umask"
+                "cmd": f"env > {site.told}/env; pwd > {site.told}/pwd; umask > {site.told}/umask"
             },
         },
     )
     answer = apply_program(
         ["alice"],
-        "dump",
+        {"role": "dump", "as": "root"},
         popen={
             "cwd": trap,
             "env": {
@@ -77,15 +77,15 @@ def test_a_hostile_environment_and_directory_change_nothing(site, apply_program)
     )
     assert (answer.status, answer.ok) == (0, {"alice"}), answer
     assert not sprung.exists()
-    seen = dict(line.partition("=")[::2] for line in (site.path / "env").read_text().splitlines())
+    seen = dict(line.partition("=")[::2] for line in (site.told / "env").read_text().splitlines())
     assert str(trap) not in json.dumps(seen)
     assert SECRET not in json.dumps(seen)
     assert not {name for name in seen if name.startswith(("JUPYTERHUB", "LD_", "BASH_ENV"))}
-    assert (site.path / "umask").read_text().strip() == "0077"
+    assert (site.told / "umask").read_text().strip() == "0077"
 
 
 def test_the_callers_secrets_are_nowhere_during_a_run(site, apply_program):
-    waiting, released = site.path / "waiting", site.path / "go"
+    waiting, released = site.told / "waiting", site.told / "go"
     pause = f"touch {waiting}; until [ -e {released} ]; do sleep 0.05; done"
     site.role("pause", {"name": "Pause", "ansible.builtin.command": {"argv": ["sh", "-c", pause]}})
     settings = site.settings(roles=["pause"], extra_vars={"site_password": "admins-own"})
@@ -128,19 +128,19 @@ def _read(path: str) -> bytes:
 
 def test_no_events_are_kept_and_ansible_polls_seldom(site, apply_program):
     poll = "{{ lookup('ansible.builtin.config', 'DEFAULT_INTERNAL_POLL_INTERVAL') }}"
-    listing = f"ls $AWX_ISOLATED_DATA_DIR/job_events > {site.path}/events; echo $RUNNER_OMIT_EVENTS > {site.path}/omit"
+    listing = f"ls $AWX_ISOLATED_DATA_DIR/job_events > {site.told}/events; echo $RUNNER_OMIT_EVENTS > {site.told}/omit"
     site.role(
         "look",
         {"name": "Say", "ansible.builtin.debug": {"msg": "hello"}},
         {"name": "Wait", "ansible.builtin.command": {"argv": ["sleep", "1"]}},
-        {"name": "Look", "ansible.builtin.shell": {"cmd": f"{listing}; echo {poll} > {site.path}/poll"}},
+        {"name": "Look", "ansible.builtin.shell": {"cmd": f"{listing}; echo {poll} > {site.told}/poll"}},
     )
-    answer = apply_program(["alice"], "look")
+    answer = apply_program(["alice"], {"role": "look", "as": "root"})
     assert answer.ok == {"alice"}, answer.outcomes["alice"]["message"]
-    kept = [name for name in (site.path / "events").read_text().split() if not name.endswith("-partial.json")]
+    kept = [name for name in (site.told / "events").read_text().split() if not name.endswith("-partial.json")]
     assert kept == []
-    assert (site.path / "omit").read_text() == "True\n"
-    assert (site.path / "poll").read_text() == "0.005\n"
+    assert (site.told / "omit").read_text() == "True\n"
+    assert (site.told / "poll").read_text() == "0.005\n"
 
 
 def test_a_descriptor_above_the_callers_limit_is_closed(site, apply_program):

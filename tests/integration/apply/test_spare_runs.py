@@ -252,13 +252,13 @@ def test_nothing_polls_while_it_waits(spare):
 
 def test_the_settings_are_those_of_the_time_of_the_request(site, spare):
     site.role(
-        "tell", {"name": "T", "ansible.builtin.copy": {"content": "{{ what }}", "dest": f"{site.path}/told"}}
+        "tell", {"name": "T", "ansible.builtin.copy": {"content": "{{ what }}", "dest": f"{site.told}/told"}}
     )
     ahead = spare("absent", extra_vars={"what": "before"})
     waiting = ahead.waiting()
     ahead.write(site.settings(roles=["tell"], extra_vars={"what": "after"}))
     assert ahead.run("alice") == 0, ahead.log
-    assert (site.path / "told").read_text() == "after"
+    assert (site.told / "told").read_text() == "after"
     assert ahead.log.count("starts cold") == 1 and "settings have changed" in ahead.log
     assert ahead.way.startswith("cold") and _gone({waiting})
 
@@ -346,7 +346,7 @@ def test_a_spare_that_is_ended_takes_its_ansible_along(spare, number):
 
 @pytest.mark.parametrize("victim", ["front", "keeper"])
 def test_kill_9_during_its_run_leaves_no_process(site, spare, victim):
-    begun = site.path / "begun"
+    begun = site.told / "begun"
     site.role(
         "stay",
         {"name": "S", "ansible.builtin.shell": {"cmd": f"setsid sleep 20 & touch {begun}; sleep 20"}},
@@ -364,7 +364,7 @@ def test_kill_9_during_its_run_leaves_no_process(site, spare, victim):
 
 @pytest.mark.parametrize("how", ["stdin", "TERM"])
 def test_a_stop_during_its_run_leaves_no_process(site, spare, how):
-    begun = site.path / "begun"
+    begun = site.told / "begun"
     site.role(
         "stay",
         {"name": "S", "ansible.builtin.shell": {"cmd": f"setsid sleep 600 & touch {begun}; sleep 600"}},

@@ -62,14 +62,16 @@ def stubborn(site):
         "stubborn",
         {
             "name": "Leave",
-            "ansible.builtin.command": {"argv": [sys.executable, str(script), f"{site.path}/left", "go"]},
+            "ansible.builtin.command": {"argv": ["/usr/bin/python3", str(script), f"{site.told}/left", "go"]},
         },
         {
             "name": "Stay",
-            "ansible.builtin.command": {"argv": [sys.executable, str(script), f"{site.path}/stay", "stay"]},
+            "ansible.builtin.command": {
+                "argv": ["/usr/bin/python3", str(script), f"{site.told}/stay", "stay"]
+            },
         },
     )
-    return lambda: all((site.path / name).exists() for name in ("left", "stay"))
+    return lambda: all((site.told / name).exists() for name in ("left", "stay"))
 
 
 @pytest.mark.parametrize("how", ["stdin", "TERM"])
@@ -78,7 +80,7 @@ def test_the_stop_ends_every_descendant(site, apply_program, stubborn, how):
     directory = running.directory
     running.wait_for(stubborn)
     family = {pid: _started(pid) for pid in descendants(running.process.pid)}
-    assert {int((site.path / name).read_text()) for name in ("left", "stay")} <= set(family)
+    assert {int((site.told / name).read_text()) for name in ("left", "stay")} <= set(family)
     assert directory.is_dir()
 
     begin = time.monotonic()
@@ -124,10 +126,13 @@ def test_a_caller_that_is_killed(site, apply_program, stubborn):
 def test_a_process_that_a_role_leaves_behind_ends_with_the_run(site, apply_program):
     script = site.path / "stubborn.py"
     script.write_text(STUBBORN)
-    left = site.path / "left"
+    left = site.told / "left"
     site.role(
         "leaver",
-        {"name": "L", "ansible.builtin.command": {"argv": [sys.executable, str(script), str(left), "go"]}},
+        {
+            "name": "L",
+            "ansible.builtin.command": {"argv": ["/usr/bin/python3", str(script), str(left), "go"]},
+        },
         {"name": "W", "ansible.builtin.wait_for": {"path": str(left), "sleep": 1}},
     )
     answer = apply_program(["alice"], "leaver")

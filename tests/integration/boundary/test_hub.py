@@ -133,7 +133,7 @@ def test_nothing_secret_of_the_hubs_is_on_the_other_side_and_all_that_is_written
     pause = f"touch {waiting}; until [ -e {go} ]; do sleep 0.05; done"
     role = machine.role("pause", {"name": "Pause", "ansible.builtin.command": {"argv": ["sh", "-c", pause]}})
     variables = {"site_password": "the-admins-own"}
-    machine.settings(**{**role, "roles": ["user_dir", "pause"]}, extra_vars=variables)
+    machine.settings(**{**role, "roles": ["user_dir", {"role": "pause", "as": "root"}]}, extra_vars=variables)
     hub = start_hub("behind-sudo")
     secret = {SECRET, hub.token}
     with httpx.Client(base_url=hub.client.base_url, headers=hub.client.headers, timeout=0.5) as impatient:

@@ -168,7 +168,7 @@ def test_environment_directory_and_umask_of_the_caller_change_nothing(machine, s
         "name": "Tell",
         "ansible.builtin.shell": {"cmd": f"(env; pwd; umask; echo $0) > {machine.world}/seen"},
     }
-    machine.settings(**{**machine.role("tell", task), "roles": ["user_dir", "tell"]})
+    machine.settings(**{**machine.role("tell", task), "roles": ["user_dir", {"role": "tell", "as": "root"}]})
     names = re.findall(
         r"\w+",
         """PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONINSPECT LD_PRELOAD LD_LIBRARY_PATH LD_AUDIT HOME TMPDIR

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +40,12 @@ def doctor(config: Path, *args: str, before: tuple[str, ...] = ()) -> tuple[int,
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Path:
-    tmp_path.chmod(0o755)
-    (tmp_path / "homes").mkdir(mode=0o755)
-    return tmp_path
+def site() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="site-", dir="/tmp"))  # pytest's own are closed to other accounts
+    path.chmod(0o755)
+    (path / "homes").mkdir(mode=0o755)
+    yield path
+    shutil.rmtree(path)
 
 
 def quick_start(site: Path, block: int = 0) -> Path:
@@ -63,13 +68,10 @@ def test_of_the_quick_start_nothing_is_said(site: Path) -> None:
 
 
 def test_of_the_quick_start_without_containers_nothing_is_said(
-    open_site: Any, unprivileged: tuple[str, ...]
+    site: Path, unprivileged: tuple[str, ...]
 ) -> None:
     """For a hub under an account of its own, which owns the storage root."""
-    site = open_site.path
-    (site / "homes").mkdir()
     for path in (site, site / "homes"):
-        path.chmod(0o755)
         os.chown(path, SOMEBODY, SOMEBODY)
     status, said = doctor(quick_start(site, block=1), "alice", before=unprivileged)
     assert (status, said["findings"]) == (0, [])

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -60,9 +60,11 @@ class Example:
 
 
 @pytest.fixture
-def example(request: pytest.FixtureRequest, tmp_path: Path) -> Example:
-    tmp_path.chmod(0o755)
-    return Example(request.param, tmp_path)
+def example(request: pytest.FixtureRequest) -> Iterator[Example]:
+    path = Path(tempfile.mkdtemp(prefix="example-", dir="/tmp"))
+    path.chmod(0o755)  # pytest's own directories are closed to users
+    yield Example(request.param, path)
+    shutil.rmtree(path)
 
 
 def test_every_example_has_a_test_and_a_line_in_the_readme() -> None:
@@ -219,11 +221,10 @@ def test_shell_script() -> None:
 
 @pytest.mark.parametrize("example", ["site-roles"], indirect=True)
 def test_site_roles(example: Example) -> None:
-    (example.system / "srv/notes").mkdir()
     outcomes = json.loads(example.runs("ansible-bootstrap", "run", "alice", "bob", "--json"))
     assert [outcome["changed"] for outcome in outcomes] == [["user_dir", "my_datasets", "class_list"]] * 2
-    notes = [path.read_text() for path in (example.system / "srv/notes").iterdir()]
-    assert any("Hello alice" in note for note in notes)
+    note = example.root / "alice/datasets.txt"
+    assert "Hello alice" in note.read_text() and note.stat().st_uid == OWNER[0]
     listed = (example.system / "srv/class-list.txt").read_text().splitlines()
     assert listed == [f"{name} {OWNER[0]} {example.root}/{name}" for name in ("alice", "bob")]
     again = json.loads(example.runs("ansible-bootstrap", "run", "alice", "bob", "--json"))
@@ -266,7 +267,7 @@ c.KubeSpawner.volume_mounts = [{{"name": "home", "mountPath": "/home/jovyan", "s
 
 @pytest.mark.root
 def test_kubernetes_as_far_as_one_machine_shows_it(
-    open_site: Site, unprivileged: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    site: Site, unprivileged: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hub's pod is a process under that account, and the volume a directory."""
     values = yaml.safe_load((EXAMPLES / "kubernetes/values.yaml").read_text())
@@ -279,27 +280,27 @@ def test_kubernetes_as_far_as_one_machine_shows_it(
     account = hub["containerSecurityContext"]
     assert (account["runAsUser"], account["runAsGroup"]) == (users["uid"], users["fsGid"]) == (1000, 100)
 
-    (open_site.path / "state").mkdir()
-    root = open_site.root / "users"
+    (site.path / "state").mkdir()
+    root = site.root / "users"
     root.mkdir(mode=0o755)
-    for path in (root, open_site.path / "state"):
+    for path in (root, site.path / "state"):
         os.chown(path, SOMEBODY, SOMEBODY)
-    for path in (open_site.path, open_site.root):
+    for path in (site.path, site.root):
         path.chmod(0o755)
     text = Z2JH.format(**users, **users["storage"]["static"]) + hub["extraConfig"]["bootstrap"]
     for there, here in {
-        mount["mountPath"]: open_site.root,
-        "/srv/jupyterhub": open_site.path / "state",
+        mount["mountPath"]: site.root,
+        "/srv/jupyterhub": site.path / "state",
         "= 1000, 100": f"= {SOMEBODY}, {SOMEBODY}",
         "uid = 1000": f"uid = {SOMEBODY}",
         "gid = 100": f"gid = {SOMEBODY}",
     }.items():
         assert there in text
         text = text.replace(there, str(here))
-    config = open_site.path / "jupyterhub_config.py"
+    config = site.path / "jupyterhub_config.py"
     config.write_text(text)
     cluster = (
-        open_site.path / "kubeconfig"
+        site.path / "kubeconfig"
     )  # In a pod, KubeSpawner takes its service account; it asks nobody here.
     none = {"name": "none", "cluster": {"server": "https://127.0.0.1:1"}, "user": {}}
     none["context"] = {"cluster": "none", "user": "none"}

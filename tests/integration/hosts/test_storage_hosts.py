@@ -93,6 +93,53 @@ def test_system_users_are_those_of_the_storage_host(apply_program, storage_hosts
     assert "uid_min" in answer.outcomes["daemon"]["message"]
 
 
+@pytest.mark.parametrize("login", ["root", "an account with sudo"])
+def test_a_role_works_as_the_user_there(site, apply_program, storage_hosts, store, settings, login):
+    """Also in a block, in an inner role and in a handler; what it may not, it may not there either."""
+    inventory, name = storage_hosts.inventory, "ute"
+    if login != "root":
+        inventory, name = site.path / "sudo.ini", "uwe"
+        inventory.write_text(
+            f"{storage_hosts.inventory.read_text()}ansible_become=true\n".replace("user=root", "user=worker")
+        )
+        for file, line in {
+            "/etc/passwd": "worker:x:4444:4444::/:/bin/sh",
+            "/etc/shadow": "worker:*:19000::::::",
+            "/etc/sudoers": "worker ALL=(ALL) NOPASSWD: ALL",
+        }.items():
+            with store.path(file).open("a") as opened:
+                opened.write(line + "\n")
+        storage_hosts.top.chmod(0o755)  # sshd reads the account's keys as that account
+    rights = (
+        "(id -u; id -g; id -G; awk '/NoNewPrivs/ {print $2}' /proc/self/status; echo $HOME; pwd) > rights"
+    )
+    (site.roles / "inner/templates").mkdir(parents=True)
+    (site.roles / "inner/templates/text.j2").write_text("{{ username }} on {{ storage_host }}")
+    site.role(
+        "inner", {"name": "T", "ansible.builtin.template": {"src": "text.j2", "dest": "{{ user_dir }}/text"}}
+    )
+    site.role(
+        "rights",
+        {"name": "Block", "block": [{"name": "R", "ansible.builtin.shell": rights, "notify": "Sign"}]},
+        {"name": "Inner", "ansible.builtin.include_role": {"name": "inner"}},
+        {"name": "Climb", "ansible.builtin.command": "touch /volumes/climbed", "ignore_errors": True},
+        handlers=[SIGN],
+    )
+    settings |= {"roles": ["user_dir", "rights"], "inventory": str(inventory)}
+    answer = apply_program.start(
+        on("store1", name), settings=settings, prefix=storage_hosts.controller
+    ).answer()
+    assert answer.ok == {name}, answer.outcomes[name]["message"]
+    home, uid, gid = store.path(f"/volumes/{name}"), settings["uid"], settings["gid"]
+    seen = (home / "rights").read_text().splitlines()
+    assert seen == [str(uid), str(gid), str(gid), "1", f"/volumes/{name}", f"/volumes/{name}"]
+    assert (home / "text").read_text() == f"{name} on store1"
+    for file in ("rights", "text", "signed"):
+        assert ((home / file).stat().st_uid, (home / file).stat().st_gid) == (uid, gid)
+    assert not store.path("/volumes/climbed").exists()
+    assert "ansible" in answer.events[-1]["way"] and "server" not in answer.events[-1]["way"]
+
+
 def test_a_batch_role_and_a_role_in_which_one_user_fails(site, apply_program, storage_hosts, store, settings):
     site.role(
         "list",
@@ -165,11 +212,11 @@ def test_a_host_that_is_down_or_is_another(apply_program, storage_hosts, setting
 
 @pytest.mark.slow  # it takes ssh some seconds to be sure
 def test_a_host_that_freezes_during_the_run(site, apply_program, storage_hosts, store, impatient):
-    wait = "touch /volumes/waiting; sleep 600"
+    wait = "touch waiting; sleep 600"
     site.role("wait", {"name": "Wait", "ansible.builtin.command": {"argv": ["sh", "-c", wait]}})
-    impatient["roles"] = ["wait"]
+    impatient["roles"] = ["user_dir", "wait"]
     running = apply_program.start(on("store1", "lea"), settings=impatient, prefix=storage_hosts.controller)
-    running.wait_for(store.path("/volumes/waiting").exists)
+    running.wait_for(store.path("/volumes/lea/waiting").exists)
     begin = time.monotonic()
     with store.frozen():
         outcome = running.answer(60).outcomes["lea"]
@@ -178,12 +225,12 @@ def test_a_host_that_freezes_during_the_run(site, apply_program, storage_hosts, 
 
 
 def test_the_stop_ends_ssh_and_its_masters_too(site, apply_program, storage_hosts, store, settings):
-    wait = "touch /volumes/stop-me; sleep 30"
+    wait = "touch stop-me; sleep 30"
     site.role("wait", {"name": "Wait", "ansible.builtin.command": {"argv": ["sh", "-c", wait]}})
-    settings["roles"] = ["wait"]
+    settings["roles"] = ["user_dir", "wait"]
     running = apply_program.start(on("store1", "max"), settings=settings, prefix=storage_hosts.controller)
     directory = running.directory
-    running.wait_for(store.path("/volumes/stop-me").exists)
+    running.wait_for(store.path("/volumes/max/stop-me").exists)
     family = descendants(running.process.pid)
     assert any("ssh" in Path(f"/proc/{pid}/comm").read_text() for pid in family)
     begin = time.monotonic()

@@ -24,9 +24,7 @@ HOME = {
 
 @pytest.fixture
 def kept(site) -> Path:
-    path = site.path / "kept"
-    path.mkdir()
-    return path
+    return site.told
 
 
 def test_twice_for_one_user(site, playbook, kept):
@@ -131,6 +129,8 @@ def test_one_named_host_of_a_group_even_if_a_group_has_its_name(site, playbook, 
 
 
 def test_before_each_after(site, playbook, kept):
+    (kept / "order").touch()
+    (kept / "order").chmod(0o666)
     line = "echo {{ role_name }} {{ username | default(bootstrap_users | map(attribute='name') | join(',')) }} >> {{ kept }}/order"
     for name in ("first", "own", "also_own", "last"):
         site.role(name, {"name": "Tell", "ansible.builtin.shell": {"cmd": line}})
@@ -190,13 +190,10 @@ def test_cleanup_is_the_same_with_its_own_roles(site, playbook, kept):
 
 
 @pytest.mark.root
-def test_without_root_the_storage_is_ones_own(open_site, playbook, unprivileged):
+def test_without_root_the_storage_is_ones_own(site, playbook, kept, unprivileged):
     """The hub's own uid; no sudo, nothing to configure."""
-    site, kept = open_site, open_site.path / "kept"
-    kept.mkdir()
     site.role("home", HOME)
     subprocess.run(["chown", "-R", str(SOMEBODY), site.path], check=True)
-    site.path.chmod(0o755)
     environment = {"HOME": str(site.path), "ANSIBLE_ROLES_PATH": str(site.roles)}
     how = {"prefix": unprivileged, "environment": environment, "cwd": site.path}
     variables = {"bootstrap_root": str(site.root), "username": "alice", "kept": str(kept)}

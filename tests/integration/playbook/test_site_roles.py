@@ -13,14 +13,13 @@ CALLED = ["waiting", "all", "localhost", "ungrouped", "staff", "store", "user-00
 
 
 def told(site) -> dict[str, str]:
-    return {path.name: path.read_text() for path in (site.path / "told").iterdir()}
+    return {path.name: path.read_text() for path in site.told.iterdir()}
 
 
 def tell(site, name: str = "Tell", **more) -> dict[str, object]:
     """A task that leaves a file named after the user."""
-    (site.path / "told").mkdir(exist_ok=True)
     words = "{{ user_dir }} {{ user_uid }} {{ user_gid }} {{ storage_host }}"
-    copy = {"content": words, "dest": str(site.path / "told" / "{{ username }}")}
+    copy = {"content": words, "dest": f"{site.told}/{{{{ username }}}}"}
     return {"name": name, "ansible.builtin.copy": copy, **more}
 
 
@@ -56,7 +55,7 @@ def test_one_user_of_a_batch_fails_alone(site, apply_program):
 
 def test_five_users_at_once(site, apply_program):
     """per: batch: one task for all, and the role finds the users as a list."""
-    where = site.path / "told"
+    where = site.path / "list"
     task = {
         "name": "List",
         "ansible.builtin.copy": {"content": "{{ bootstrap_users | to_json }}", "dest": str(where)},
@@ -207,9 +206,8 @@ def test_facts_of_one_user_are_not_anothers(site, apply_program):
 
 def test_users_are_served_side_by_side(site, apply_program):
     """Each waits for all the others: one after the other, none would ever come through."""
-    (site.path / "met").mkdir()
     meet = 'touch "$0/$1"; until [ $(ls "$0" | wc -l) = 4 ]; do sleep 0.05; done'
-    argv = ["sh", "-c", meet, str(site.path / "met"), "{{ username }}"]
+    argv = ["sh", "-c", meet, str(site.told), "{{ username }}"]
     site.role("meet", {"name": "Meet", "ansible.builtin.command": {"argv": argv}})
     settings = site.settings(roles=["meet"], forks=4, task_timeout=20)
     names = {"alice", "bob", "carol", "dave"}
@@ -218,7 +216,7 @@ def test_users_are_served_side_by_side(site, apply_program):
 
 def test_an_outcome_is_reported_as_soon_as_the_user_is_done(site, apply_program):
     """The last user sleeps; the first has an outcome long before."""
-    gate = site.path / "gate"
+    gate = site.told / "gate"
     wait = f"until [ -e {gate} ]; do sleep 0.05; done"
     hold = {
         "name": "Hold",
@@ -235,7 +233,7 @@ def test_an_outcome_is_reported_as_soon_as_the_user_is_done(site, apply_program)
 
 @pytest.mark.parametrize("per", ["user", "batch"])
 def test_handlers_run_before_the_next_role(site, apply_program, per):
-    line = {"ansible.builtin.shell": {"cmd": f"echo {{{{ item }}}} >> {site.path}/order"}}
+    line = {"ansible.builtin.shell": {"cmd": f"echo {{{{ item }}}} >> {site.told}/order"}}
     site.role(
         "first",
         {"name": "Notify", "ansible.builtin.debug": {}, "changed_when": True, "notify": "Follow"},
@@ -244,7 +242,7 @@ def test_handlers_run_before_the_next_role(site, apply_program, per):
     site.role("second", {"name": "Second", **line, "loop": ["second"]})
     answer = apply_program(["alice"], {"role": "first", "per": per}, {"role": "second", "per": per})
     assert answer.status == 0
-    assert (site.path / "order").read_text().split() == ["handler", "second"]
+    assert (site.told / "order").read_text().split() == ["handler", "second"]
 
 
 def test_a_handler_that_may_fail(site, apply_program):

@@ -14,6 +14,7 @@ FEW = {
     "dispatch": "--users 5 --naive-users 2 --rounds 1",
     "roster": "--sizes 3,6 --rounds 1",
     "known": "--users 3 --calls 30",
+    "site_role": "--users 2 --rounds 1",
     "memory": "--users 3 --spawns 12 --every 4",
 }
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ansible_bootstrap.apply.inherited import replace_share
-from ansible_bootstrap.storage import _as_user
+from ansible_bootstrap.storage import _as_user, _rights
 from ansible_bootstrap.storage._as_user import Patience, Task
 from ansible_bootstrap.storage._errors import LateError, StorageError
 from tests import hanging
@@ -388,7 +388,7 @@ def test_a_child_that_cannot_be_killed_keeps_the_lock(here: int, tmp_path: Path)
     fcntl.flock(lock, fcntl.LOCK_EX)
 
     def child() -> None:
-        _as_user.prctl(_as_user.PR_SET_PDEATHSIG, 0)
+        _rights.prctl(_rights.PR_SET_PDEATHSIG, 0)
         _write_pid(here)
         time.sleep(60)
 
