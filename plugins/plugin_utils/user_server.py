@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
 import importlib.machinery
 import json
 import os
@@ -34,6 +33,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ansible
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._as_user import close_others
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._priority import keep_back
 from ansible_collections.ansible_bootstrap.jupyterhub.plugins.module_utils._rights import begin_as_user
@@ -66,16 +66,12 @@ class Request:
 @dataclass(frozen=True, eq=False)
 class _Job:
     pid: int
-    ended: int
-    """Its pidfd."""
+    pidfd: int
     client: socket.socket
 
 
 def serve(listening: int, playbook: int) -> None:
-    """Serve a listening socket (SOCK_SEQPACKET) until the playbook, a pidfd, has ended.
-
-    It returns in the children, which then end as any program does.
-    """
+    """Serve a listening socket until the playbook, a pidfd, has ended; it returns in the children, which end then."""
     keep_back()
     archived, server = _Archived(), os.getpid()
     gc.freeze()
@@ -91,9 +87,8 @@ def _next_request(listening: int, playbook: int) -> list[int]:
     while True:
         for key, _ in waiting.select():
             if key.fd == playbook:
-                for each in waiting.get_map().values():
-                    if each.data:
-                        _kill(each.data)
+                for job in {each.data for each in waiting.get_map().values() if each.data}:
+                    _kill(job)
                 os._exit(0)
             elif key.fileobj is listener:
                 client, _address = listener.accept()
@@ -105,27 +100,34 @@ def _next_request(listening: int, playbook: int) -> list[int]:
                     os.close(number)
                 if pid > 0:
                     job = _Job(pid, os.pidfd_open(pid), client)
-                    waiting.register(job.ended, selectors.EVENT_READ, job)
+                    waiting.register(job.pidfd, selectors.EVENT_READ, job)
                     waiting.register(job.client, selectors.EVENT_READ, job)
-            elif key.data.client.fileno() >= 0:  # else it has been dealt with in this round
-                if key.fileobj is key.data.client:  # Nobody waits for it any more.
-                    _kill(key.data)
+            elif key.fileobj == key.data.pidfd:
                 _end(key.data, waiting)
+            elif key.data.client.fileno() >= 0:  # Nobody waits for it any more; it may yet sleep on a disk.
+                _kill(key.data)
+                _forget(key.data.client, waiting)
 
 
 def _end(job: _Job, waiting: selectors.BaseSelector) -> None:
-    """Reap a child that has ended, or is about to, and say how."""
-    waiting.unregister(job.ended)
-    waiting.unregister(job.client)
+    """Reap a child that has ended, and say how."""
+    waiting.unregister(job.pidfd)
+    os.close(job.pidfd)
     status = os.waitstatus_to_exitcode(os.waitpid(job.pid, 0)[1])
-    with contextlib.suppress(OSError):
-        job.client.send(str(status).encode())
-    job.client.close()
-    os.close(job.ended)
+    if job.client.fileno() >= 0:
+        with contextlib.suppress(OSError):
+            job.client.send(str(status).encode())
+        _forget(job.client, waiting)
+
+
+def _forget(client: socket.socket, waiting: selectors.BaseSelector) -> None:
+    waiting.unregister(client)
+    client.close()
 
 
 def _kill(job: _Job) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
+        signal.pidfd_send_signal(job.pidfd, signal.SIGKILL)
         os.killpg(job.pid, signal.SIGKILL)
 
 
@@ -160,8 +162,6 @@ class _Archived:
         for name in _PRELOADED:
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
-        import ansible  # noqa: PLC0415
-
         self.installed = os.path.dirname(os.path.dirname(str(ansible.__file__)))
         self.sums = {}
         for name, module in list(sys.modules.items()):
@@ -194,7 +194,6 @@ class _Archived:
 
 
 def _text(spec: Any) -> bytes | None:
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         return bytes(spec.loader.get_data(spec.origin))
-    except (OSError, AttributeError):
-        return None
+    return None
