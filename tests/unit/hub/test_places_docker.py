@@ -335,3 +335,10 @@ async def test_a_text_is_no_list(said: dict[str, Any]) -> None:
     asked = spawner(Docker, "alice", volumes={f"{ROOT}/{{username}}": "/home/jovyan"})
     with pytest.raises(UnresolvedError, match=rf"place: {name} is a list of .*, not {said[name]!r}"):
         await resolve(asked, settings(storage_root=ROOT, place=lambda spawner: said))
+
+
+async def test_a_user_called_like_a_directory_of_all_users_does_not_get_it() -> None:
+    volumes = {f"{ROOT}/{{username}}": "/home/jovyan", f"{ROOT}/shared": "/shared"}
+    assert (await resolve(spawner(Docker, volumes=volumes), settings())).directory == f"{ROOT}/alice"
+    with pytest.raises(UnresolvedError, match="shared is mounted for all users, and would be 'shared's own"):
+        await resolve(spawner(Docker, "shared", volumes=volumes), settings())
