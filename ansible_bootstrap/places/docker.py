@@ -162,8 +162,8 @@ def _marked(spawner: Any, mounts: list[Mount], templates: Any = None) -> list[Mo
     own = of_the_user(sources, lambda text: str(spawner.format_volume_name(text, spawner)))
     for source in own & {text for text in sources if not of_the_user([text], str)}:
         raise UnresolvedError(
-            f"{source} is mounted for all users, and would be {spawner.user.name!a}'s own, too, for the name fits the "
-            "template: c.Authenticator.username_map gives such a user another name in the hub"
+            f"{source} is mounted for all users, and would be the own directory of {spawner.user.name!a}, too, whose "
+            "name fits the template: c.Authenticator.username_map gives such a user another name in the hub"
         )
     sources = [_text(bind).partition(":")[0] for bind in (templates or {}).get("binds") or ()]
     sources += [_text(mount.get("Source") or "") for mount in (templates or {}).get("mounts") or ()]

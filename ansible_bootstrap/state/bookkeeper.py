@@ -12,6 +12,7 @@ whose directory hangs counts as unknown, and the notes of this user alone are dr
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,10 @@ class Bookkeeper(Writer):
         """
         try:
             last = self._ledger.elsewhere(place, self._under)
+            if last is None and self._ledger.sees(place):
+                last = self._ledger.elsewhere(place, self._under, gone=True)
+                if last is None or await in_thread(partial(_is_there, place), timeout=DISK_SECONDS):
+                    return
         except Exception as error:
             self._complain(error)
             return
@@ -255,3 +260,7 @@ class Bookkeeper(Writer):
                 await self._try(partial(self._ledger.note, seen, until=until))
             if places:
                 await self._try(partial(self._ledger.note_places, places, self._under))
+
+
+def _is_there(place: Place) -> bool:
+    return place.directory is None or os.path.lexists(place.directory)

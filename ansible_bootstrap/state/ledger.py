@@ -336,20 +336,22 @@ class Ledger:
         rows = self._file.select("SELECT place FROM places WHERE server_name = '' ORDER BY rowid DESC", ())
         return [place for (text,) in rows if (place := Place.from_json(text)) is not None]
 
-    def elsewhere(self, place: Place, under: str) -> Place | None:
+    def elsewhere(self, place: Place, under: str, *, gone: bool = False) -> Place | None:
         """Return where the user's server of that name last had its storage, if that was not this place.
 
-        None for a user who has once been complete at this place: then both are known. Under the same settings only the
-        first directory counts: which others are mounted may go by a profile that the user chooses.
+        None for a user who has once been complete at this place, unless that is gone: then both are known. Under the
+        same settings only the first directory counts: which others are mounted may go by a profile that the user
+        chooses.
 
         Args:
             place: where it would have it now.
             under: digest of the present settings, as for :meth:`note_places`.
+            gone: the directory of this place is not there.
         """
         rows = self._file.select(
-            "SELECT place, under FROM places WHERE name = ? AND server_name = ? AND NOT EXISTS"
-            " (SELECT 1 FROM complete WHERE storage_host = ? AND work = ? AND name = ?)",
-            (place.name, place.server_name, *place.work, place.name),
+            "SELECT place, under FROM places WHERE name = ? AND server_name = ? AND (? OR NOT EXISTS"
+            " (SELECT 1 FROM complete WHERE storage_host = ? AND work = ? AND name = ?))",
+            (place.name, place.server_name, gone, *place.work, place.name),
         )
         last = Place.from_json(rows[0][0]) if rows else None
         if last is None or (last.storage_host, last.directory) != (place.storage_host, place.directory):

@@ -62,9 +62,7 @@ def test_an_old_directory_with_files_keeps_a_new_one_from_being_made(tmp_path: P
     _move(old, new)  # It is not made anew.
 
 
-async def test_a_place_that_was_accepted_meanwhile_is_noted_anew(
-    tmp_path: Path,
-) -> None:
+async def test_a_place_that_was_accepted_meanwhile_is_noted_anew(tmp_path: Path) -> None:
     """`ansible-bootstrap accept` is another process than the hub."""
     ledger = Ledger(tmp_path / "state")
     books = Bookkeeper(ledger, logging.getLogger("test"), "now")
@@ -74,6 +72,20 @@ async def test_a_place_that_was_accepted_meanwhile_is_noted_anew(
         await books.written()
         assert ledger.places("alice") == [old]
         assert Ledger(tmp_path / "state").accept(["alice"]) == 1
+
+
+async def test_a_place_where_a_user_once_was_is_no_excuse_when_it_is_gone(tmp_path: Path) -> None:
+    """Settings that are set back after everything was moved."""
+    ledger = Ledger(tmp_path / "state")
+    books = Bookkeeper(ledger, logging.getLogger("test"), "now")
+    first, second = prepared("alice", tmp_path / "first"), prepared("alice", tmp_path / "second")
+    ledger.complete([completed(first, str(first.directory), (ROLE,))])
+    ledger.note_places([second], "now")
+    await books.check_move(first, refuse=True)  # As with profiles: both are there.
+    (tmp_path / "first/thesis.ipynb").unlink()
+    (tmp_path / "first").rmdir()
+    with pytest.raises(RefusedError, match="still has files"):
+        await books.check_move(first, refuse=True)
 
 
 @pytest.mark.parametrize("change", ["emptied", "removed"])

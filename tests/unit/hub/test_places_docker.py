@@ -340,5 +340,7 @@ async def test_a_text_is_no_list(said: dict[str, Any]) -> None:
 async def test_a_user_called_like_a_directory_of_all_users_does_not_get_it() -> None:
     volumes = {f"{ROOT}/{{username}}": "/home/jovyan", f"{ROOT}/shared": "/shared"}
     assert (await resolve(spawner(Docker, volumes=volumes), settings())).directory == f"{ROOT}/alice"
-    with pytest.raises(UnresolvedError, match="shared is mounted for all users, and would be 'shared's own"):
+    with pytest.raises(
+        UnresolvedError, match="shared is mounted for all users, and would be the own directory of 'shared'"
+    ):
         await resolve(spawner(Docker, "shared", volumes=volumes), settings())
