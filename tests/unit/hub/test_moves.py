@@ -20,7 +20,7 @@ from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.resolve import resolve
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
 from ansible_bootstrap.state.bookkeeper import Bookkeeper
-from ansible_bootstrap.state.ledger import Ledger, completed
+from ansible_bootstrap.state.ledger import Ledger, completed, probed
 from ansible_bootstrap.state.moves import check_move
 
 ROLE = RoleFingerprint(role="user_dir", fingerprint="1", revised=True)
@@ -79,7 +79,7 @@ async def test_a_place_where_a_user_once_was_is_no_excuse_when_it_is_gone(tmp_pa
     ledger = Ledger(tmp_path / "state")
     books = Bookkeeper(ledger, logging.getLogger("test"), "now")
     first, second = prepared("alice", tmp_path / "first"), prepared("alice", tmp_path / "second")
-    ledger.complete([completed(first, str(first.directory), (ROLE,))])
+    ledger.note([probed(completed(first, str(first.directory), (ROLE,)))])
     ledger.note_places([second], "now")
     await books.check_move(first, refuse=True)  # As with profiles: both are there.
     (tmp_path / "first/thesis.ipynb").unlink()
