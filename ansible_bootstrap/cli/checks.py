@@ -200,6 +200,15 @@ def _timeouts(site: Site) -> Found:
 def _state_dir(site: Site) -> Found:
     blocked = {"apply program", "storage"} if site.settings.embedded else set()
     site.skipped |= blocked  # The settings of an embedded apply program are written there.
+    with contextlib.suppress(OSError):
+        owner = os.stat(site.settings.state_dir).st_uid
+        if owner not in (os.geteuid(), 0) and os.geteuid() == 0:
+            yield _error(
+                f"c.AnsibleBootstrap.state_dir {site.settings.state_dir!r} is uid {owner}'s, and this is root",
+                f"as the hub's account: sudo -u '#{owner}' ansible-bootstrap doctor; if the hub runs as root, which "
+                f"believes nothing there: chown root {shlex.quote(site.settings.state_dir)}",
+            )
+            return
     directory = str(ensure_state_dir(site.settings.state_dir))
     site.skipped -= blocked
     _, kind = mount_of(directory)

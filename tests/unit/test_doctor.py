@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -282,6 +283,12 @@ def a_file_for_state(hub: Hub) -> None:
     hub.has(state_dir=str(hub.directory / "file"))
 
 
+def state_of_another_account(hub: Hub) -> None:
+    """Doctor is run by root for a hub that is not root."""
+    hub.state.mkdir(mode=0o700, exist_ok=True)
+    os.chown(hub.state, 1500, 1500)
+
+
 def state_on_nfs(hub: Hub) -> None:
     hub.mounts("/ ext4", f"{hub.state} nfs4")
 
@@ -405,6 +412,14 @@ BROKEN: list[tuple[Callable[[Hub], None], str, str, str, str]] = [
     (slow_script, "timeouts", "warning", "script_timeout (600 s) is more than", "timeout = 1200"),
     (few_spawns, "timeouts", "warning", "each run has at most 5 users", "concurrent_spawn_limit = 100"),
     (a_file_for_state, "state_dir", "error", "not a directory", ""),
+    pytest.param(
+        state_of_another_account,
+        "state_dir",
+        "error",
+        "is uid 1500's, and this is root",
+        "sudo -u '#1500' ansible-bootstrap doctor",
+        marks=pytest.mark.root,
+    ),
     (state_on_nfs, "state_dir", "warning", "is on nfs4", "local disk"),
     (damaged_ledger, "state_dir", "warning", "everybody is bootstrapped once more", "mv "),
     (no_apply_program, "apply program", "error", "cannot start '/nowhere/apply'", ""),
