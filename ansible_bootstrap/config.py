@@ -198,11 +198,11 @@ class AnsibleBootstrap(SingletonConfigurable):
         help="""
         Where a user's storage is, if the spawner cannot tell or is wrong: a template such as
         ``"/export/home/{username}"``, with the fields that the spawner itself knows; or a dict with any of
-        ``directory`` and ``account`` (templates), ``uid``, ``gid``, ``storage_host``, ``groups``, ``volumes``; or
-        ``callable(spawner)`` that returns a Place or such a dict (its text is no template; it may be async, and it
-        must not block, for it runs on the hub's event loop). Of what is left out, the spawner is asked, then the
-        settings. None: ask the spawner. ``"nowhere"``, also as the answer of the function: nothing is prepared for
-        this user, and the server starts. docs/places.md leads to an example for each spawner. Default: None.
+        ``directory``, ``also`` (a list) and ``account`` (templates), ``uid``, ``gid``, ``storage_host``, ``groups``,
+        ``volumes``; or ``callable(spawner)`` that returns a Place or such a dict (its text is no template; it may be
+        async, and it must not block, for it runs on the hub's event loop). Of what is left out, the spawner is asked,
+        then the settings. None: ask the spawner. ``"nowhere"``, also as the answer of the function: nothing is prepared
+        for this user, and the server starts. docs/places.md leads to an example for each spawner. Default: None.
         """,
     ).tag(config=True)
 
