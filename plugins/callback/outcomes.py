@@ -265,7 +265,7 @@ def _role_of(task: Any) -> str:
 def _message(data: dict[str, Any]) -> str:
     """Return the result's message, with the end of stderr where a command said why."""
     text = str(data.get("msg") or data.get("reason") or data.get("censored") or "failed without a message")
-    said = data.get("stderr") or (data.get("stdout") if data.get("rc") else "")
+    said = data.get("stderr") or data.get("module_stderr") or (data.get("stdout") if data.get("rc") else "")
     if isinstance(said, str) and said.strip():
         text = f"{text}: {said.strip()[-500:]}"
     return _printable(text)

@@ -238,7 +238,7 @@ def test_ctrl_c_ends_the_run_and_everything_it_started(admin: Admin) -> None:
     role.mkdir(parents=True)
     seconds = str(4711 + os.getpid())
     (role / "main.yml").write_text(f"- ansible.builtin.command: sleep {seconds}\n")
-    admin.configure(roles=["sleeper"], roles_path=[str(admin.directory / "roles")])
+    admin.configure(roles=[{"role": "sleeper", "as": "root"}], roles_path=[str(admin.directory / "roles")])
     with subprocess.Popen(
         admin.command("run", "alice"),
         cwd=admin.directory,

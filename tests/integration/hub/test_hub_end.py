@@ -168,7 +168,10 @@ async def test_a_real_run_ends_with_its_hub(start_hub: Callable[..., RunningHub]
     roles.mkdir(parents=True)
     (roles / "main.yml").write_text("- name: Take long\n  ansible.builtin.command: sleep 61.5\n")
     hub = start_hub(
-        embedded=True, roles=["user_dir", "slow"], roles_path=[str(tmp_path / "roles")], **owner()
+        embedded=True,
+        roles=["user_dir", {"role": "slow", "as": "root"}],
+        roles_path=[str(tmp_path / "roles")],
+        **owner(),
     )
     async with hub.api() as api:
         await api.create("alice")

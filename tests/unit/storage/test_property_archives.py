@@ -35,6 +35,7 @@ LINK, FILE, DIRECTORY = stat.S_IFLNK | 0o777, stat.S_IFREG | 0o644, stat.S_IFDIR
 @settings(deadline=None)
 @given(members=MEMBERS)
 @example(members=[("a", LINK, "b"), ("b", LINK, "a")])
+@example(members=[("a", LINK, "a//a")])
 @example(members=[("a/b/l", LINK, "../.."), ("m", LINK, "a/b/l/..")])
 @example(members=[("a/l", LINK, ".."), ("a/l/x", FILE, "through a link")])
 @example(members=[("/".join(["𝔘" * 63] * 25), FILE, "longer than the kernel takes")])
