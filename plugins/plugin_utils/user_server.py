@@ -95,6 +95,7 @@ def _next_request(listening: int, playbook: int) -> list[int]:
                 files = socket.recv_fds(client, 1, 4)[1]
                 pid = os.fork() if len(files) == 4 else -1
                 if pid == 0:
+                    gc.freeze()  # Or a collection closes descriptors of the child's by objects of ours.
                     return files
                 for number in files:
                     os.close(number)

@@ -40,7 +40,7 @@ class Server:
             )
             os.close(pidfd)
 
-    def send(self, command: str, **more: Any) -> tuple[socket.socket, int]:
+    def send(self, command: str | None, text: str = "", **more: Any) -> tuple[socket.socket, int]:
         """Ask for a command; return the client and the descriptor of what it prints."""
         client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         client.connect(self.path)
@@ -54,11 +54,13 @@ class Server:
         }
         files = [os.memfd_create(name) for name in ("request", "in", "out", "err")]
         os.write(files[0], json.dumps(request | more).encode())
-        os.lseek(files[0], 0, os.SEEK_SET)
+        os.write(files[1], text.encode())
+        for file in files[:2]:
+            os.lseek(file, 0, os.SEEK_SET)
         socket.send_fds(client, [b"?"], files)
         return client, files[2]
 
-    def run(self, command: str, **more: Any) -> tuple[int, str]:
+    def run(self, command: str | None, **more: Any) -> tuple[int, str]:
         """Return the exit status and what was printed."""
         client, out = self.send(command, **more)
         client.settimeout(20)
@@ -100,6 +102,17 @@ def test_a_client_that_hangs_up_ends_its_child_and_holds_nobody_up(server: Serve
     client.close()
     assert server.run("echo hi") == (0, "hi\n")
     until(lambda: pid not in children(server))
+
+
+def test_no_object_of_the_servers_closes_a_descriptor_of_a_modules(server: Server) -> None:
+    """Selectors are in cycles: a collection in the child would find the server's, with the sockets of all clients."""
+    others = [server.send("sleep 600")[0] for _ in range(4)]
+    text = "import gc, os; some = [os.open('/', 0) for _ in range(30)]; gc.collect(); print(*map(os.isatty, some))"
+    for _ in range(3):
+        status, said = server.run(None, text=text + "; [os.fstat(each) for each in some]")
+        assert (status, said) == (0, " ".join(["False"] * 30) + "\n")
+    for client in others:
+        client.close()
 
 
 def test_a_client_that_hangs_up_at_once_leaves_no_child(server: Server) -> None:
