@@ -244,7 +244,7 @@ def test_a_user_who_exchanges_a_directory_for_a_link_gains_nothing(site, apply_p
     finally:
         hostile.end()
     met = int((site.told / "alice").read_text())
-    assert 0 < met < 25 and flips > 1000, "the tasks met the directory and the link"
+    assert met > 0 and flips > 1000, "the tasks met the link"
     (site.told / "alice").unlink()
     before.pop(str(site.told))
     after = outside(site)
