@@ -48,7 +48,9 @@ def ask(python: str, request: dict[str, Any], stdin: bytes) -> tuple[int, bytes,
                 f"nothing answers that works as a user: {error.strerror}"
             ) from error
         if not status:
-            raise AnsibleConnectionFailure("the process that works as users has ended")
+            raise AnsibleConnectionFailure(
+                "the process that works as users has ended, or can start no other process"
+            )
         for file in files[2:]:  # The child has moved their common position.
             file.seek(0)
         return int(status), files[2].read(), files[3].read()

@@ -93,7 +93,10 @@ def _next_request(listening: int, playbook: int) -> list[int]:
             elif key.fileobj is listener:
                 client, _address = listener.accept()
                 files = socket.recv_fds(client, 1, 4)[1]
-                pid = os.fork() if len(files) == 4 else -1
+                try:
+                    pid = os.fork() if len(files) == 4 else -1
+                except OSError:
+                    pid = -1
                 if pid == 0:
                     gc.freeze()  # Or a collection closes descriptors of the child's by objects of ours.
                     return files
@@ -103,11 +106,14 @@ def _next_request(listening: int, playbook: int) -> list[int]:
                     job = _Job(pid, os.pidfd_open(pid), client)
                     waiting.register(job.pidfd, selectors.EVENT_READ, job)
                     waiting.register(job.client, selectors.EVENT_READ, job)
+                else:  # No descriptor or no process is to be had: the client is told by that.
+                    client.close()
             elif key.fileobj == key.data.pidfd:
                 _end(key.data, waiting)
             elif key.data.client.fileno() >= 0:  # Nobody waits for it any more; it may yet sleep on a disk.
                 _kill(key.data)
-                _forget(key.data.client, waiting)
+                waiting.unregister(key.data.client)
+                key.data.client.close()
 
 
 def _end(job: _Job, waiting: selectors.BaseSelector) -> None:
@@ -118,12 +124,8 @@ def _end(job: _Job, waiting: selectors.BaseSelector) -> None:
     if job.client.fileno() >= 0:
         with contextlib.suppress(OSError):
             job.client.send(str(status).encode())
-        _forget(job.client, waiting)
-
-
-def _forget(client: socket.socket, waiting: selectors.BaseSelector) -> None:
-    waiting.unregister(client)
-    client.close()
+        waiting.unregister(job.client)
+        job.client.close()
 
 
 def _kill(job: _Job) -> None:
@@ -135,8 +137,7 @@ def _kill(job: _Job) -> None:
 def _live(files: Sequence[int], archived: _Archived, server: int) -> None:
     """Become the user and do what is asked; the child's whole life."""
     os.setsid()
-    with os.fdopen(files[0], "rb", closefd=False) as file:
-        request = Request(**json.load(file))
+    request = Request(**json.load(os.fdopen(files[0], closefd=False)))
     for number, target in zip(files[1:], (0, 1, 2)):  # noqa: B905
         os.dup2(number, target)
     close_others({0, 1, 2})
@@ -147,8 +148,7 @@ def _live(files: Sequence[int], archived: _Archived, server: int) -> None:
         os.execve("/bin/sh", ["/bin/sh", "-c", request.command], request.environment)  # noqa: S606
     os.environ.clear()
     os.environ.update(request.environment)
-    with open(0, "rb", closefd=False) as file:
-        text = file.read()
+    text = os.fdopen(0, "rb", closefd=False).read()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv = [""]
     sys.meta_path.insert(0, archived)

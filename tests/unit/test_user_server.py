@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -119,6 +120,22 @@ def test_a_client_that_hangs_up_at_once_leaves_no_child(server: Server) -> None:
     for _ in range(20):
         server.send("sleep 600")[0].close()
     until(lambda: not children(server))
+    assert server.run("echo hi") == (0, "hi\n")
+
+
+def test_without_descriptors_a_client_is_told_and_the_others_are_served(server: Server) -> None:
+    assert server.run("echo hi") == (0, "hi\n")
+    limits = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    used = {int(name) for name in os.listdir(f"/proc/{server.process.pid}/fd")}
+    free = [number for number in range(1024) if number not in used]
+    resource.prlimit(
+        server.process.pid, resource.RLIMIT_NOFILE, (free[3], limits[1])
+    )  # A request needs five.
+    client, _ = server.send("echo hi")
+    client.settimeout(20)
+    with client:
+        assert client.recv(64) == b""
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, limits)
     assert server.run("echo hi") == (0, "hi\n")
 
 
