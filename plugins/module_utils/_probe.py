@@ -14,7 +14,7 @@ import itertools
 import os
 import platform
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Optional
 
@@ -48,21 +48,17 @@ class _FoundError(Exception):
         self.kind, self.text, self.mend, self.made = kind, text, mend, made
 
 
-def probe_all(
-    roots: Sequence[str],
-    uid: Optional[int],
-    gid: Optional[int],
-    *,
-    check: bool = False,
-    records_dir: str = "",
-    work_as: Optional[int] = None,
-) -> dict[str, Any]:
-    """Return what each storage root is, as :func:`probe` does for one.
+def probe_all(roots: Sequence[str], look: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Return what the storage roots are.
+
+    Args:
+        roots: their paths.
+        look: :func:`probe`, with all else that it takes.
 
     Returns:
         ``about``: of the first root, and by the path of each other one what it is, in one line. ``findings``: of all.
     """
-    answers = [probe(root, uid, gid, check=check, records_dir=records_dir, work_as=work_as) for root in roots]
+    answers = [look(root) for root in roots]
     findings = [
         finding
         if len(roots) == 1 or root in finding["what"]

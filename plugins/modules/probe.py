@@ -73,6 +73,7 @@ findings:
   returned: always
 """
 
+from functools import partial
 from typing import Any, Optional
 
 from ansible.module_utils.basic import AnsibleModule
@@ -95,15 +96,15 @@ def main() -> None:
     )
     given = module.params
     roots = (given["root"], *given["roots"])
-    said = _probe.probe_all(
-        roots,
-        _number(given["uid"]),
-        _number(given["gid"]),
+    look = partial(
+        _probe.probe,
+        uid=_number(given["uid"]),
+        gid=_number(given["gid"]),
         check=module.check_mode,
         records_dir=given["records_dir"],
         work_as=given["work_as"],
     )
-    module.exit_json(changed=False, **said)
+    module.exit_json(changed=False, **_probe.probe_all(roots, look))
 
 
 def _number(value: Any) -> Optional[int]:

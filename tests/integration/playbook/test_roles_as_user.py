@@ -278,6 +278,33 @@ def test_a_task_that_hangs_is_ended_and_its_process_is_gone(site, apply_program)
     assert not _alive("sleep", seconds)
 
 
+def test_what_a_users_repository_has_git_run_is_the_users_and_forges_nothing(site, apply_program):
+    """A file system monitor of the repository's own configuration, which ``git`` starts."""
+    assert apply_program(["alice"], "user_dir").ok == {"alice"}
+    home, seconds = site.root / "alice", f"{6000 + os.getpid() % 1000}.25"
+    for words in (["init", "-q", str(home / "course")], ["init", "-q", "--bare", str(home / "source")]):
+        subprocess.run(["git", *words], check=True, env={"PATH": os.environ["PATH"], "HOME": "/"})
+    evil = home / "evil.sh"
+    evil.write_text(
+        f"#!/bin/sh\nexec >{home}/said 2>&1\nid -u\np=$PPID\n"
+        "while [ $p -gt 1 ]; do\n"
+        "  [ \"$(awk '/^Uid/ {print $2}' /proc/$p/status)\" = 0 ] && { kill -9 $p && echo killed; break; }\n"
+        "  grep -q python /proc/$p/comm && echo '{\"changed\": false}' >/proc/$p/fd/1 && echo forged\n"
+        "  p=$(awk '/^PPid/ {print $2}' /proc/$p/status)\n"
+        f"done\nsetsid sleep {seconds} &\n"
+    )
+    evil.chmod(0o755)
+    with (home / "course/.git/config").open("a") as config:
+        config.write(f"[core]\n\tfsmonitor = {evil}\n")
+    subprocess.run(["chown", "-R", f"{UID}:{GID}", str(home)], check=True)
+    site.role("look", task("Look", "command", {"argv": ["git", "-C", "{{ user_dir }}/course", "status"]}))
+    answer = apply_program(["alice"], "user_dir", "look")
+    assert answer.outcomes["alice"]["changed"] == ["look"], "not what the repository said"
+    said = (home / "said").read_text()
+    assert said.startswith(f"{UID}\n") and "forged" not in said and "killed" not in said, said
+    assert not _alive("sleep", seconds)
+
+
 @pytest.mark.parametrize("how", ["end", "kill"])
 def test_the_server_ends_with_the_playbook(site, how):
     """By Ansible alone: nobody else would end what is left."""

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from tests.unit.storage.conftest import MakeUser
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork")
 
 Results = list[dict[str, Any]]
+
+LOOK = partial(_probe.probe, uid=None, gid=None)
 
 
 @pytest.fixture
@@ -242,12 +245,12 @@ def test_a_name_of_one_root_is_another_directory_in_the_other(
 
 
 def test_the_probe_speaks_of_each_root(root: Path, data: Path) -> None:
-    answer = _probe.probe_all([str(root), str(data)], None, None)
+    answer = _probe.probe_all([str(root), str(data)], LOOK)
     assert answer["findings"] == []
     assert answer["about"]["kind"] == "plain"
     assert answer["about"][str(data)].startswith("kind plain, ")
     data.rmdir()
-    answer = _probe.probe_all([str(root), str(data)], None, None)
+    answer = _probe.probe_all([str(root), str(data)], LOOK)
     assert answer["about"]["kind"] == "plain" and answer["about"][str(data)] == "kind missing"
     (finding,) = answer["findings"]
     assert f"storage root {data} does not exist" in finding["what"]
@@ -257,5 +260,5 @@ def test_the_probe_tells_a_root_that_a_link_puts_into_another(root: Path) -> Non
     (root / "teams").mkdir()
     link = root.parent / "link"
     link.symlink_to(root / "teams")
-    (finding,) = _probe.probe_all([str(link), str(root)], None, None)["findings"]
+    (finding,) = _probe.probe_all([str(link), str(root)], LOOK)["findings"]
     assert f"the storage root {link} lies in {root} by a link" in finding["what"]
