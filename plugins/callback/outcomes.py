@@ -59,6 +59,9 @@ _LOADED_AHEAD = (
 _FIRST = ("batch", "probe")
 """Actions that work for no user yet."""
 
+_NO_DIRECTORY = "Failed to create temporary directory"
+"""In Ansible's message where the host has answered, and said no."""
+
 _NOTHING_SEEN = {
     "reason": "apply_failed",
     "msg": "the run ended before this user was done",
@@ -137,8 +140,13 @@ class CallbackModule(CallbackBase):
         self._items[result._host.get_name(), result._task._uuid] = _message(result._result)
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
-        """Remember that the storage host did not answer."""
-        self._remember(result, "unreachable", _message(result._result))
+        """Remember that the storage host did not answer.
+
+        Ansible calls it unreachable, too, where a directory in /tmp cannot be made. A user can cause that, by a quota
+        say, and must not make the host count as down for others.
+        """
+        message = _message(result._result)
+        self._remember(result, "role_failed" if _NO_DIRECTORY in message else "unreachable", message)
 
     def v2_on_file_diff(self, result: Any) -> None:
         """Pass on what a task changed, or in check mode would change."""

@@ -148,6 +148,13 @@ def test_unreachable_wins_over_the_role_it_struck(told):
     assert (told.outcome("alice")["reason"], told.outcome("alice")["message"]) == ("unreachable", "timed out")
 
 
+def test_a_directory_that_cannot_be_made_says_nothing_against_the_host(told):
+    said = "Task failed: Failed to create temporary directory. In some cases, you may have been able …"
+    told.callback.v2_runner_on_unreachable(told.result("ansible.builtin.copy", "alice", "datasets", msg=said))
+    told.failed("outcome", failures=[failure("alice")])
+    assert told.outcome("alice")["reason"] == "role_failed"
+
+
 def test_what_befell_the_batch_later_explains_more_than_what_befell_one_earlier(told):
     told.failed("ansible.builtin.command", "alice", "datasets", msg="rescued by the role itself")
     told.failed("ansible.builtin.command", "", "quota", msg="no quota")

@@ -305,6 +305,16 @@ def test_what_a_users_repository_has_git_run_is_the_users_and_forges_nothing(sit
     assert not _alive("sleep", seconds)
 
 
+def test_a_user_who_closes_the_own_home_fails_alone(site, apply_program):
+    site.role("note", task("Note", "copy", {"content": "x", "dest": "{{ user_dir }}/note"}))
+    assert apply_program(["alice"], "user_dir").ok == {"alice"}
+    (site.root / "alice").chmod(0)
+    answer = apply_program(["alice", "bob"], "user_dir", "note")
+    assert answer.ok == {"bob"}, answer
+    assert answer.outcomes["alice"]["reason"] == "role_failed", "the host counts as down for all otherwise"
+    assert "Permission denied" in answer.outcomes["alice"]["message"]
+
+
 @pytest.mark.parametrize("how", ["end", "kill"])
 def test_the_server_ends_with_the_playbook(site, how):
     """By Ansible alone: nobody else would end what is left."""
