@@ -99,7 +99,7 @@ BY_REASON: Final[dict[str, type[AnsibleBootstrapError]]] = {
 
 
 class NowhereError(Exception):
-    """Nothing is to be prepared for this user, by the admin's word; no failure, so none of the tree above."""
+    """Nothing is to be prepared for this user, by the admin's word; no failure, so not an AnsibleBootstrapError."""
 
     def __init__(self) -> None:
         super().__init__('c.AnsibleBootstrap.place says "nowhere": nothing is prepared for this user')

@@ -1,4 +1,4 @@
-"""What is found out of the storage before a student comes: for ``ansible-bootstrap doctor``, and at the hub's start."""
+"""Checks of the storage that both ``ansible-bootstrap doctor`` and the hub's start make."""
 
 from __future__ import annotations
 

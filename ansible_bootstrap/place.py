@@ -61,7 +61,7 @@ class Place:
 
     @property
     def work(self) -> tuple[str, str]:
-        """The storage host and the directories, whoever owns them; the name where the apply side knows the first."""
+        """The storage host and the user's directories; the name for a first one that only the apply side knows."""
         return self.storage_host, "\n".join((self.directory or self.name, *self.also))
 
     @property

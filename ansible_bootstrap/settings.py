@@ -80,7 +80,7 @@ class ApplySettings(BaseModel):
     storage_root: Annotated[str, AfterValidator(check_directory)]
     """Absolute path on the storage host below which users' directories lie. It must exist."""
     storage_roots: tuple[Annotated[str, AfterValidator(check_directory)], ...] = ()
-    """Further storage roots: a user's home and further directories may lie below any of them all. Each must exist, none
+    """Further storage roots: a user's home and further directories may lie below any of them. Each must exist, none
     may lie in another, and each has records of its own. A user whose directory nobody names has it below
     ``storage_root``. Default: none."""
     records_dir: Annotated[str, AfterValidator(check_directory)] | None = None

@@ -66,7 +66,7 @@ c.SimpleLocalProcessSpawner.home_dir_template = "{root}/{{username}}"
     "systemd": Spawner('c.JupyterHub.spawner_class = "systemd"\n', "jupyterhub-systemdspawner"),
     "slurm": Spawner('c.JupyterHub.spawner_class = "batchspawner.SlurmSpawner"\n', "batchspawner"),
 }
-"""By what ``--spawner`` may be. ``docs/places.md`` leads to more."""
+"""By value of ``--spawner``. ``docs/places.md`` leads to more."""
 
 BOUNDARIES: Final = ("embedded", "sudo")
 

@@ -247,7 +247,7 @@ def when_up(loop: asyncio.AbstractEventLoop) -> None:
 
 
 async def _look(core: Core, spawner_class: Any) -> None:
-    """Have the log say at the hub's start what would fail the first spawns; with nothing to say, it says nothing."""
+    """Log what would fail the first spawns; log nothing if all is well."""
     config = core.config
     try:
         found = await in_thread(

@@ -164,7 +164,7 @@ class Detached:
         """Return what the hub would call somebody who logs in by that name; the name itself if that cannot be told."""
         sections = (section for section in self._settings.config if section.endswith("Authenticator"))
         if "authenticator_class" not in self._hub and not any(sections):
-            return name.lower()  # As the default does by default.
+            return name.lower()  # As the default class escapes a name.
         try:
             if self._authenticator is None:
                 self._authenticator = self._made("authenticator_class")(config=self._settings.config)

@@ -339,9 +339,8 @@ class Ledger:
     def elsewhere(self, place: Place, under: str, *, gone: bool = False) -> Place | None:
         """Return where the user's server of that name last had its storage, if that was not this place.
 
-        None for a user who has once been complete at this place, unless that is gone: then both are known. Under the
-        same settings only the first directory counts: which others are mounted may go by a profile that the user
-        chooses.
+        None if the user has once been complete at this place, too, and it is still there: then both places are known.
+        Under the same settings only the first directory counts, for a profile may choose which others are mounted.
 
         Args:
             place: where it would have it now.

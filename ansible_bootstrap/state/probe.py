@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from ansible_bootstrap.storage._mounts import mounts
 from ansible_bootstrap.threads import Pool, call, within
 
 T = TypeVar("T")
@@ -37,8 +36,6 @@ ALL_THREADS: Final = 64
 """Most threads, with those that hang."""
 
 THREADS: Final = Pool("probe", ALL_THREADS)
-
-MOUNTS: Final = Path("/proc/self/mountinfo")
 
 FRESH_SECONDS: Final = 5.0
 """For which the table of mounts is believed."""
@@ -187,8 +184,8 @@ class Probes:
         """Return the first probe that can begin. One that cannot is taken by the thread that it waits for."""
         at_work = [probe for _, probe in self._threads.values() if probe]
         users = {probe.user for probe in at_work}
-        mounts = Counter(probe.mount for probe in at_work)
-        can = (p for p in self._waiting if p.user not in users and mounts[p.mount] < MOST_PER_MOUNT)
+        at_mount = Counter(probe.mount for probe in at_work)
+        can = (p for p in self._waiting if p.user not in users and at_mount[p.mount] < MOST_PER_MOUNT)
         return next(can, None)
 
 
@@ -203,13 +200,7 @@ class Mounts:
         """Return the mount point that is the longest prefix of an absolute path; ``/`` if there is none."""
         if time.monotonic() - self._read >= FRESH_SECONDS:
             self._read = time.monotonic()
-            with contextlib.suppress(OSError):  # Not every kernel has such a table.
-                lines = MOUNTS.read_text("utf-8", "surrogateescape").splitlines()
-                self._points = {_unescaped(line.split(" ")[4]) for line in lines}
+            self._points = {mount.point for mount in mounts().values()}
         while path not in self._points and path.strip("/"):
             path = path.rstrip("/").rpartition("/")[0]
         return path or "/"
-
-
-def _unescaped(point: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), point)

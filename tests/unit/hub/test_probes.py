@@ -17,6 +17,7 @@ from hub_fakes import until
 from ansible_bootstrap import threads
 from ansible_bootstrap.state import probe
 from ansible_bootstrap.state.probe import MOST_PER_MOUNT, Mounts, Probes
+from ansible_bootstrap.storage import _mounts
 from ansible_bootstrap.threads import MAX_THREADS, Pool, in_thread
 
 LONG = 30.0
@@ -136,8 +137,12 @@ def mounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *points: str) -> Path:
     """Have these mounts and no others."""
     file = tmp_path / "mountinfo"
-    file.write_text("".join(f"36 35 98:0 / {point} rw master:1 - ext3 /dev/root rw\n" for point in points))
-    monkeypatch.setattr(probe, "MOUNTS", file)
+    lines = [
+        f"{number} 35 98:0 / {point} rw master:1 - ext3 /dev/root rw\n"
+        for number, point in enumerate(points, start=36)
+    ]
+    file.write_text("".join(lines))
+    monkeypatch.setattr(_mounts, "MOUNTINFO", str(file))
     return file
 
 
