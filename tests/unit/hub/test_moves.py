@@ -16,6 +16,7 @@ from traitlets.config import Config
 from ansible_bootstrap.cli.run import bootstrap_all
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.errors import RefusedError
+from ansible_bootstrap.hub.core import Core
 from ansible_bootstrap.place import Place
 from ansible_bootstrap.places.resolve import resolve
 from ansible_bootstrap.protocol import Outcome, RoleFingerprint
@@ -208,6 +209,31 @@ async def test_an_upgrade_that_escapes_names_in_another_way_gives_no_user_an_emp
         "state",
         *(Path(str(p.directory)).name for p in before.values()),
     }
+
+
+@pytest.mark.parametrize("who", ["hub", "run"])
+async def test_behind_ssh_a_move_cannot_be_judged_by_what_this_machine_has(
+    tmp_path: Path, apply: Any, who: str
+) -> None:
+    """The old directory is gone here, and so would be no reason to refuse."""
+    (tmp_path / "ssh").symlink_to("/usr/bin/env")
+    config = Config()
+    config.AnsibleBootstrap = Config(
+        state_dir=str(tmp_path / "state"),
+        apply_command=[str(tmp_path / "ssh"), *apply.command],
+        place={"directory": f"{tmp_path}/new/{{username}}", "uid": 1000, "gid": 1000},
+    )
+    config.JupyterHub.spawner_class = "simple"
+    bulk = AnsibleBootstrap(config=config)
+    old = Place("alice", str(tmp_path / "alice"), uid=1000, storage_host="localhost")
+    Ledger(bulk.state_dir).note_places([old], under="older settings")
+    if who == "hub":
+        with pytest.raises(RefusedError, match="cannot be seen from here"):
+            await Core(bulk, {}).check_move(replace(old, directory=f"{tmp_path}/new/alice"))
+        return
+    told: list[Outcome] = []
+    await bootstrap_all(bulk, [{"name": "alice"}], lambda outcome, known: told.append(outcome))
+    assert "cannot be seen from here" in told[0].message
 
 
 @pytest.mark.parametrize("on_move", ["refuse", "warn"])
