@@ -28,6 +28,7 @@ from ansible_bootstrap.cli.mends import what_mends
 from ansible_bootstrap.cli.report import Progress
 from ansible_bootstrap.cli.roster import Record, shown
 from ansible_bootstrap.cli.roster_places import RosterEntry, RosterPlaces
+from ansible_bootstrap.cli.sources import find_missing
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.dispatch.client import ASK_DOCTOR, ApplyClient
 from ansible_bootstrap.errors import AnsibleBootstrapError
@@ -159,6 +160,13 @@ def _roles(site: Site) -> Found:
                 f"did you mean {near[0]!r}?" if near else "c.AnsibleBootstrap.roles_path or collections_path"
             )
             yield _error(f"roles or cleanup_roles: there is no role {name!r}", mend)
+
+
+async def _sources(site: Site) -> FoundLater:
+    """Where the storage host is this machine; of another one, this machine's files and network say nothing."""
+    if site.apply_settings is not None and site.settings.storage_host == "localhost":
+        async for finding in find_missing(site.apply_settings):
+            yield finding
 
 
 def _role_places(name: str, settings: ApplySettings) -> Iterator[Path]:
@@ -340,6 +348,7 @@ CHECKS: Final[Mapping[str, Callable[[Site], Found | FoundLater]]] = {
     "hook": _hook,
     "versions": _versions,
     "roles": _roles,
+    "sources": _sources,
     "timeouts": _timeouts,
     "state_dir": _state_dir,
     "apply program": _apply_program,

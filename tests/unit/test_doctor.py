@@ -6,12 +6,15 @@ what a storage host's probe says; the real one answers in ``tests/integration/cl
 
 from __future__ import annotations
 
+import http.server
 import importlib.metadata
 import io
 import json
 import os
 import re
+import socket
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,9 +27,10 @@ from ansible_bootstrap import findings
 from ansible_bootstrap.cli import checks
 from ansible_bootstrap.cli import main as cli
 from ansible_bootstrap.cli.init import SPAWNERS
+from ansible_bootstrap.cli.sources import find_missing
 from ansible_bootstrap.config import AnsibleBootstrap
 from ansible_bootstrap.place import Place
-from ansible_bootstrap.settings import load_settings
+from ansible_bootstrap.settings import load_settings, make_settings
 from ansible_bootstrap.state.directory import ensure_state_dir
 from ansible_bootstrap.state.ledger import Ledger
 
@@ -261,6 +265,32 @@ def misspelled_site_role(hub: Hub) -> None:
     hub.has(roles=["user_dir"], cleanup_roles=["clas_list"], roles_path=[str(hub.directory / "roles")])
 
 
+def tutorial(hub: Hub, *, needed: bool = True, **source: Any) -> None:
+    role = {"role": "tutorials", "on_failure": "block" if needed else "continue"}
+    hub.has(
+        roles=["user_dir", role],
+        extra_vars={"tutorials_sources": [{"name": "course", "dest": "t", **source}]},
+    )
+
+
+def a_tutorial_that_is_not_there(hub: Hub) -> None:
+    tutorial(hub, path=f"{hub.directory}/course.zip")
+
+
+def a_tutorial_that_may_fail(hub: Hub) -> None:
+    tutorial(hub, path=f"{hub.directory}/course.zip", needed=False)
+
+
+def a_tutorial_of_no_server(hub: Hub) -> None:
+    with socket.socket() as taken:  # Bound, and nobody listens.
+        taken.bind(("127.0.0.1", 0))
+        tutorial(hub, url=f"http://127.0.0.1:{taken.getsockname()[1]}/course.zip?token=secret")
+
+
+def a_misspelled_source(hub: Hub) -> None:
+    tutorial(hub, path="/", strip_component=1)
+
+
 def no_roles_path(hub: Hub) -> None:
     hub.has(roles_path=["/etc/no roles"])
 
@@ -408,6 +438,10 @@ BROKEN: list[tuple[Callable[[Hub], None], str, str, str, str]] = [
         "/etc/no roles is not a directory",
         "install -d '/etc/no roles'",
     ),
+    (a_tutorial_that_is_not_there, "sources", "error", "source course: ", "tutorials_sources"),
+    (a_tutorial_that_may_fail, "sources", "warning", "source course: ", "tutorials_sources"),
+    (a_tutorial_of_no_server, "sources", "error", "/course.zip: ", "tutorials_sources"),
+    (a_misspelled_source, "sources", "error", "unknown fields: strip_component", "tutorials_sources"),
     (slow_tasks, "timeouts", "warning", "task_timeout (300 s) is more than", "task_timeout = 60"),
     (slow_script, "timeouts", "warning", "script_timeout (600 s) is more than", "timeout = 1200"),
     (few_spawns, "timeouts", "warning", "each run has at most 5 users", "concurrent_spawn_limit = 100"),
@@ -720,3 +754,31 @@ def test_the_versions_are_those_of_the_package() -> None:
     (first, end) = checks.SUPPORTED["ansible-core"]
     bounds = {f">={first[0]}.{first[1]}", f"<{end[0]}.{end[1]}"}
     assert any(set(line.removeprefix("ansible-core").split(",")) == bounds for line in wanted)
+
+
+@pytest.mark.parametrize(("status", "missing"), [(200, False), (405, False), (404, True)])
+async def test_a_tutorials_server_is_asked_and_no_token_is_told(status: int, missing: bool) -> None:
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing on stderr."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/course.zip?token=secret"
+        given = {"storage_root": "/v", "roles": ["tutorials"]}
+        variables = {"tutorials_sources": [{"name": "course", "url": url}]}
+        found = [each async for each in find_missing(make_settings({**given, "extra_vars": variables}, ""))]
+        variables = {"tutorials_sources": [{"name": "course", "url": "{{ course_url }}"}]}
+        assert [
+            each async for each in find_missing(make_settings({**given, "extra_vars": variables}, ""))
+        ] == []
+        server.shutdown()
+    assert asked == ["/course.zip?token=secret"]
+    assert bool(found) == missing and "secret" not in str(found)
